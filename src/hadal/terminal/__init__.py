@@ -1,0 +1,1 @@
+"""What a person sees in a terminal: the live view, the chat and `hadal doctor`."""
