@@ -1,0 +1,341 @@
+"""The `hadal` command: one thin function for each subcommand.
+
+Nothing heavy is imported at the top, so that `hadal --help` answers at once and works where
+torch does not. A function here reads its arguments and calls the room that does the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hadal import __version__
+from hadal.errors import UserError
+
+CARRIES_ON = {"quickstart", "train"}  # commands that resume where they were stopped
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 2 for a user's error, 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments[0] if arguments else ""
+    try:
+        status = dispatch(arguments)
+        sys.stdout.flush()  # a broken pipe must show here and not at the interpreter's exit
+        return status
+    except UserError as error:
+        print(f"hadal: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "\nhadal: stopped" + ("; the same command carries on" if command in CARRIES_ON else ""),
+            file=sys.stderr,
+        )
+        return 130
+    except BrokenPipeError:
+        # The reader has gone (`| head`). What is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        print(f"hadal: {explain(error)}", file=sys.stderr)
+        return 2
+
+
+def explain(error: OSError) -> str:
+    """One line for what the machine refuses; any other OSError is a bug and is raised again."""
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk is full{where}. Free some space and run the same command again."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+        return f"{error.filename} may not be read or written. Change its permissions or choose another place."
+    raise error
+
+
+def dispatch(arguments: list[str]) -> int:
+    parser, commands = build_parser()
+    if arguments[:1] == ["test"] and arguments[1:] not in (["--help"], ["-h"]):
+        return test(arguments[1:])  # everything after it is pytest's
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
+        raise UserError(f"There is no command {arguments[0]!r}.", nearest(arguments[0], commands))
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        known = commands[options.command]._option_string_actions if options.command else {}
+        flag = unknown[0].split("=")[0]
+        raise UserError(f"There is no argument {unknown[0]!r} here.", nearest(flag, known, options.command))
+    if options.command is None:
+        parser.print_help()
+        return 0
+    run: Callable[[argparse.Namespace], int | None] = options.run
+    return run(options) or 0
+
+
+def nearest(word: str, known: Any, command: str | None = None) -> str:
+    """The remedy for a mistyped word."""
+    page = " ".join(["hadal", *([command] if command else []), "--help"])
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"Did you mean {matches[0]}? See {page}." if matches else f"See {page}."
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[:1].upper()}{message[1:]}.", f"See {self.prog} --help.")
+
+
+def build_parser() -> tuple[Parser, dict[str, Parser]]:
+    """The whole parser, and each command's own."""
+    parser = Parser(
+        prog="hadal",
+        description="Grow a reasoning model from nothing, see it learn to think, talk to it.",
+        epilog="Example:\n  hadal quickstart\n\n`hadal COMMAND --help` shows each command's own arguments.",
+    )
+    parser.add_argument("--version", action="version", version=f"hadal {__version__}")
+    parser.set_defaults(command=None)
+    group = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    commands: dict[str, Parser] = {}
+
+    def add(name: str, run: Callable[[argparse.Namespace], int | None], about: str, example: str) -> Parser:
+        commands[name] = group.add_parser(
+            name, help=about, description=f"{about}.", epilog=f"Example:\n{example}"
+        )
+        commands[name].set_defaults(run=run)
+        return commands[name]
+
+    command = add(
+        "quickstart",
+        quickstart,
+        "Grow a reasoning model on this machine, then chat with it",
+        "  hadal quickstart --minutes 10\n  hadal quickstart --task ./mine.py --out runs/mine\n\n"
+        "Stopped at any moment, the same command carries on where it was.",
+    )
+    command.add_argument(
+        "--seed", type=whole(0), default=0, metavar="N", help="seed of everything random (default: 0)"
+    )
+    command.add_argument(
+        "--minutes",
+        type=positive,
+        default=10.0,
+        metavar="M",
+        help="how long to grow the model: 10, 60, 480 (default: 10)",
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="run folder (default: by architecture and seed, in runs/)"
+    )
+    command.add_argument(
+        "--arch", choices=["dense", "deepseek"], default="dense", help="the model's block (default: dense)"
+    )
+    command.add_argument("--task", type=Path, metavar="FILE", help="a Python file with your own task")
+    command.add_argument("--fresh", action="store_true", help="start anew, even where a run could carry on")
+    command.add_argument("--no-chat", action="store_true", help="end after the report")
+    command.add_argument("--json", action="store_true", help="progress as JSON lines on stdout, and no chat")
+    add_overrides(command)
+    command.add_argument(
+        "--threads", type=whole(1), metavar="N", help="CPU threads (default: what measures fastest)"
+    )
+
+    command = add(
+        "train",
+        train,
+        "Run or resume a recipe",
+        "  hadal train recipe.toml --out runs/mine --set pretrain.steps=500",
+    )
+    command.add_argument("recipe", type=Path, metavar="RECIPE", help="a TOML file of stages")
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="run folder (default: the recipe's name, in runs/)"
+    )
+    add_overrides(command)
+    command.add_argument("--dry-run", action="store_true", help="write the resolved recipe and stop")
+
+    command = add(
+        "chat", chat, "Talk to a model in the terminal, its thoughts shown", "  hadal chat runs/dense-seed0"
+    )
+    command.add_argument("model", type=Path, metavar="RUN", help="a run folder")
+
+    command = add(
+        "ask", ask, "Ask a model one question", '  hadal ask runs/dense-seed0 "How many r are in strawberry?"'
+    )
+    command.add_argument("model", type=Path, metavar="RUN", help="a run folder")
+    command.add_argument("question", help="the question, in quotes")
+    command.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    mode = command.add_mutually_exclusive_group()
+    mode.add_argument("--think", action="store_true", help="make it think first")
+    mode.add_argument("--direct", action="store_true", help="make it answer at once")
+
+    command = add(
+        "tasks",
+        tasks,
+        "List, preview or check the tasks a model can be grown on",
+        "  hadal tasks list\n  hadal tasks show sums -n 5\n  hadal tasks validate ./mine.py",
+    )
+    actions = command.add_subparsers(dest="action", metavar="ACTION", title="actions")
+    actions.add_parser("list", help="the built-in tasks", epilog="Example:\n  hadal tasks list")
+    action = actions.add_parser(
+        "show", help="sample problems of a task", epilog="Example:\n  hadal tasks show sums -n 5"
+    )
+    action.add_argument("task", metavar="NAME", help="a built-in task, or a Python file of your own")
+    action.add_argument("-n", type=whole(1), default=5, metavar="N", help="how many problems (default: 5)")
+    action.add_argument("--difficulty", type=whole(0), metavar="D", help="default: the task's own")
+    action.add_argument("--seed", type=whole(0), default=0, metavar="N", help="default: 0")
+    action = actions.add_parser(
+        "validate",
+        help="check that tasks prove themselves",
+        epilog="Example:\n  hadal tasks validate ./mine.py",
+    )
+    action.add_argument(
+        "tasks", nargs="*", metavar="NAME", help="built-in tasks or Python files (default: all built-in)"
+    )
+
+    command = add(
+        "doctor", doctor, "Say what works on this machine, what does not, and the remedy", "  hadal doctor"
+    )
+    command.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+    add(
+        "test",
+        lambda _: None,
+        "Run hadal's own tests (from a clone); arguments go to pytest",
+        "  ./hadal test -k cost",
+    )
+    return parser, commands
+
+
+def add_overrides(command: Parser) -> None:
+    command.add_argument(
+        "--set",
+        dest="overrides",
+        type=assignment,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one setting of the recipe; may be given several times",
+    )
+
+
+# Types of arguments. argparse puts the message of an ArgumentTypeError behind the flag's name.
+
+
+def whole(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        return value
+
+    return parse
+
+
+def positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def assignment(text: str) -> str:
+    key, equals, _ = text.partition("=")
+    if not equals or not key.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE, such as grpo.steps=100")
+    return text
+
+
+# The commands
+
+
+def quickstart(options: argparse.Namespace) -> None:
+    from hadal.recipe.quickstart import quickstart
+
+    run = quickstart(
+        seed=options.seed,
+        minutes=options.minutes,
+        out=options.out,
+        arch=options.arch,
+        task=options.task,
+        fresh=options.fresh,
+        json=options.json,
+        overrides=options.overrides,
+        threads=options.threads,
+    )
+    if sys.stdin.isatty() and sys.stdout.isatty() and not options.no_chat and not options.json:
+        from hadal.terminal.chat import chat
+
+        chat(run)
+
+
+def train(options: argparse.Namespace) -> None:
+    from hadal.recipe.runner import train
+
+    train(recipe_path=options.recipe, out=options.out, overrides=options.overrides, dry_run=options.dry_run)
+
+
+def chat(options: argparse.Namespace) -> None:
+    from hadal.terminal.chat import chat
+
+    chat(options.model)
+
+
+def ask(options: argparse.Namespace) -> None:
+    from hadal.terminal.chat import ask
+
+    thinking = True if options.think else False if options.direct else None
+    ask(options.model, options.question, thinking=thinking, json=options.json)
+
+
+def tasks(options: argparse.Namespace) -> None:
+    import hadal.tasks
+
+    if options.action == "show":
+        hadal.tasks.show(options.task, n=options.n, difficulty=options.difficulty, seed=options.seed)
+        return
+    loaded = hadal.tasks.load(getattr(options, "tasks", []))
+    for task in loaded:
+        if options.action == "validate":
+            task.validate()
+        print(f"{task.name:<12} {'holds' if options.action == 'validate' else task.about}")
+
+
+def doctor(options: argparse.Namespace) -> int:
+    from hadal.terminal.doctor import doctor
+
+    return doctor(json=options.json)
+
+
+def test(arguments: list[str]) -> int:
+    """Run pytest over the clone; paths among the arguments stay relative to the caller's folder."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "tests").is_dir():
+        raise UserError(
+            "The tests are not part of the installed package.", "Clone the repository and run ./hadal test."
+        )
+    try:
+        import pytest
+    except ImportError:
+        raise UserError("The tools of the tests are not installed.", f"Run {root / 'hadal'} test.") from None
+    here = Path.cwd()
+    placed = []
+    for argument in arguments:
+        path, colons, case = argument.partition("::")
+        exists = not argument.startswith("-") and (here / path).exists()
+        placed.append(f"{here / path}{colons}{case}" if exists else argument)
+    os.chdir(root)
+    return int(pytest.main(placed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
