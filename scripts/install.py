@@ -116,7 +116,7 @@ def install(lock: Lock, key: str, extra: str, python: str) -> None:
     lock.begin()
     if fresh:
         say(f"making .venv with Python {platform.python_version()}")
-        run([sys.executable, "-m", "venv", "--clear", str(VENV)], "making .venv", log=None)
+        run([sys.executable, "-I", "-m", "venv", "--clear", str(VENV)], "making .venv", log=None)
     STAMP.unlink(missing_ok=True)
     LOG.unlink(missing_ok=True)
 
@@ -161,7 +161,12 @@ def venv_is_usable(python: str) -> bool:
     """A .venv that holds a working pip and has the Python that was asked for."""
     if python != "python:" and (not STAMP.exists() or STAMP.read_text().splitlines()[2] != python):
         return False
-    works = [str(VENV / "bin" / "python"), "-c", "import sys, pip; sys.exit(sys.version_info < (3, 11))"]
+    works = [
+        str(VENV / "bin" / "python"),
+        "-I",
+        "-c",
+        "import sys, pip; sys.exit(sys.version_info < (3, 11))",
+    ]
     try:
         return subprocess.run(works, capture_output=True, stdin=subprocess.DEVNULL).returncode == 0
     except OSError:
@@ -195,10 +200,13 @@ def cpu_index_answers() -> bool:
     if platform.system() != "Linux":
         return False
     python = str(VENV / "bin" / "python")
-    settings = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
+    settings = subprocess.run(
+        [python, "-I", "-m", "pip", "config", "list"], capture_output=True, text=True
+    ).stdout
     if re.search(r"\.(index-url|no-index)=", settings):
         return False
-    if subprocess.run([python, "-m", "pip", "show", "--quiet", "torch"], capture_output=True).returncode == 0:
+    there = [python, "-I", "-m", "pip", "show", "--quiet", "torch"]
+    if subprocess.run(there, capture_output=True).returncode == 0:
         return False
     try:
         with urllib.request.urlopen(f"{CPU_INDEX}/torch/", timeout=3) as answer:
@@ -209,16 +217,17 @@ def cpu_index_answers() -> bool:
 
 def pip(what: str, arguments: list[str], needed: bool = True) -> None:
     # --no-user: a `user = true` in pip's settings is an error inside a virtual environment.
-    command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--no-user", "--progress-bar", "off"]
-    run([*command, *arguments], f"installing {what}", log=LOG, needed=needed)
+    command = [str(VENV / "bin" / "python"), "-I", "-m", "pip", "install", "--no-user"]
+    run([*command, "--progress-bar", "off", *arguments], f"installing {what}", log=LOG, needed=needed)
 
 
 def run(command: list[str], doing: str, log: Path | None, needed: bool = True) -> None:
     """Run a step with its output in the log; short lines say what it is at, at most one in 10 s."""
+    # The caller's folder and PYTHONPATH hold modules of the caller's, which are none of pip's business.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, errors="replace", env=environment, close_fds=False,
+        text=True, errors="replace", cwd=ROOT, env=environment, close_fds=False,
     )  # fmt: skip
     assert process.stdout is not None
     lines: list[str] = []
@@ -251,7 +260,7 @@ def progress(line: str) -> str | None:
     if line.startswith(("Collecting ", "Downloading ", "  Downloading ")):
         return f"fetching {words[1].rsplit('/', 1)[-1]}"
     if line.startswith("Installing collected packages"):
-        return f"unpacking {len(words) - 3} packages"
+        return f"unpacking {len(words) - 3} packages, about a minute"
     return None
 
 
