@@ -1,0 +1,183 @@
+"""Parameters and FLOPs from a model's config: arithmetic, no torch.
+
+What is counted: matrix products, at two FLOPs for a multiply and an add. Norms, rotary
+embeddings, softmax, activations and the sampler are left out; they are under 2% at the sizes
+where FLOPs matter. Attention is counted over the positions that causality leaves, which is
+half of what a kernel without a causal skip does.
+
+Every function takes a `Shape` or any object with the Hugging Face field names, such as
+`hadal.configs` or a transformers config. Source of the block: DeepSeek-V3 (arXiv 2412.19437), section 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers of a config that decide its size, under their Hugging Face names.
+
+    `kv_lora_rank` above 0 makes attention latent (MLA), `n_routed_experts` above 0 makes the
+    layers from `first_k_dense_replace` on mixtures of experts.
+    """
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    vocab_size: int
+    tie_word_embeddings: bool = False
+    num_key_value_heads: int = 0  # 0: as many as num_attention_heads
+    head_dim: int = 0  # 0: hidden_size / num_attention_heads
+    qk_norm: bool = True  # Qwen3 has norms over the head's dimension, Llama has none
+    q_lora_rank: int = 0
+    kv_lora_rank: int = 0
+    qk_nope_head_dim: int = 0
+    qk_rope_head_dim: int = 0
+    v_head_dim: int = 0
+    n_routed_experts: int = 0
+    n_shared_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
+    first_k_dense_replace: int = 0
+    num_nextn_predict_layers: int = 0
+
+    @classmethod
+    def of(cls, config: Any) -> Shape:
+        """The shape of a config object; fields that it lacks or holds None in take their default."""
+        if isinstance(config, Shape):
+            return config
+        found = {}
+        for field in fields(cls):
+            value = getattr(config, field.name, None)
+            if value is None and field.default is MISSING:
+                raise ValueError(f"the config has no {field.name}")
+            if value is not None:
+                found[field.name] = value
+        return cls(**found)
+
+    @property
+    def is_latent(self) -> bool:
+        return self.kv_lora_rank > 0
+
+    @property
+    def num_moe_layers(self) -> int:
+        return self.num_hidden_layers - self.num_dense_layers
+
+    @property
+    def num_dense_layers(self) -> int:
+        return (
+            min(self.first_k_dense_replace, self.num_hidden_layers)
+            if self.n_routed_experts
+            else self.num_hidden_layers
+        )
+
+    @property
+    def qk_dim(self) -> int:
+        """Dimensions over which one head's query meets a key."""
+        if self.is_latent:
+            return self.qk_nope_head_dim + self.qk_rope_head_dim
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def value_dim(self) -> int:
+        return self.v_head_dim if self.is_latent else self.qk_dim
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """`total` of the main model; `active` of it for one token; `mtp` of the extra prediction layers.
+
+    `active` leaves out the routed experts that a token does not visit, and nothing else: the
+    embedding and the head count whole, as in DeepSeek's own 37B for V3.
+    """
+
+    total: int
+    active: int
+    embedding: int
+    mtp: int
+
+
+def parameters(config: Any) -> Parameters:
+    """Count the parameters of a model, MTP layers apart (without their shared embedding and head)."""
+    s = Shape.of(config)
+    d = s.hidden_size
+    embedding = s.vocab_size * d
+    head = 0 if s.tie_word_embeddings else embedding
+    layer_norms = 2 * d
+    expert = 3 * d * s.moe_intermediate_size
+    dense_layer = _attention_weights(s) + _attention_norms(s) + layer_norms + 3 * d * s.intermediate_size
+    router = d * s.n_routed_experts
+    moe_rest = (
+        _attention_weights(s) + _attention_norms(s) + layer_norms + router + s.n_shared_experts * expert
+    )
+    ends = embedding + head + d  # the final norm
+    body = s.num_dense_layers * dense_layer + s.num_moe_layers * moe_rest
+    # An MTP layer is a whole block, two norms before its projection of 2d to d, and one norm after.
+    block = moe_rest + s.n_routed_experts * expert if s.n_routed_experts else dense_layer
+    return Parameters(
+        total=ends + body + s.num_moe_layers * s.n_routed_experts * expert,
+        active=ends + body + s.num_moe_layers * s.num_experts_per_tok * expert,
+        embedding=embedding,
+        mtp=s.num_nextn_predict_layers * (block + 3 * d + 2 * d * d),
+    )
+
+
+def forward_flops(config: Any, context: float, head: bool = True) -> float:
+    """FLOPs of one token's forward pass that attends to `context` positions, itself included.
+
+    Over a whole sequence use `mean_context`. `head=False` leaves out the vocabulary's
+    projection, as in prefilling, where only the last token needs it.
+    """
+    s = Shape.of(config)
+    d = s.hidden_size
+    attention = 2 * _attention_weights(s) + 2 * context * s.num_attention_heads * (s.qk_dim + s.value_dim)
+    dense = 2 * 3 * d * s.intermediate_size
+    experts = s.num_experts_per_tok + s.n_shared_experts
+    moe = 2 * (d * s.n_routed_experts + experts * 3 * d * s.moe_intermediate_size)
+    layers = s.num_hidden_layers * attention + s.num_dense_layers * dense + s.num_moe_layers * moe
+    return layers + (2 * d * s.vocab_size if head else 0)
+
+
+def training_flops(config: Any, context: float) -> float:
+    """FLOPs of one trained token: the backward pass costs twice the forward, MTP layers included."""
+    s = Shape.of(config)
+    d = s.hidden_size
+    mtp = 0.0
+    if s.num_nextn_predict_layers:
+        mtp_layer = forward_flops(_one_layer(s), context) + 2 * 2 * d * d
+        mtp = s.num_nextn_predict_layers * mtp_layer
+    return 3 * (forward_flops(s, context) + mtp)
+
+
+def mean_context(length: int) -> float:
+    """The mean number of positions that a token of a causal sequence of `length` attends to."""
+    return (length + 1) / 2
+
+
+def _one_layer(s: Shape) -> Shape:
+    """One layer of the model's later kind, with its head: what an MTP module runs."""
+    values = {field.name: getattr(s, field.name) for field in fields(s)}
+    return Shape(
+        **{**values, "num_hidden_layers": 1, "first_k_dense_replace": 0, "num_nextn_predict_layers": 0}
+    )
+
+
+def _attention_weights(s: Shape) -> int:
+    """Matrix entries of one attention; each is used once for a token."""
+    d, heads = s.hidden_size, s.num_attention_heads
+    if not s.is_latent:
+        kv_heads = s.num_key_value_heads or heads
+        return d * s.qk_dim * (heads + kv_heads) + d * s.value_dim * (kv_heads + heads)
+    query = d * s.q_lora_rank + s.q_lora_rank * heads * s.qk_dim if s.q_lora_rank else d * heads * s.qk_dim
+    down = d * (s.kv_lora_rank + s.qk_rope_head_dim)
+    up = s.kv_lora_rank * heads * (s.qk_nope_head_dim + s.v_head_dim)
+    return query + down + up + heads * s.v_head_dim * d
+
+
+def _attention_norms(s: Shape) -> int:
+    if s.is_latent:
+        return s.q_lora_rank + s.kv_lora_rank
+    return 2 * s.qk_dim if s.qk_norm else 0

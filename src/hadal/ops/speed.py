@@ -1,0 +1,46 @@
+"""How fast this machine multiplies matrices, and which dtype that speaks for.
+
+A CPU with bf16 units is four to five times faster in bf16 than in float32, and one without
+them several times slower, so the choice has to be measured. It is measured once: a run writes
+it into its resolved config and keeps it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+
+SHAPE = (1024, 512, 512)  # rows, inner, columns: a training step's linear at a small model's width
+# A rate close to float32's is no reason to round to 8 bits of mantissa.
+WORTH_ROUNDING = 1.2
+
+
+def matmul_rates(seconds: float) -> dict[str, float]:
+    """Median FLOP/s of a linear layer's product in float32 and in bfloat16.
+
+    `seconds` is the time of the whole measurement, give or take one product; each dtype gets
+    half of it, of which the first product is warm-up.
+    """
+    rows, inner, columns = SHAPE
+    rates = {}
+    for name in ("float32", "bfloat16"):
+        dtype = getattr(torch, name)
+        x = torch.ones(rows, inner, dtype=dtype)
+        weight = torch.ones(columns, inner, dtype=dtype)
+        end = time.perf_counter() + seconds / 2
+        with torch.no_grad():
+            torch.nn.functional.linear(x, weight)
+            times: list[float] = []
+            while not times or time.perf_counter() < end:
+                start = time.perf_counter()
+                torch.nn.functional.linear(x, weight)
+                times.append(time.perf_counter() - start)
+        rates[name] = 2 * rows * inner * columns / statistics.median(times)
+    return rates
+
+
+def fastest_dtype(rates: dict[str, float]) -> str:
+    """The dtype to compute in: "bfloat16" where it is clearly faster, else "float32"."""
+    return "bfloat16" if rates["bfloat16"] > WORTH_ROUNDING * rates["float32"] else "float32"
