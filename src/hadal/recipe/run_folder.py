@@ -1,4 +1,4 @@
-"""The run folder on disk: `run.json`, files that are whole or absent, JSON lines that a resumed run continues.
+"""The run folder on disk: `run.json`, files that are whole or absent, JSON lines that continue after a kill.
 
 A process may be killed at any moment. So a file is written beside its place and renamed into it, and a file
 of JSON lines is cut back to the last step that a checkpoint holds before more is appended. Nothing here

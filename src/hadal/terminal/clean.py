@@ -1,4 +1,4 @@
-"""Text from a model or a file, made safe to print: it cannot move the cursor, set a title or turn text round."""
+"""Text from a model or a file, made safe to print: it cannot move the cursor or turn text round."""
 
 import re
 

@@ -1,0 +1,134 @@
+"""Numbers and fixed phrases in words, for both forms of the report."""
+
+import re
+from html import escape
+from typing import Any
+
+DECODINGS = {
+    "sampled": "sampled, temperature 1.0",
+    "r1": "sampled, temperature 0.6, top-p 0.95",
+    "greedy": "greedy",
+}
+ABOUT_N = (
+    "n counts held-out problems, which share no problem with training; where two intervals overlap, "
+    "no difference "
+    "is shown."
+)
+ABOUT_INTERVALS = f"In brackets 95% intervals; {ABOUT_N}"
+ABOUT_API_PRICES = (
+    "Beside it the price of as many output tokens, prompts not counted. It is not a contest: those "
+    "models answer "
+    "far harder questions, and would spend other numbers of tokens on these. Here the tokens are "
+    "sampled in large "
+    "batches; one at a time they cost more."
+)
+_STAGES = {
+    "pretrain": "pre-training",
+    "grpo": "reinforcement learning",
+    "evaluate": "examination",
+    "total": "all",
+}
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text without control characters and marks that turn its direction."""
+    return _CONTROLS.sub("", text)
+
+
+def esc(text: Any) -> str:
+    """Text that HTML shows as it is, in content and in quoted attributes."""
+    return escape(printable(str(text)), quote=True)
+
+
+def cut(text: str, most: int = 1500) -> str:
+    """Long text, with a word on what was left out."""
+    return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
+
+
+def number(value: float | None) -> str:
+    """`35.0`, `3.21k`, `1.4M`, `2.1e13`; a dash for None."""
+    if value is None:
+        return "–"
+    if isinstance(value, int) and abs(value) < 10_000:
+        return str(value)
+    if abs(value) >= 1e12:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    for unit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= unit:
+            return f"{value / unit:.3g}{suffix}"
+    return f"{value:.1f}"
+
+
+def money(value: float | None) -> str:
+    """`$0.0042`: two figures that mean something, however small; a dash for None."""
+    if value is None:
+        return "–"
+    if value >= 0.995:
+        return f"${value:,.2f}"
+    if value == 0:
+        return "$0"
+    digits = 1
+    while round(value, digits) == 0 or value < 9.5 * 10**-digits:
+        digits += 1
+    return f"${value:.{digits}f}"
+
+
+def million(value: float | None) -> str:
+    """What a million of a thing costs that costs `value` dollars each."""
+    return money(None if value is None else value * 1e6)
+
+
+def size(value: float | None) -> str:
+    """`812 MB`, `1.3 GB`."""
+    if value is None:
+        return "–"
+    return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
+
+
+def span(seconds: float | None) -> str:
+    """`42 s`, `5 min 42 s`, `2 h 05 min`."""
+    if seconds is None:
+        return "–"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def stage_title(name: str) -> str:
+    return _STAGES.get(name, name.replace("_", " "))
+
+
+def architecture(report: dict[str, Any]) -> str:
+    names = {"dense": "a dense transformer", "deepseek": "a DeepSeek-style mixture of experts"}
+    return names.get(report["arch"], str(report["arch"] or "a model"))
+
+
+def setting(report: dict[str, Any]) -> str:
+    """What was grown, in how long, for how much."""
+    model = architecture(report)
+    if report["parameters"]:
+        model += f" of {number(float(report['parameters']))} parameters"
+    parts = [f"{model[0].upper()}{model[1:]}, grown from random numbers"]
+    if report["seconds"] is not None:
+        parts[0] += f" in {span(report['seconds'])}"
+        if report["threads"]:
+            parts[0] += f" on {report['threads']} CPU thread{'s' if report['threads'] > 1 else ''}"
+    if report["cost_usd"] is not None:
+        parts.append(f"for {money(report['cost_usd'])}")
+    if report["seed"] is not None:
+        parts.append(f"seed {report['seed']}")
+    return ", ".join(parts)
+
+
+def command(report: dict[str, Any]) -> str:
+    """The command that grows this model again."""
+    words = ["hadal quickstart"]
+    for option in ("seed", "minutes", "arch"):
+        if report[option] is not None:
+            words.append(f"--{option} {report[option]}")
+    return printable(" ".join(words)).replace("`", "")
