@@ -127,7 +127,7 @@ def install(lock: Lock, key: str, extra: str, python: str) -> None:
         patience = ["--timeout", "15", "--retries", "1"]
         pip("torch", ["--no-deps", "--index-url", CPU_INDEX, *patience, torch], needed=False)
     what = "hadal and the tools of its tests" if test_wanted else "hadal"
-    say(f"installing {what}; the first time, this downloads several hundred MB")
+    say(f"installing {what}" + ("; several hundred MB the first time" if fresh else ""))
     project = f"{ROOT}[test]" if test_wanted else str(ROOT)
     wheels_only = ["--only-binary", ":all:", "--constraint", str(ROOT / "constraints.txt")]
     try:
@@ -158,19 +158,17 @@ def refuse_what_cannot_work() -> None:
 
 
 def venv_is_usable(python: str) -> bool:
-    """A .venv that holds a working pip and has the Python that was asked for."""
-    if python != "python:" and (not STAMP.exists() or STAMP.read_text().splitlines()[2] != python):
-        return False
-    works = [
-        str(VENV / "bin" / "python"),
-        "-I",
-        "-c",
-        "import sys, pip; sys.exit(sys.version_info < (3, 11))",
-    ]
+    """Whether .venv holds a working pip and, where a certain Python was asked for, that Python."""
+    asked = "import sys, pip; print(sys.base_prefix, *sys.version_info[:2])"
     try:
-        return subprocess.run(works, capture_output=True, stdin=subprocess.DEVNULL).returncode == 0
+        answer = subprocess.run([VENV / "bin" / "python", "-I", "-c", asked], capture_output=True, text=True)
     except OSError:
         return False
+    if answer.returncode != 0:
+        return False
+    return python == "python:" or answer.stdout.strip() == " ".join(
+        map(str, [sys.base_prefix, *sys.version_info[:2]])
+    )
 
 
 def old_stamp_has_test() -> bool:
@@ -260,7 +258,7 @@ def progress(line: str) -> str | None:
     if line.startswith(("Collecting ", "Downloading ", "  Downloading ")):
         return f"fetching {words[1].rsplit('/', 1)[-1]}"
     if line.startswith("Installing collected packages"):
-        return f"unpacking {len(words) - 3} packages, about a minute"
+        return f"unpacking {len(words) - 3} package(s)"
     return None
 
 

@@ -26,7 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments else ""
     try:
-        status = dispatch(arguments)
+        try:
+            status = dispatch(arguments)
+        except SystemExit as end:  # argparse's way out of --help and --version
+            status = int(end.code or 0)
         sys.stdout.flush()  # a broken pipe must show here and not at the interpreter's exit
         return status
     except UserError as error:
@@ -39,12 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 130
     except BrokenPipeError:
-        # The reader has gone (`| head`). What is still buffered has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()  # the reader has gone (`| head`)
         return 141
     except OSError as error:
         print(f"hadal: {explain(error)}", file=sys.stderr)
+        if error.filename is None:
+            drop_stdout()
         return 2
+
+
+def drop_stdout() -> None:
+    """Let what is still buffered go nowhere: written at the interpreter's exit, it would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def explain(error: OSError) -> str:
