@@ -4,7 +4,6 @@ Every figure on the pages is in `report.json`, but for the curves. Start with `g
 `findings.py`, the pages in `report_html.py` and `report_markdown.py`.
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from hadal.recipe.run_folder import (
     again,
     count_parameters,
     plain,
+    read_json,
     read_run,
     write_json,
     write_text,
@@ -88,12 +88,9 @@ def gather(run: Path) -> dict[str, Any]:
 def _read_evaluation(run: Path) -> dict[str, Any]:
     path = Path(run) / "evaluation.json"
     remedy = f"Make it again: {again(run)}"
-    try:
-        evaluation = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{run} has not been evaluated yet (no evaluation.json).", remedy) from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged (it is not JSON).", remedy) from error
+    if not path.is_file():
+        raise UserError(f"{run} has not been evaluated yet (no evaluation.json).", remedy)
+    evaluation = read_json(path)
     if not isinstance(evaluation, dict) or not isinstance(evaluation.get("tasks"), dict):
         raise UserError(f"{path} is damaged (it has no tasks).", remedy)
     return evaluation

@@ -359,10 +359,12 @@ def _passes(tasks: Json) -> str:
 def _modes(tasks: Json) -> str:
     rows = []
     for name, task in tasks.items():
+        first = True
         for key, words in DECODINGS.items():
             cells = [_share(mode_of(task[s], key, m)) for m in ("thinking", "direct") for s in ("base", "rl")]
             if set(cells) != {"–"}:
-                rows.append([f"{esc(name)} <small>{words}</small>", *cells])
+                rows.append([f"{esc(name) if first else ''}<small>{words}</small>", *cells])
+                first = False
     if not rows:
         return ""
     head = ["task and decoding", "made to think, base", "after RL", "made to answer, base", "after RL"]
@@ -389,7 +391,7 @@ def _cost(report: Json) -> str:
     if report["price_per_hour"] is not None:
         parts.append(
             f'<p class="note">At {money(report["price_per_hour"])} an hour: '
-            f"{esc(report['price_source'])}.</p>"
+            f"{esc(report['price_source'])}).</p>"
         )
     cost = report["answer_cost"]
     if cost:
@@ -405,13 +407,14 @@ def _cost(report: Json) -> str:
                 + [million(line["api_usd_per_right_answer"][api["model"]]) for api in cost["api"]]
             )
         names = [
-            f"as many tokens at {esc(a['model'])}'s price <small>{esc(a['date'])}, "
+            f"at {esc(a['model'])}'s price <small>{esc(a['date'])}, "
             f"{money(a['output'])} a million tokens</small>"
             for a in cost["api"]
         ]
         here = f"here <small>{money(cost['usd_per_million_tokens'])} a million tokens</small>"
         parts.append(
-            "<h3>What a million right answers cost</h3>" + _table(["", "tokens for one", here, *names], lines)
+            "<h3>What a million right answers cost</h3>"
+            + _table(["model", "tokens for one", here, *names], lines)
         )
         parts.append(f'<p class="note">{ABOUT_API_PRICES}</p>')
     return f"<section><h2>What it cost</h2>{''.join(parts)}</section>"

@@ -113,7 +113,8 @@ thead th{color:var(--soft);font-weight:500;font-size:.8rem;vertical-align:bottom
 thead small{display:block;white-space:normal}
 tbody th{font-weight:600}
 .stages tbody tr:last-child>*{border-top:2px solid var(--line);font-weight:650}
-.modes td small{display:block}
+tbody td{white-space:nowrap}
+.modes small{display:block}
 footer{margin-top:56px;padding-top:20px;border-top:1px solid var(--line);font-size:.9rem;
   color:var(--soft)}
 @media (max-width:640px){

@@ -91,6 +91,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of a run folder. Raises UserError, with the remedy, where it cannot be read."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(
+            f"cannot read {path}: {reason}.", f"If it cannot be restored: {again(path.parent)}"
+        ) from error
+    except ValueError as error:
+        remedy = f"Start anew: {again(path.parent)} --fresh"
+        raise UserError(f"{path} is damaged (it is not JSON).", remedy) from error
+
+
 def write_run(run: Path, record: dict[str, Any]) -> None:
     """Writes `run.json`, with the version of the format in it."""
     write_json(Path(run) / "run.json", {"hadal_run": RUN_VERSION, **record})
@@ -110,15 +125,7 @@ def read_run(run: Path) -> dict[str, Any]:
             f"{run} is not a run folder (it has no run.json).",
             "Name the folder that hadal quickstart wrote, such as runs/dense-seed0.",
         )
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UserError(f"cannot read {path}: {reason}.", "Check its permissions.") from error
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged (it is not JSON).", f"Start anew: {again(run)} --fresh"
-        ) from error
+    record = read_json(path)
     if not isinstance(record, dict) or "hadal_run" not in record:
         raise UserError(f"{path} was not written by hadal.", "Name the folder that hadal quickstart wrote.")
     if record["hadal_run"] != RUN_VERSION:

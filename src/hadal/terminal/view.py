@@ -4,6 +4,7 @@ All three are called at every step and so do almost nothing there: the drawn one
 and keeps the frames to 0.4% of the time, and to eight a second at most.
 """
 
+import io
 import json
 import os
 import sys
@@ -34,6 +35,8 @@ Clock = Callable[[], float]
 def make_view(json: bool = False, stream: TextIO | None = None) -> View:
     """The view that fits the place: JSON lines if asked, drawn on a terminal, plain lines elsewhere."""
     stream = stream or sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")  # a terminal or log that lacks a character stops no run
     if json:
         return JsonView(stream)
     if stream.isatty() and os.environ.get("TERM") != "dumb":

@@ -1,0 +1,494 @@
+"""Chat with a model in the terminal (`hadal chat`) and one question at a time (`hadal ask`).
+
+The thought is shown dimmed while it streams and then folded to one line. Where a question is one of the tasks
+the model was grown on, its answer is checked. Every question is asked on its own: models this small were
+never shown a conversation. What a model writes is stripped of control characters before it is printed.
+
+Read `Chat.turn` first. The parts without a terminal come before it: `split_stream`, `parse_command`,
+`transcript`.
+"""
+
+import io
+import json as jsonlib
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from hadal.errors import UserError
+from hadal.recipe.run_folder import count_parameters, open_run, write_text
+from hadal.terminal.clean import clean, one_line, strip_controls
+from hadal.terminal.view import count
+
+if TYPE_CHECKING:  # torch is loaded when a model is
+    from hadal.engine import LLM
+    from hadal.tasks import Problem, Task
+
+Kind = Literal["thought", "answer"]
+_THOUGHT_ROWS = 8  # of the thought while it streams
+_FRAME = 1 / 12  # seconds between frames while it streams
+_MAX_TOKENS = 1024
+_REMINDER = "It was grown on its tasks alone and knows nothing else: /examples shows what it can do."
+
+HELP = """\
+/think on|off|auto  make it think, make it answer at once, or let it choose
+/thought            show the last thought in full
+/examples           questions it was grown for (type a number to ask one)
+/new                forget this conversation's list of questions
+/save FILE          write the conversation as Markdown
+/help               this
+/quit               leave (so does Ctrl-D; Ctrl-C stops an answer)"""
+
+
+# ------------------------------------------------------------------------------------- without a terminal
+
+
+@dataclass
+class Reply:
+    """One answered question."""
+
+    question: str
+    thought: str | None
+    answer: str
+    response: str  # as the model wrote it, with its control tokens spelled, for the scorer
+    tokens: int
+    thought_tokens: int
+    seconds: float
+    thought_seconds: float
+    stopped: bool = False
+    right: bool | None = None
+    gold: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `hadal ask --json` prints."""
+        return {
+            "question": self.question,
+            "thought": self.thought,
+            "answer": self.answer,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 4),
+            "right": self.right,
+            "gold": self.gold,
+        }
+
+
+def split_stream(
+    ids: Iterator[int], tokenizer: Any, thinking: bool, each: Callable[[int], None]
+) -> Iterator[tuple[Kind, str]]:
+    """Pieces of thought and answer from token ids; `each` is called with every id before it is decoded.
+
+    `thinking` says whether the prompt has opened the thought. The border is the control token, never text
+    that looks like one. A character whose bytes are spread over tokens is held back until it is whole.
+    """
+    kind: Kind = "thought" if thinking else "answer"
+    held: list[int] = []
+    for token in ids:
+        each(token)
+        if token in (tokenizer.think_id, tokenizer.end_think_id):
+            if held:
+                yield kind, tokenizer.decode(held)
+            held = []
+            kind = "thought" if token == tokenizer.think_id else "answer"
+            yield kind, ""
+            continue
+        held.append(token)
+        text = tokenizer.decode(held)
+        if text.endswith("\ufffd") and len(held) < 4:
+            continue
+        held = []
+        yield kind, text
+    if held:
+        yield kind, tokenizer.decode(held)
+
+
+@dataclass(frozen=True)
+class Command:
+    name: str
+    argument: str = ""
+
+
+def parse_command(line: str) -> Command | None:
+    """`/save notes.md` as a command; None for a question. Two slashes ask what begins with one."""
+    line = line.strip()
+    if not line.startswith("/") or line.startswith("//"):
+        return None
+    name, _, argument = line[1:].partition(" ")
+    return Command(name.lower(), argument.strip())
+
+
+def fold(reply: Reply) -> str:
+    """The thought as one line: `thought for 0.4 s, 31 tokens`."""
+    plural = "" if reply.thought_tokens == 1 else "s"
+    cut = " (stopped)" if reply.stopped and not reply.answer else ""
+    return f"thought for {reply.thought_seconds:.1f} s, {reply.thought_tokens} token{plural}{cut}"
+
+
+def transcript(name: str, replies: list[Reply]) -> str:
+    """The conversation as Markdown. What the model wrote stands in fences that it cannot close."""
+    parts = [f"# A conversation with {one_line(name)}"]
+    for reply in replies:
+        parts.append("## " + re.sub(r"([\\`*_\[\]<>#|~])", r"\\\1", one_line(reply.question)))
+        if reply.thought is not None:
+            parts += [f"Thought, {reply.thought_tokens} tokens:", _fence(reply.thought)]
+        parts += ["Answer:", _fence(reply.answer)]
+        if reply.right is not None:
+            parts.append("Right." if reply.right else "Wrong; the right answer:")
+            if not reply.right:
+                parts.append(_fence(reply.gold or ""))
+    return "\n\n".join(parts) + "\n"
+
+
+def _fence(text: str) -> str:
+    text = clean(text).strip()
+    marks = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{marks}text\n{text}\n{marks}"
+
+
+def save(path: Path, name: str, replies: list[Reply]) -> None:
+    """Writes the conversation to a file that is not there yet.
+
+    Raises UserError where the file exists, the name is empty or a folder, or the disk refuses.
+    """
+    if path.exists():
+        raise UserError(f"{path} exists already.", "Choose another name; nothing is overwritten.")
+    write_text(path, transcript(name, replies))
+
+
+# -------------------------------------------------------------------------------- the model and its tasks
+
+
+class Model:
+    """A finished run with its tasks, ready to be asked."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = Path(run)
+        self.record = open_run(self.run)
+        self.config: dict[str, Any] = self.record.get("config") or {}
+        self.notes: list[str] = []
+        self.llm = self._load()
+        self.tasks = self._load_tasks()
+        self.asked = 0
+
+    @property
+    def name(self) -> str:
+        return str(self.record.get("name") or self.run.name)
+
+    def _load(self) -> "LLM":
+        from hadal.engine import LLM
+
+        return LLM.load(self.run)
+
+    def _load_tasks(self) -> "list[Task]":
+        from hadal.tasks import load
+
+        tasks: list[Task] = []
+        for name in self.config.get("tasks") or []:
+            try:
+                tasks += load([name])
+            except UserError as error:  # such as one's own task file that has moved: the model can still talk
+                self.notes.append(f"Answers of task {name} cannot be checked: {error}")
+        return tasks
+
+    def examples(self) -> list[str]:
+        """Up to five held-out questions, one of each task."""
+        return [task.generate(0, "held_out", task.default_difficulty).prompt for task in self.tasks[:5]]
+
+    def recognise(self, question: str) -> "tuple[Task, Problem] | None":
+        for task in self.tasks:
+            problem = task.recognise(question)
+            if problem is not None:
+                return task, problem
+        return None
+
+    def reply(self, question: str, thinking: bool | None, show: Callable[[Kind, str, Reply], None]) -> Reply:
+        """Asks, calls `show` with every piece, and checks the answer. Ctrl-C ends the answer where it is."""
+        from hadal.engine import SamplingParams
+
+        tokenizer: Any = self.llm.tokenizer
+        prompt = tokenizer.chat([{"role": "user", "content": question}], thinking=thinking)
+        params = SamplingParams(
+            **self._sampling(), max_tokens=_MAX_TOKENS, seed=self.asked, thinking=thinking
+        )
+        self.asked += 1
+        reply = Reply(question, "" if thinking else None, "", "", 0, 0, 0.0, 0.0)
+        ids: list[int] = [tokenizer.think_id] if thinking else []
+        began = time.perf_counter()
+
+        def each(token: int) -> None:
+            ids.append(token)
+            reply.tokens += 1
+
+        try:
+            for kind, text in split_stream(self.llm.stream(prompt, params), tokenizer, bool(thinking), each):
+                reply.seconds = time.perf_counter() - began
+                if kind == "thought":
+                    reply.thought = (reply.thought or "") + text
+                    reply.thought_tokens = reply.tokens
+                    reply.thought_seconds = reply.seconds
+                else:
+                    reply.answer += text
+                show(kind, strip_controls(text), reply)
+        except KeyboardInterrupt:
+            reply.stopped = True
+        reply.seconds = time.perf_counter() - began
+        reply.response = tokenizer.decode(ids, special=True)
+        found = self.recognise(question)
+        if found is not None and not reply.stopped:
+            task, problem = found
+            reply.gold = problem.answer
+            reply.right = task.score(problem, reply.response).total >= 1
+        return reply
+
+    def _sampling(self) -> dict[str, float]:
+        """What the checkpoint asks for, else R1's own settings."""
+        path = self.run / "generation_config.json"
+        wanted = jsonlib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return {"temperature": wanted.get("temperature", 0.6), "top_p": wanted.get("top_p", 0.95)}
+
+
+# ------------------------------------------------------------------------------------- in the terminal
+
+
+class Chat:
+    """The conversation: reads lines, asks, shows."""
+
+    def __init__(self, model: Model, console: Console) -> None:
+        self.model = model
+        self.console = console
+        self.thinking: bool | None = None
+        self.replies: list[Reply] = []
+        self.examples = model.examples()
+
+    def greet(self) -> None:
+        model, say = self.model, self.console.print
+        size = count(count_parameters(model.run))
+        say(Text.assemble((one_line(model.name), "bold cyan"), f", {size} parameters, grown from nothing."))
+        say("It is tiny. It knows nothing of the world and cannot chat; it can do what it was grown for:")
+        for task in model.tasks:
+            say(Text.assemble("  ", (one_line(task.name), "bold"), f"  {one_line(task.about)}"))
+        self.show_examples()
+        say(Text("/help for the rest. To go on:", style="dim"))
+        for command, words in (
+            ("hadal quickstart --minutes 60", "a bigger model, harder problems"),
+            ("hadal quickstart --task ./mine.py", "your own task, in about 30 lines"),
+        ):
+            say(Text.assemble("  ", (command, "cyan"), ("  " + words, "dim")))
+        say(Text("Checkpoints made elsewhere cannot be opened yet.", style="dim"))
+        for note in model.notes:
+            say(Text(clean(note), style="yellow"))
+
+    def show_examples(self) -> None:
+        if self.examples:
+            self.console.print("Try one, by its number or in your own words:")
+        for index, question in enumerate(self.examples, 1):
+            self.console.print(Text.assemble((f"  {index} ", "cyan"), clean(question)))
+
+    def loop(self, read: Callable[[], str]) -> None:
+        """Until `/quit`, the end of the input, or Ctrl-C at the prompt."""
+        while True:
+            try:
+                line = read().strip()
+            except (EOFError, KeyboardInterrupt):
+                self.console.print()
+                return
+            if not line:
+                continue
+            command = parse_command(line)
+            if command is not None:
+                if command.name in ("quit", "exit", "q"):
+                    return
+                self.obey(command)
+                continue
+            line = line.removeprefix("/") if line.startswith("//") else line
+            if line.isdigit() and 1 <= int(line) <= len(self.examples):
+                line = self.examples[int(line) - 1]
+                self.console.print(Text(clean(line), style="bold"))
+            try:
+                self.turn(line)
+            except UserError as error:
+                self.console.print(Text(clean(str(error))))
+            except KeyboardInterrupt:  # the second in a row: the first has stopped the answer
+                return
+
+    def obey(self, command: Command) -> None:
+        say = self.console.print
+        if command.name == "think":
+            modes: dict[str, bool | None] = {"on": True, "off": False, "auto": None}
+            if command.argument not in modes:
+                say("Say /think on, /think off or /think auto.")
+                return
+            self.thinking = modes[command.argument]
+            words = {True: "It will think first.", False: "It will answer at once.", None: "It chooses."}
+            say(words[self.thinking])
+        elif command.name == "thought":
+            thoughts = [reply.thought for reply in self.replies if reply.thought]
+            say(Text(clean(thoughts[-1]).strip(), style="dim") if thoughts else "There is no thought yet.")
+        elif command.name == "new":
+            self.replies.clear()
+            say("Begun anew. (Each question is asked on its own anyway.)")
+        elif command.name == "save":
+            self.save(command.argument)
+        elif command.name == "examples":
+            self.show_examples()
+        elif command.name == "help":
+            say(Text(HELP))
+        else:
+            say(Text(f"There is no /{one_line(command.name, 20)}. /help lists what there is."))
+
+    def save(self, argument: str) -> None:
+        if not argument or not self.replies:
+            self.console.print("Say /save FILE." if not argument else "There is nothing to save yet.")
+            return
+        path = Path(argument).expanduser()
+        try:
+            save(path, self.model.name, self.replies)
+        except UserError as error:
+            self.console.print(Text(clean(str(error))))
+        else:
+            self.console.print(Text(f"Saved to {path}."))
+
+    def turn(self, question: str) -> None:
+        """One question: the thought streams in a small window and folds, the answer streams below it."""
+        console = self.console
+        window = _Thought(console)
+        written = False
+
+        def show(kind: Kind, text: str, reply: Reply) -> None:
+            nonlocal written
+            if kind == "thought":
+                window.add(text)
+                return
+            window.close(reply)
+            if not written:
+                text = text.lstrip()
+            written = written or bool(text)
+            console.print(Text(text), end="")
+
+        try:
+            reply = self.model.reply(question, self.thinking, show)
+            window.close(reply)
+        finally:
+            window.close(None)
+        self.replies.append(reply)
+        if not written:
+            console.print(Text("(stopped)" if reply.stopped else "(no answer)", style="dim"), end="")
+        speed = f"{reply.tokens} tokens, {count(reply.tokens / max(reply.seconds, 1e-9))} tok/s"
+        console.print()
+        console.print(Text.assemble(*_verdict(reply), (speed, "dim")))
+        if reply.right is None and not reply.stopped and self.model.tasks:
+            console.print(
+                Text(
+                    "That is none of its tasks, so nothing vouches for the answer. " + _REMINDER, style="dim"
+                )
+            )
+
+
+def _verdict(reply: Reply) -> list[tuple[str, str]]:
+    if reply.right is None:
+        return []
+    if reply.right:
+        return [("✓ right", "green"), ("  ", "")]
+    return [("✗ wrong", "red"), (f", it is {one_line(reply.gold or '', 200)}  ", "")]
+
+
+class _Thought:
+    """The last rows of a thought while it streams; one line once it ends. On a pipe, the one line alone."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.text = ""
+        self.begun = False
+        self.closed = False
+        self.live: Live | None = None
+        self.next = 0.0
+
+    def add(self, text: str) -> None:
+        self.begun = True
+        self.text += text
+        if self.closed or not self.console.is_terminal:
+            return
+        if self.live is None:
+            self.live = Live(console=self.console, auto_refresh=False, transient=True)
+            self.live.start()
+            self.console.show_cursor(True)
+        now = time.monotonic()
+        if now >= self.next:
+            self.next = now + _FRAME
+            rows = Text(self.text.strip(), style="dim").wrap(self.console, self.console.width)
+            most = max(1, min(_THOUGHT_ROWS, self.console.height - 3))
+            self.live.update(Text("\n").join(rows[-most:]), refresh=True)
+
+    def close(self, reply: Reply | None) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        if self.live is not None:
+            self.live.update(Text(""))
+            self.live.stop()
+        if self.begun and reply is not None:
+            self.console.print(Text.assemble(("▸ ", "cyan"), (fold(reply), "dim")))
+
+
+def chat(run: Path) -> None:
+    """Opens the run and talks until the user leaves.
+
+    Raises UserError, naming the remedy, where the run is missing, unfinished, damaged or of another version.
+    """
+    _tolerate(sys.stdin, sys.stdout)
+    console = Console(highlight=False)
+    model = Model(Path(run))
+    conversation = Chat(model, console)
+    conversation.greet()
+    conversation.loop(_reader(console))
+
+
+def _tolerate(*streams: TextIO) -> None:
+    """Bytes that are no text, and characters that a terminal lacks, become `?` instead of ending the chat."""
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _reader(console: Console) -> Callable[[], str]:
+    """Reads lines: with history and a prompt on a terminal, plainly from a pipe."""
+    if not sys.stdin.isatty():
+        return _read_plainly
+    try:
+        import readline  # noqa: F401  (input() gains history and editing by it)
+    except ImportError:
+        return lambda: input("\n> ")
+    mark = "\x01\x1b[1;36m\x02> \x01\x1b[0m\x02" if console.color_system and not console.no_color else "> "
+    return lambda: input("\n" + mark)
+
+
+def _read_plainly() -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line
+
+
+def ask(run: Path, question: str, thinking: bool | None = None, json: bool = False) -> None:
+    """Asks one question and prints the answer, or one JSON object.
+
+    Raises UserError, naming the remedy, for a run that cannot be opened or an empty question.
+    """
+    question = question.strip()
+    if not question:
+        raise UserError("the question is empty.", 'Ask one, such as "How many r in strawberry?"')
+    _tolerate(sys.stdout)
+    model = Model(Path(run))
+    if json:
+        reply = model.reply(question, thinking, lambda kind, text, reply: None)
+        print(jsonlib.dumps(reply.as_dict()))
+    else:
+        conversation = Chat(model, Console(highlight=False))
+        conversation.thinking = thinking
+        conversation.turn(question)

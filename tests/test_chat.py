@@ -1,0 +1,313 @@
+"""The chat: the parts without a terminal, and a whole conversation with a real (untrained) model."""
+
+import io
+import json
+import sys
+
+import pytest
+from rich.console import Console
+
+from hadal.errors import UserError
+from hadal.recipe.run_folder import write_run
+from hadal.terminal import chat as chat_module
+from hadal.terminal.chat import (
+    Chat,
+    Command,
+    Model,
+    Reply,
+    fold,
+    parse_command,
+    save,
+    split_stream,
+    transcript,
+)
+from hadal.terminal.clean import clean, one_line, strip_controls
+from hadal.text.tokenizer import Tokenizer
+
+# ------------------------------------------------------------------------------------- stripping
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("plain π 中 🦑\ttab\nline", "plain π 中 🦑\ttab\nline"),
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x1b]0;title\x07after", "after"),
+        ("\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "link"),
+        ("\x9b2Jcleared", "cleared"),
+        ("\x1bc reset", " reset"),
+        ("a\x00b\x07c\x08d\x7fe\x85f\x9fg", "abcdefg"),
+        ("win\r\nover\rwritten", "win\noverwritten"),
+        ("\u202etxt.exe\u2066x\u2069\u200f", "txt.exex"),
+        ("cut off \x1b[3", "cut off 3"),
+        ("\ud800lone", "lone"),
+    ],
+)
+def test_clean(text, left):
+    assert clean(text) == left
+
+
+def test_an_escape_cut_in_two_by_the_stream_is_harmless():
+    assert "\x1b" not in strip_controls("a\x1b") + strip_controls("[2Jb")
+
+
+def test_one_line_is_one_line():
+    assert one_line("a\n\n b\t\x1b[1mc") == "a b c"
+    assert one_line("abcdef", 4) == "abc…"
+
+
+# ------------------------------------------------------------------------------------- streams
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.from_words(["strawberry"])
+
+
+def pieces(tokenizer, ids, thinking=False):
+    seen = []
+    parts = {"thought": "", "answer": ""}
+    for kind, text in split_stream(iter(ids), tokenizer, thinking, seen.append):
+        parts[kind] += text
+    assert seen == list(ids)
+    return parts["thought"], parts["answer"]
+
+
+def test_stream_is_split_at_the_control_tokens(tokenizer):
+    ids = [tokenizer.think_id, *tokenizer.encode("s 0 r 1"), tokenizer.end_think_id, *tokenizer.encode(" 3")]
+    assert pieces(tokenizer, ids) == ("s 0 r 1", " 3")
+    assert pieces(tokenizer, ids[1:], thinking=True) == ("s 0 r 1", " 3")
+    assert pieces(tokenizer, ids[:4]) == (tokenizer.decode(ids[1:4]), "")
+    assert pieces(tokenizer, []) == ("", "")
+
+
+def test_text_that_looks_like_a_control_token_is_text(tokenizer):
+    ids = [
+        tokenizer.think_id,
+        *tokenizer.encode("no </think> here"),
+        tokenizer.end_think_id,
+        *tokenizer.encode("3"),
+    ]
+    assert pieces(tokenizer, ids) == ("no </think> here", "3")
+
+
+def test_characters_of_several_bytes_come_whole(tokenizer):
+    text = "π 中 🦑 é"
+    for kind, piece in split_stream(iter(tokenizer.encode(text)), tokenizer, False, lambda token: None):
+        assert kind == "answer" and "\ufffd" not in piece
+    assert pieces(tokenizer, tokenizer.encode(text)) == ("", text)
+
+
+def test_broken_bytes_do_not_hold_the_stream(tokenizer):
+    half = tokenizer.encode("🦑")[:2]
+    thought, answer = pieces(tokenizer, [*half, *tokenizer.encode(" then 3")])
+    assert answer.endswith("3") and "\ufffd" in answer
+
+
+# ------------------------------------------------------------------------------------- commands and saving
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("How many r?", None),
+        ("//usr/bin", None),
+        ("/think on", Command("think", "on")),
+        ("  /QUIT  ", Command("quit")),
+        ("/save my notes.md", Command("save", "my notes.md")),
+        ("/", Command("")),
+    ],
+)
+def test_parse_command(line, command):
+    assert parse_command(line) == command
+
+
+def reply(**changes):
+    base = dict(
+        question="How many r in strawberry?", thought="s 0 r 1", answer=" 3",
+        response="<think>s 0 r 1</think> 3", tokens=33, thought_tokens=31, seconds=0.5,
+        thought_seconds=0.42, right=True, gold="3",
+    )  # fmt: skip
+    return Reply(**(base | changes))
+
+
+def test_fold():
+    assert fold(reply()) == "thought for 0.4 s, 31 tokens"
+    assert fold(reply(thought_tokens=1, answer="", stopped=True)) == "thought for 0.4 s, 1 token (stopped)"
+
+
+def test_transcript_keeps_hostile_text_in_its_fence():
+    text = transcript(
+        "run\x1b[1m", [reply(thought="```\n# not a heading\x1b[2J", answer="````", right=False, gold="3")]
+    )
+    assert "\x1b" not in text
+    assert "````text\n```\n# not a heading\n````" in text
+    assert "`````text\n````\n`````" in text
+    assert "Wrong; the right answer:" in text and "## How many r in strawberry?" in text
+
+
+def test_save_overwrites_nothing(tmp_path):
+    path = tmp_path / "sub" / "talk.md"
+    save(path, "run", [reply()])
+    before = path.read_text()
+    with pytest.raises(UserError, match="exists already"):
+        save(path, "run", [])
+    assert path.read_text() == before
+    with pytest.raises(UserError, match="exists already"):
+        save(tmp_path, "run", [])
+    with pytest.raises(UserError, match="cannot write"):
+        save(path / "inside.md", "run", [reply()])
+
+
+# ------------------------------------------------------------------------------------- a whole conversation
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tokenizer):
+    """A run folder whose model is real and untrained."""
+    import torch
+
+    from hadal.configs.models import DenseConfig
+    from hadal.models.checkpoint import build, save_model
+
+    folder = tmp_path_factory.mktemp("runs") / "dense-seed0"
+    torch.manual_seed(0)
+    config = DenseConfig(
+        vocab_size=tokenizer.size, hidden_size=32, num_hidden_layers=1, max_position_embeddings=128
+    )
+    model = build(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    save_model(folder, config, model.state_dict())
+    tokenizer.save(folder)
+    tasks = ["letters", "sums"]
+    write_run(
+        folder, {"name": "dense-seed0", "arch": "dense", "status": "complete", "config": {"tasks": tasks}}
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return Model(run)
+
+
+def converse(model, lines, width=80, terminal=False):
+    stream = io.StringIO()
+    console = Console(
+        file=stream, width=width, force_terminal=terminal, highlight=False, legacy_windows=False
+    )
+    conversation = Chat(model, console)
+    conversation.greet()
+    feed = iter(lines)
+
+    def read():
+        try:
+            line = next(feed)
+        except StopIteration:
+            raise EOFError from None
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    conversation.loop(read)
+    return stream.getvalue(), conversation
+
+
+def test_a_conversation_is_answered_and_checked(model, tmp_path):
+    path = tmp_path / "talk.md"
+    lines = [
+        "", "   ", "/help", "/think on", "How many r in strawberry?", "/think off",
+        "What is 3 + 4?", "/think auto",
+        "What is the capital of France?", "1", "/thought", f"/save {path}", f"/save {path}",
+        "/save", "/think so", "/dance", "/examples", "/new", "/save x", "/quit", "never asked",
+    ]  # fmt: skip
+    shown, conversation = converse(model, lines)
+    shown = " ".join(shown.split())
+    assert "letters" in shown and "hadal quickstart --minutes 60" in shown
+    assert "thought for" in shown and "tok/s" in shown
+    assert "✓ right" in shown or "✗ wrong, it is 3" in shown
+    assert "none of its tasks" in shown
+    for piece in (
+        "exists already",
+        "Say /save FILE.",
+        "Say /think on",
+        "There is no /dance",
+        "nothing to save yet",
+    ):
+        assert piece in shown
+    assert path.read_text().startswith("# A conversation with dense-seed0")
+    assert conversation.replies == [] and "never asked" not in shown
+
+
+def test_thinking_is_switched_by_ids(model):
+    asked = [model.reply("What is 3 + 4?", thinking, lambda *_: None) for thinking in (True, False)]
+    assert asked[0].thought is not None and asked[0].response.startswith("<think>")
+    assert asked[1].thought is None and "<think>" not in asked[1].response
+    assert {r.gold for r in asked} == {"7"} and None not in {r.right for r in asked}
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_forty_columns(model, terminal):
+    shown, _ = converse(model, ["/think on", "How many r in strawberry?"], width=40, terminal=terminal)
+    assert "thought for" in shown and "letters" in shown
+    for line in shown.splitlines():
+        assert len(clean(line)) <= 40 or terminal, line
+
+
+def test_ctrl_c_stops_the_answer_and_then_leaves(model, monkeypatch):
+    stream = model.llm.stream
+
+    def interrupted(prompt, params):
+        yield next(stream(prompt, params))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model.llm, "stream", interrupted)
+    shown, conversation = converse(model, ["What is 3 + 4?", KeyboardInterrupt(), "never asked"])
+    assert len(conversation.replies) == 1 and conversation.replies[0].stopped
+    assert conversation.replies[0].right is None and "right" not in shown.splitlines()[-3]
+
+
+def test_a_question_that_is_too_long_is_told_kindly(model):
+    shown, _ = converse(model, ["why " * 400, "What is 3 + 4?"])
+    assert "The prompt has" in shown and "tok/s" in shown
+
+
+def test_ask_json(run, capsys):
+    chat_module.ask(run, "How many r in strawberry?", json=True)
+    record = json.loads(capsys.readouterr().out)
+    assert set(record) == {"question", "thought", "answer", "tokens", "seconds", "right", "gold"}
+    assert record["gold"] == "3" and record["right"] in (True, False)
+
+
+def test_ask_refuses_nothing_and_too_much(run):
+    with pytest.raises(UserError, match="question is empty"):
+        chat_module.ask(run, "  ")
+    with pytest.raises(UserError, match="The prompt has"):
+        chat_module.ask(run, "why " * 400)
+
+
+def test_lines_come_from_a_pipe(run, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BytesIO("What is 3 + 4?\n\xff\n".encode("latin-1")))
+    )
+    chat_module.chat(run)
+    out = capsys.readouterr().out
+    assert out.count("tok/s") == 2 and "\x1b" not in out
+
+
+def test_a_task_file_that_has_gone_leaves_the_chat(run, tmp_path):
+    import shutil
+
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    write_run(moved, {"name": "moved", "status": "complete", "config": {"tasks": ["sums", "./gone.py"]}})
+    model = Model(moved)
+    assert [task.name for task in model.tasks] == ["sums"]
+    shown, _ = converse(model, [])
+    assert "gone.py" in shown and "cannot be checked" in shown
+
+
+def test_a_missing_run_is_a_users_error(tmp_path):
+    with pytest.raises(UserError, match="hadal quickstart"):
+        chat_module.chat(tmp_path / "nowhere")
