@@ -115,3 +115,21 @@ def test_the_tests_take_paths_of_the_callers_folder(tmp_path: Path) -> None:
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
     done = run("test", "-q", "-p", "no:cacheprovider", "check.py", cwd=tmp_path)
     assert done.returncode == 1 and "1 failed, 1 passed" in done.stdout
+
+
+def test_tasks_are_listed_shown_and_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks", "list"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert len(names) >= 5 and "sums" in names
+    assert main(["tasks", "show", "sums", "-n", "3", "--difficulty", "2"]) == 0
+    out = capsys.readouterr().out
+    assert [out.count(word) for word in ("question ", "thought ", "answer ")] == [3, 3, 3]
+    assert main(["tasks", "validate", "sums"]) == 0
+    assert capsys.readouterr().out.split() == ["sums", "holds"]
+
+
+@pytest.mark.parametrize("words", [["sms", "Did you mean sums?"], ["sums --difficulty 99", "range is"]])
+def test_a_wrong_task_is_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks", "show", *words[0].split()]) == 2
+    err = capsys.readouterr().err
+    assert words[1] in err and err.count("\n") == 1

@@ -142,7 +142,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         "--out", type=Path, metavar="DIR", help="run folder (default: by architecture and seed, in runs/)"
     )
     command.add_argument(
-        "--arch", choices=["dense", "deepseek"], default="dense", help="the model's block (default: dense)"
+        "--arch", choices=["dense", "deepseek"], help="the model's block (default: as in the recipe)"
     )
     command.add_argument("--task", type=Path, metavar="FILE", help="a Python file with your own task")
     command.add_argument("--fresh", action="store_true", help="start anew, even where a run could carry on")
@@ -269,18 +269,23 @@ def assignment(text: str) -> str:
 
 def quickstart(options: argparse.Namespace) -> None:
     from hadal.recipe.quickstart import quickstart
+    from hadal.terminal.view import make_view
 
-    run = quickstart(
-        seed=options.seed,
-        minutes=options.minutes,
-        out=options.out,
-        arch=options.arch,
-        task=options.task,
-        fresh=options.fresh,
-        json=options.json,
-        overrides=options.overrides,
-        threads=options.threads,
-    )
+    view = make_view(json=options.json)
+    try:
+        run = quickstart(
+            seed=options.seed,
+            minutes=options.minutes,
+            out=options.out,
+            arch=options.arch,
+            task=options.task,
+            fresh=options.fresh,
+            view=view,
+            overrides=options.overrides,
+            threads=options.threads,
+        )
+    finally:
+        view.close()
     if sys.stdin.isatty() and sys.stdout.isatty() and not options.no_chat and not options.json:
         from hadal.terminal.chat import chat
 
@@ -307,16 +312,28 @@ def ask(options: argparse.Namespace) -> None:
 
 
 def tasks(options: argparse.Namespace) -> None:
-    import hadal.tasks
+    from hadal.tasks import BUILT_IN, load_tasks
 
     if options.action == "show":
-        hadal.tasks.show(options.task, n=options.n, difficulty=options.difficulty, seed=options.seed)
+        for task in load_tasks([options.task]).values():
+            difficulty = task.default_difficulty if options.difficulty is None else options.difficulty
+            if difficulty not in task.difficulties:
+                first, last = task.difficulties[0], task.difficulties[-1]
+                raise UserError(
+                    f"{task.name} has no difficulty {difficulty}.", f"Its range is {first} to {last}."
+                )
+            for number in range(options.n):
+                problem = task.generate(options.seed + number, "train", difficulty)
+                print(f"question  {problem.prompt}")
+                print(f"thought   {problem.thought or '(none at this difficulty)'}")
+                print(f"answer    {problem.answer}\n", flush=True)
         return
-    loaded = hadal.tasks.load(getattr(options, "tasks", []))
-    for task in loaded:
+    for task in load_tasks(getattr(options, "tasks", None) or list(BUILT_IN)).values():
         if options.action == "validate":
             task.validate()
-        print(f"{task.name:<12} {'holds' if options.action == 'validate' else task.about}")
+            print(f"{task.name:<12} holds", flush=True)
+        else:
+            print(f"{task.name:<12} {task.about}")
 
 
 def doctor(options: argparse.Namespace) -> int:
