@@ -1,0 +1,165 @@
+"""The engine: prompts in, samples out, through the same modules that training runs.
+
+Rows decode together, one contiguous cache, prompts aligned at their ends. Rows that have ended are dropped
+from the batch as soon as enough of them have gathered; samples of one prompt share its prefill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hadal.engine.sampling import SamplingParams, draw
+from hadal.errors import UserError
+from hadal.models.checkpoint import load_model
+from hadal.models.decoder import Decoder
+from hadal.text.tokenizer import Tokenizer
+
+MAX_ROWS = 1024
+ROOM = 32  # columns by which the cache grows
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response. logprobs are those of the distribution that was sampled from; finish_reason is stop or length."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    text: str
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """The samples of one prompt."""
+
+    prompt_token_ids: list[int]
+    outputs: list[Sample]
+
+
+class LLM:
+    """A model, its tokenizer, and the loop that samples from them."""
+
+    def __init__(self, model: Decoder, tokenizer: Tokenizer) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        vocabulary = model.config.vocab_size
+        never = [*tokenizer.forbidden_ids, *range(tokenizer.size, vocabulary)]
+        self.forbidden = torch.tensor(never, dtype=torch.long)
+        """Ids that mean nothing in a response; sampling and training both give them no probability."""
+
+    @classmethod
+    def load(cls, folder: Path | str, dtype: torch.dtype = torch.float32) -> LLM:
+        """The model of a run folder or checkpoint folder."""
+        return cls(load_model(Path(folder), dtype).eval(), Tokenizer.load(Path(folder)))
+
+    def _blocked(self, params: SamplingParams) -> Tensor:
+        if params.thinking is False:
+            return torch.cat([self.forbidden, torch.tensor([self.tokenizer.think_id])])
+        return self.forbidden
+
+    def _limit(self, prompts: Sequence[list[int]], params: SamplingParams) -> int:
+        longest = max(len(p) for p in prompts)
+        room = self.model.config.max_position_embeddings - longest
+        if room < 1:
+            raise UserError(
+                f"The prompt has {longest} tokens, the model reads {self.model.config.max_position_embeddings}.",
+                "Shorten it.",
+            )
+        return min(params.max_tokens, room)
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[list[int]], params: SamplingParams, n: int = 1) -> list[RequestOutput]:
+        """n samples for each prompt (token ids). The same arguments give the same samples."""
+        if not prompts:
+            return []
+        if not all(prompts):
+            raise UserError("A prompt is empty.", "Give it at least one token.")
+        if params.thinking:
+            prompts = [p if p[-1] == self.tokenizer.think_id else [*p, self.tokenizer.think_id] for p in prompts]
+        generator = torch.Generator().manual_seed(params.seed)
+        outputs: list[RequestOutput] = []
+        share = max(1, MAX_ROWS // n)
+        for begin in range(0, len(prompts), share):
+            part = list(prompts[begin : begin + share])
+            ids, logprobs, lengths = self._decode(part, n, params, generator)
+            for i, prompt in enumerate(part):
+                samples = [self._sample(ids[r], logprobs[r], int(lengths[r])) for r in range(i * n, (i + 1) * n)]
+                outputs.append(RequestOutput(prompt, samples))
+        return outputs
+
+    def _sample(self, ids: Tensor, logprobs: Tensor, length: int) -> Sample:
+        tokens = ids[:length].tolist()
+        ended = bool(tokens) and tokens[-1] == self.tokenizer.eos_id
+        text = self.tokenizer.decode(tokens[:-1] if ended else tokens, special=True)
+        return Sample(tokens, logprobs[:length].tolist(), text, "stop" if ended else "length")
+
+    def _decode(
+        self, prompts: list[list[int]], n: int, params: SamplingParams, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        limit = self._limit(prompts, params)
+        blocked = self._blocked(params)
+        width = max(len(p) for p in prompts)
+        start = torch.tensor([width - len(p) for p in prompts])
+        ids = torch.full((len(prompts), width), self.tokenizer.pad_id)
+        for i, prompt in enumerate(prompts):
+            ids[i, width - len(prompt) :] = torch.tensor(prompt)
+        cache = self.model.new_cache(start, width)
+        hidden = self.model(ids, cache)[:, -1]
+        rows = len(prompts) * n
+        if n > 1:
+            repeat = torch.arange(len(prompts)).repeat_interleave(n)
+            cache.select(repeat)
+            hidden = hidden[repeat]
+        tokens = torch.full((rows, limit), self.tokenizer.pad_id)
+        logprobs = torch.zeros(rows, limit)
+        lengths = torch.full((rows,), limit)
+        alive = torch.arange(rows)  # which row of the output each row of the batch is
+        going = torch.ones(rows, dtype=torch.bool)
+        for t in range(limit):
+            logits = self.model.logits(hidden).index_fill_(1, blocked, float("-inf"))
+            # Drawn for all rows, ended or not: what a row gets does not depend on who is still in the batch.
+            uniform = torch.rand(rows, generator=generator)
+            token, logprob = draw(logits, params, uniform[alive])
+            at = alive[going]
+            tokens[at, t], logprobs[at, t] = token[going], logprob[going]
+            ended = going & (token == self.tokenizer.eos_id)
+            lengths[alive[ended]] = t + 1
+            going = going & ~ended
+            left = int(going.sum())
+            if left == 0 or t + 1 == limit:
+                break
+            if left <= 0.85 * len(alive):
+                kept = going.nonzero()[:, 0]
+                cache.select(kept)
+                alive, token, going = alive[kept], token[kept], going[kept]
+            if cache.length == cache.capacity:
+                cache.grow(cache.capacity + ROOM)
+            hidden = self.model(token[:, None], cache)[:, 0]
+        return tokens, logprobs, lengths
+
+    @torch.no_grad()
+    def stream(self, prompt: list[int], params: SamplingParams) -> Iterator[int]:
+        """The tokens of one sample as they are drawn, without the end token."""
+        if not prompt:
+            raise UserError("The prompt is empty.", "Give it at least one token.")
+        if params.thinking and prompt[-1] != self.tokenizer.think_id:
+            prompt = [*prompt, self.tokenizer.think_id]
+        limit = self._limit([prompt], params)
+        blocked = self._blocked(params)
+        generator = torch.Generator().manual_seed(params.seed)
+        cache = self.model.new_cache(torch.zeros(1, dtype=torch.long), len(prompt) + ROOM)
+        hidden = self.model(torch.tensor([prompt]), cache)[:, -1]
+        for _ in range(limit):
+            logits = self.model.logits(hidden).index_fill_(1, blocked, float("-inf"))
+            token, _ = draw(logits, params, torch.rand(1, generator=generator))
+            if int(token) == self.tokenizer.eos_id:
+                return
+            yield int(token)
+            if cache.length == cache.capacity:
+                cache.grow(cache.capacity + ROOM)
+            hidden = self.model(token[:, None], cache)[:, 0]

@@ -1,0 +1,1 @@
+"""What a model can do, as statistics on held-out problems."""

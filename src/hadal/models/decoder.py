@@ -1,0 +1,119 @@
+"""What every architecture shares: embedding, the pass through the layers, the head, initialisation.
+
+Axes: B rows, T tokens of this pass, S cached columns, D hidden, H query heads, J key heads, K head width,
+F feed-forward width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hadal.configs.models import ModelConfig
+from hadal.models.cache import Cache
+from hadal.ops.attention import causal_bias
+from hadal.ops.norm import rms_norm, rotary_tables
+
+
+class Norm(nn.Module):
+    """RMSNorm with a learned weight."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x_D: Tensor) -> Tensor:
+        return rms_norm(x_D, self.weight, self.eps)
+
+
+class Layer(Protocol):
+    """One block of a decoder, residual included."""
+
+    def __call__(
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Cache | None, index: int
+    ) -> Tensor: ...
+
+
+class Decoder(nn.Module):
+    """A language model as training and inference both run it; subclasses supply the layers."""
+
+    def __init__(self, config: ModelConfig, layers: nn.ModuleList, rotary_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = layers
+        self.norm = Norm(config.hidden_size, config.rms_norm_eps)
+        if not config.tie_word_embeddings:
+            self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.cos: Tensor
+        self.sin: Tensor
+        cos, sin = rotary_tables(config.max_position_embeddings, rotary_dim, config.rope_theta)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed.weight.dtype
+
+    def cache_widths(self) -> list[tuple[int, int]]:
+        """(J, C) of each tensor that a layer caches for a token."""
+        raise NotImplementedError
+
+    def new_cache(self, start: Tensor, capacity: int) -> Cache:
+        """An empty cache; start[b] unused columns at the front of row b."""
+        return Cache(len(self.layers), self.cache_widths(), start, capacity, self.dtype)
+
+    def forward(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        """Hidden states [B, T, D] after the last norm.
+
+        Without a cache rows begin at column 0 and are padded at the end, if at all. With one, the tokens
+        continue each row's columns, which are then counted as written.
+        """
+        T = ids_BT.shape[1]
+        if cache is None:
+            rotary = (self.cos[:T, None], self.sin[:T, None])
+            bias = causal_bias(T, self.dtype)
+        else:
+            positions = cache.positions(T)
+            rotary = (self.cos[positions][:, :, None], self.sin[positions][:, :, None])
+            bias = cache.bias(T, self.dtype)
+        rotary = (rotary[0].to(self.dtype), rotary[1].to(self.dtype))
+        x = self.embed(ids_BT)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, rotary, bias, cache, index)
+        if cache is not None:
+            cache.advance(T)
+        return self.norm(x)
+
+    def logits(self, hidden_D: Tensor) -> Tensor:
+        """Float32 logits [..., V] (float64 for a float64 model)."""
+        weight = self.embed.weight if self.config.tie_word_embeddings else self.head.weight
+        logits = F.linear(hidden_D, weight)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Fill every matrix from a generator of its own: the same seed gives the same weights anywhere."""
+        generator = torch.Generator().manual_seed(seed)
+        residual_scale = (2 * len(self.layers)) ** -0.5
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                continue
+            std = self.config.initializer_range if name == "embed.weight" else parameter.shape[-1] ** -0.5
+            if name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
+                std *= residual_scale
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+
+    def after_update(self, router_bias_rate: float) -> None:
+        """What an architecture does once the optimiser has stepped (experts are balanced); nothing here."""
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """Tensors besides the parameters that a resumed run needs (router biases); none here."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what `extra_state` gave."""

@@ -1,0 +1,85 @@
+"""The dense decoder (Qwen3): grouped-query attention with normalised queries and keys, SwiGLU.
+
+Query, key and value projections are one matrix here, gate and up another; the checkpoint layout has them
+apart (`hadal.models.checkpoint`).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hadal.configs.models import DenseConfig
+from hadal.models.cache import Cache
+from hadal.models.decoder import Decoder, Norm
+from hadal.ops.attention import attend, swiglu
+from hadal.ops.norm import norm_rotate
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention."""
+
+    def __init__(self, config: DenseConfig) -> None:
+        super().__init__()
+        self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
+        self.width, self.eps = config.head_dim, config.rms_norm_eps
+        rows = (self.heads + 2 * self.key_heads) * self.width
+        self.qkv_proj = nn.Linear(config.hidden_size, rows, bias=False)
+        self.q_norm = nn.Parameter(torch.ones(self.width))
+        self.k_norm = nn.Parameter(torch.ones(self.width))
+        self.o_proj = nn.Linear(self.heads * self.width, config.hidden_size, bias=False)
+
+    def forward(
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Cache | None, index: int
+    ) -> Tensor:
+        B, T, _ = x_BTD.shape
+        H, J, K = self.heads, self.key_heads, self.width
+        heads = self.qkv_proj(x_BTD).view(B, T, H + 2 * J, K)
+        weight_HK = torch.cat([self.q_norm.expand(H, K), self.k_norm.expand(J, K)])
+        qk = norm_rotate(heads[:, :, : H + J], weight_HK, *rotary, self.eps)
+        k, v = qk[:, :, H:].transpose(1, 2), heads[:, :, H + J :].transpose(1, 2)
+        if cache is not None:
+            k, v = cache.update(index, k, v)
+        return self.o_proj(attend(qk[:, :, :H], k, v, bias, K**-0.5))
+
+
+class FeedForward(nn.Module):
+    """down(silu(gate x) * up x)."""
+
+    def __init__(self, hidden: int, width: int) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(hidden, 2 * width, bias=False)
+        self.down_proj = nn.Linear(width, hidden, bias=False)
+
+    def forward(self, x_D: Tensor) -> Tensor:
+        return F.linear(swiglu(self.gate_up_proj(x_D)), self.down_proj.weight)
+
+
+class DenseLayer(nn.Module):
+    """x + attention(norm x), then x + feed-forward(norm x)."""
+
+    def __init__(self, config: DenseConfig) -> None:
+        super().__init__()
+        self.input_norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.attention = Attention(config)
+        self.post_norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
+
+    def forward(
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Cache | None, index: int
+    ) -> Tensor:
+        x = x_BTD + self.attention(self.input_norm(x_BTD), rotary, bias, cache, index)
+        return x + self.mlp(self.post_norm(x))
+
+
+class Dense(Decoder):
+    """Qwen3-shaped decoder."""
+
+    def __init__(self, config: DenseConfig) -> None:
+        layers = nn.ModuleList(DenseLayer(config) for _ in range(config.num_hidden_layers))
+        super().__init__(config, layers, rotary_dim=config.head_dim)
+        self.widths = [(config.num_key_value_heads, config.head_dim)] * 2
+
+    def cache_widths(self) -> list[tuple[int, int]]:
+        return self.widths

@@ -1,0 +1,66 @@
+"""Attention and the gated feed-forward product, in the form that is fastest on a CPU at short lengths.
+
+torch's own scaled_dot_product_attention is two to three times slower there than a batched product, a
+softmax and a second product; its bf16 backward pass more so (docs/log.md has the figures).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+
+def attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """Softmax attention of T queries over S keys; H query heads share J key heads (H a multiple of J).
+
+    bias: additive mask, [T, S] or [B, T, S], 0 where a query may look and -inf where not.
+    Returns [B, T, H * V].
+    """
+    B, T, H, K = q_BTHK.shape
+    J, S = k_BJSK.shape[1:3]
+    G = H // J
+    q = q_BTHK.view(B, T, J, G, K).permute(0, 2, 3, 1, 4).reshape(B * J, G * T, K)
+    k = k_BJSK.reshape(B * J, S, K)
+    v = v_BJSV.reshape(B * J, S, v_BJSV.shape[-1])
+    if bias.dim() == 2:
+        mask = bias.expand(G, T, S).reshape(1, G * T, S).expand(B * J, G * T, S)
+    else:
+        mask = bias.view(B, 1, 1, T, S).expand(B, J, G, T, S).reshape(B * J, G * T, S)
+    weights = torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale), dim=-1)
+    out = torch.bmm(weights, v)
+    return out.view(B, J, G, T, -1).permute(0, 3, 1, 2, 4).reshape(B, T, -1)
+
+
+def causal_bias(length: int, dtype: torch.dtype) -> Tensor:
+    """[T, T] additive mask: each position sees itself and what came before."""
+    return torch.full((length, length), float("-inf"), dtype=dtype).triu_(1)
+
+
+class _SwiGLU(Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        grad_gate = torch.ops.aten.silu_backward(grads[0] * up, gate)
+        return torch.cat([grad_gate, F.silu(gate).mul_(grads[0])], dim=-1)
+
+
+def swiglu(gate_up_2F: Tensor) -> Tensor:
+    """silu(gate) * up for a last axis that holds [gate | up] (arXiv 2002.05202)."""
+    return _SwiGLU.apply(gate_up_2F)
+
+
+def plain_swiglu(gate_up_2F: Tensor) -> Tensor:
+    """The same function as `swiglu`, left to autograd."""
+    gate, up = gate_up_2F.chunk(2, dim=-1)
+    return F.silu(gate) * up

@@ -1,0 +1,115 @@
+"""Norms and rotary positions with their own backward pass.
+
+On a CPU a small model spends as long in many small elementwise kernels as in its matrix products; each
+function here is one node of the autograd graph instead of five to ten. The plain forms beside them are
+what tests hold them to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+
+def plain_rms_norm(x_D: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last axis, statistics in at least float32 (arXiv 1910.07467, eq. 4)."""
+    x32 = x_D if x_D.dtype == torch.float64 else x_D.float()
+    return weight_D * (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x_D.dtype)
+
+
+def _inverse_rms(x_D: Tensor, eps: float) -> Tensor:
+    wide = torch.float64 if x_D.dtype == torch.float64 else torch.float32
+    norm = torch.linalg.vector_norm(x_D, dim=-1, keepdim=True, dtype=wide)
+    return torch.rsqrt(norm.square_().div_(x_D.shape[-1]).add_(eps)).to(x_D.dtype)
+
+
+def _rms_backward(grad_D: Tensor, xhat_D: Tensor, inverse: Tensor) -> Tensor:
+    """Gradient through xhat = x * inverse(x), for a gradient of xhat."""
+    dot = (grad_D * xhat_D).mean(-1, keepdim=True)
+    return torch.addcmul(grad_D, xhat_D, dot, value=-1).mul_(inverse)
+
+
+class _RMSNorm(Function):
+    @staticmethod
+    def forward(ctx: Any, x_D: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        inverse = _inverse_rms(x_D, eps)
+        xhat = x_D * inverse
+        ctx.save_for_backward(xhat, inverse, weight_D)
+        return xhat * weight_D
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        xhat, inverse, weight = ctx.saved_tensors
+        grad = grads[0]
+        grad_weight = (grad * xhat).flatten(0, -2).sum(0)
+        return _rms_backward(grad * weight, xhat, inverse), grad_weight, None
+
+
+def rms_norm(x_D: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last axis; the same function as `plain_rms_norm`."""
+    return _RMSNorm.apply(x_D, weight_D, eps)
+
+
+def rotary_tables(positions: int, dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin [positions, dim/2] in float32 for RoPE of `dim` channels (arXiv 2104.09864)."""
+    frequencies = 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
+    angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
+    return angles.cos(), angles.sin()
+
+
+def _rotate(x_K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate channel i against channel i + K/2 (the half-split convention of the dense families)."""
+    half = x_K.shape[-1] // 2
+    a, b = x_K[..., :half], x_K[..., half:]
+    out = torch.empty_like(x_K)
+    torch.addcmul(a * cos, b, sin, value=-1, out=out[..., :half])
+    torch.addcmul(b * cos, a, sin, out=out[..., half:])
+    return out
+
+
+def plain_norm_rotate(x_BTHK: Tensor, weight_HK: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """Per-head RMSNorm, then RoPE; cos and sin broadcast to [B, T, 1, K/2]."""
+    x = plain_rms_norm(x_BTHK, weight_HK, eps)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+class _NormRotate(Function):
+    @staticmethod
+    def forward(ctx: Any, x_BTHK: Tensor, weight_HK: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+        inverse = _inverse_rms(x_BTHK, eps)
+        xhat = x_BTHK * inverse
+        ctx.save_for_backward(xhat, inverse, weight_HK, cos, sin)
+        return _rotate(xhat * weight_HK, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        xhat, inverse, weight, cos, sin = ctx.saved_tensors
+        grad = _rotate(grads[0], cos, -sin)
+        grad_weight = (grad * xhat).flatten(0, -3).sum(0)
+        return _rms_backward(grad * weight, xhat, inverse), grad_weight, None, None, None
+
+
+def norm_rotate(x_BTHK: Tensor, weight_HK: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """Per-head RMSNorm, then RoPE; the same function as `plain_norm_rotate`."""
+    return _NormRotate.apply(x_BTHK, weight_HK, cos, sin, eps)
+
+
+class _Rotate(Function):
+    @staticmethod
+    def forward(ctx: Any, x_K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x_K, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotate(grads[0], cos, -sin), None, None
+
+
+def rotate(x_K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE alone, half-split convention; cos and sin broadcast to [..., K/2]."""
+    return _Rotate.apply(x_K, cos, sin)

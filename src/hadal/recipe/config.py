@@ -1,0 +1,161 @@
+"""A recipe: every number that decides how a run ends, typed, read from TOML and frozen in run.json."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
+from hadal.configs.reading import apply_override, nearest, read_dataclass
+from hadal.errors import UserError
+from hadal.evaluate.suite import EvaluationConfig
+from hadal.train.corpus import CorpusConfig
+from hadal.train.optim import OptimizerConfig
+from hadal.train.rl import RLConfig
+
+ARCHITECTURES = ("dense", "deepseek")
+
+
+@dataclass(frozen=True)
+class SizeConfig:
+    """The model's shape; the vocabulary follows from the tasks."""
+
+    hidden_size: int = 128
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    intermediate_size: int = 384
+    moe_intermediate_size: int = 128
+    n_routed_experts: int = 8
+    num_experts_per_tok: int = 2
+    kv_lora_rank: int = 64
+    num_nextn_predict_layers: int = 0
+
+    def model_config(self, arch: str, vocab_size: int) -> ModelConfig:
+        """The typed config of an architecture at this size."""
+        width = self.hidden_size // self.num_attention_heads
+        if arch == "dense":
+            return DenseConfig(
+                vocab_size,
+                self.hidden_size,
+                self.num_hidden_layers,
+                self.num_attention_heads,
+                self.num_key_value_heads,
+                head_dim=width,
+                intermediate_size=self.intermediate_size,
+            )
+        return DeepseekConfig(
+            vocab_size,
+            self.hidden_size,
+            self.num_hidden_layers,
+            self.num_attention_heads,
+            self.intermediate_size,
+            self.moe_intermediate_size,
+            n_routed_experts=self.n_routed_experts,
+            num_experts_per_tok=self.num_experts_per_tok,
+            kv_lora_rank=self.kv_lora_rank,
+            qk_nope_head_dim=width,
+            qk_rope_head_dim=width,
+            v_head_dim=width,
+            num_nextn_predict_layers=self.num_nextn_predict_layers,
+        )
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Steps at full rate, extended until every task is ready for RL or a cap is met, then steps of decay."""
+
+    steps: int = 2400
+    extra_steps: int = 400
+    extra_rounds: int = 2
+    decay_steps: int = 1000
+    warmup: int = 20
+    check_problems: int = 64
+    margin: float = 0.05
+    """By how much thinking must beat answering for RL to have something to find."""
+    checkpoint_every: int = 200
+    router_bias_rate: float = 0.001
+    mtp_weight: float = 0.1
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass(frozen=True)
+class GrpoConfig(RLConfig):
+    """An RL stage: how many updates, and how often it looks up from its work."""
+
+    updates: int = 120
+    warmup: int = 5
+    held_out_every: int = 20
+    held_out_problems: int = 50
+    checkpoint_every: int = 20
+    rollouts_every: int = 20
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=1e-3, muon_lr=0.0, beta2=0.99, eps=1e-8)
+    )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run. Two runs with equal recipes (threads included) on one machine end in equal weights."""
+
+    tasks: list[str]
+    arch: str = "dense"
+    seed: int = 0
+    threads: int = 0
+    dtype: str = "auto"
+    model: SizeConfig = field(default_factory=SizeConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if self.arch not in ARCHITECTURES:
+            raise UserError(f"arch is {self.arch!r}.", nearest(self.arch, ARCHITECTURES))
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise UserError(f"dtype is {self.dtype!r}.", nearest(self.dtype, ("auto", "float32", "bfloat16")))
+        if not self.tasks:
+            raise UserError("The recipe has no tasks.", "Name at least one.")
+        if self.model.hidden_size % self.model.num_attention_heads:
+            raise UserError(
+                f"model.hidden_size is {self.model.hidden_size}, not a multiple of "
+                f"{self.model.num_attention_heads} heads."
+            )
+        for name in ("steps", "decay_steps", "checkpoint_every", "check_problems"):
+            if getattr(self.pretrain, name) < 1:
+                raise UserError(f"pretrain.{name} is {getattr(self.pretrain, name)}.", "It must be at least 1.")
+        for name in ("updates", "prompts", "samples", "checkpoint_every", "epochs", "minibatches"):
+            if getattr(self.grpo, name) < 1:
+                raise UserError(f"grpo.{name} is {getattr(self.grpo, name)}.", "It must be at least 1.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain data; `read_recipe` takes it back."""
+        return asdict(self)
+
+
+def read_recipe(data: dict[str, Any]) -> Recipe:
+    """A recipe from plain data."""
+    return read_dataclass(Recipe, data, "")
+
+
+def load_recipe_data(name: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The tables of a recipe file, or of a shipped recipe by its bare name, with `--set` applied."""
+    path = Path(name)
+    try:
+        if path.suffix == ".toml":
+            text = path.read_text(encoding="utf-8")
+        else:
+            text = (resources.files("hadal.recipes") / f"{name}.toml").read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"Recipe {name} cannot be read ({(error.strerror or str(error)).lower()}).") from None
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"Recipe {name} is not valid TOML: {error}.") from None
+    for assignment in overrides:
+        apply_override(data, assignment)
+    return data

@@ -1,0 +1,80 @@
+"""Evaluation of base and RL model on the same held-out problems, and the file that the report is made from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hadal.evaluate.suite import Verdict, evaluate
+from hadal.recipe.run import Run
+from hadal.recipe.run_folder import write_json
+
+SHOWCASE = "How many r in strawberry?"
+
+
+def evaluate_stage(run: Run, stage: str, of: str) -> None:
+    """Evaluate the model that stage `of` left, as stage `stage`."""
+    run.view.stage(stage, 6, "held-out problems: by itself, made to think, made to answer, against difficulty")
+    llm = run.engine(run.stage_model(of).to(run.dtype).eval())
+    done = 0
+
+    def progress(what: str) -> None:
+        nonlocal done
+        done += 1
+        run.view.step(stage, done, {"doing": what, "cost_usd": run.cost_so_far()})
+
+    figures, natural = evaluate(llm, run.tasks, run.recipe.evaluate, run.recipe.seed, progress)
+    sampled = sum(v.tokens for verdicts in natural.values() for v in verdicts)
+    run.count_sampled(sampled, 0, 60)
+    responses = {
+        name: [
+            {"question": v.problem.prompt, "gold": v.problem.answer, "text": v.text, "right": v.right} for v in verdicts
+        ]
+        for name, verdicts in natural.items()
+    }
+    run.finish(stage, {"figures": figures, "responses": responses})
+
+
+def write_evaluation(run: Run) -> None:
+    """evaluation.json: both models side by side."""
+    base, rl = run.result("evaluate-base"), run.result("evaluate-rl")
+    readiness = (run.result("pretrain") or {})["readiness"]
+    assert base is not None and rl is not None
+    tasks: dict[str, Any] = {}
+    for name, task in run.tasks.items():
+        tasks[name] = {
+            "about": task.about,
+            "gold_limit": task.gold_limit,
+            "difficulty": task.default_difficulty,
+            "base": base["figures"]["tasks"][name],
+            "rl": rl["figures"]["tasks"][name],
+        }
+    left_out = {
+        name: f"made to think {r['thinking']:.0%}, made to answer {r['direct']:.0%}: thinking did not pay yet"
+        for name, r in readiness.items()
+        if not r["ready"]
+    }
+    mean = {"base": base["figures"]["mean"], "rl": rl["figures"]["mean"]}
+    examples = [example for name in run.tasks for example in _examples(name, base, rl)]
+    write_json(
+        run.folder / "evaluation.json",
+        {"tasks": tasks, "mean": mean, "examples": examples, "left_out": left_out},
+    )
+
+
+def _examples(name: str, base: dict[str, Any], rl: dict[str, Any]) -> list[dict[str, Any]]:
+    """One problem that both were asked: where there is one, that RL gets right and the base did not."""
+    pairs = list(zip(base["responses"][name], rl["responses"][name], strict=True))
+    before, after = next(((b, a) for b, a in pairs if a["right"] and not b["right"]), pairs[0])
+    side = lambda v: {"text": v["text"], "right": v["right"]}  # noqa: E731
+    return [
+        {
+            "task": name,
+            "question": after["question"],
+            "gold": after["gold"],
+            "base": side(before),
+            "rl": side(after),
+        }
+    ]
+
+
+__all__ = ["SHOWCASE", "Verdict", "evaluate_stage", "write_evaluation"]

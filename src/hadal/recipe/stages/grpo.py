@@ -1,0 +1,132 @@
+"""R1-Zero's reinforcement learning: sample, check, reinforce, climb."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hadal.engine import SamplingParams
+from hadal.evaluate.suite import Verdict, ask, held_out
+from hadal.models.decoder import Decoder
+from hadal.recipe.run import Run, save_checkpoint
+from hadal.recipe.run_folder import write_text
+from hadal.train.curriculum import Curriculum
+from hadal.train.optim import Optimizer
+from hadal.train.rl import UpdateResult, rl_update
+from hadal.train.state import StateFolder
+
+STAGE = "grpo"
+MONITOR = 9  # the stream of held-out problems that is watched during training; the final evaluation uses others
+
+
+def grpo(run: Run) -> None:
+    """Train the base by reinforcement; leaves the last checkpoint, and the best on the watched problems."""
+    config = run.recipe.grpo
+    readiness = (run.result("pretrain") or {})["readiness"]
+    tasks = {name: task for name, task in run.tasks.items() if readiness[name]["ready"]}
+    folder = run.stage_folder(STAGE)
+    model = run.stage_model("pretrain").train()
+    optimizer = Optimizer(model, config.optimizer, run.dtype)
+    llm = run.engine(model)
+    curriculum = Curriculum(tasks)
+    states = StateFolder(folder / "state")
+    step, best = 0, -1.0
+    loaded = states.load()
+    if loaded is not None:
+        step, tensors, numbers, damaged = loaded
+        if damaged:
+            run.view.note(f"The checkpoint of step {damaged[0]} is damaged: carrying on from step {step}.")
+        optimizer.load_state(tensors)
+        model.load_extra_state(tensors)
+        curriculum = Curriculum.from_state(tasks, numbers["curriculum"])
+        best = numbers["best"]
+    run.metrics.truncate_after(step, STAGE)
+    run.timing.truncate_after(step, STAGE)
+    run.view.stage(STAGE, config.updates, "reinforcement learning: right answers are reinforced, nothing else is told")
+    if not tasks:
+        run.view.note("No task is ready for RL: the base stays as it is. Try more minutes.")
+
+    while tasks and step < config.updates:
+        scale = min(1.0, (step + 1) / config.warmup)
+        result = rl_update(llm, optimizer, tasks, curriculum, config, run.recipe.seed, step, scale)
+        model.after_update(0.0)
+        step += 1
+        enter(run, result)
+        levels = {name: round(curriculum.mean_level(name), 3) for name in tasks}
+        run.metrics.append({"stage": STAGE, "step": step, **result.metrics, "difficulty": levels})
+        seconds = result.seconds_sampling + result.seconds_training
+        rate = (result.tokens_sampled + result.tokens_trained) / seconds
+        run.timing.append(
+            {
+                "stage": STAGE, "step": step, "seconds": seconds, "sampling": result.seconds_sampling,
+                "tokens": result.tokens_sampled + result.tokens_trained, "tokens_per_second": rate,
+            }
+        )  # fmt: skip
+        shown = {
+            **result.metrics,
+            "tokens_per_second": rate,
+            "cost_usd": run.cost_so_far(),
+            "difficulty": levels,
+        }
+        run.view.step(STAGE, step, shown)
+        group = result.groups[step % len(result.groups)]
+        run.view.sample(group.problem.prompt, group.samples[0].text, group.rewards[0].total > 0.5)
+        if step % config.rollouts_every == 0 or step == config.updates:
+            write_rollouts(run, step, result)
+        if step % config.held_out_every == 0 or step == config.updates:
+            shares = watch(run, model)
+            run.metrics.append({"stage": STAGE, "step": step, "held_out": shares})
+            mean = sum(shares.values()) / len(shares)
+            if mean > best:
+                best = mean
+                save_checkpoint(folder / "best", model, optimizer, run.tokenizer)
+        if step % config.checkpoint_every == 0:
+            numbers = {"curriculum": curriculum.state(), "best": best}
+            states.save(step, optimizer.state() | model.extra_state(), numbers)
+            run.enter_books(STAGE)
+
+    run.save_stage_model(STAGE, model, optimizer)
+    run.finish(STAGE, {"updates": step, "best": best, "curriculum": curriculum.state()})
+
+
+def enter(run: Run, result: UpdateResult) -> None:
+    """Put an update on the books."""
+    samples = [s for g in result.groups for s in g.samples]
+    length = sum(len(g.prompt) + len(g.samples[0].token_ids) for g in result.groups) / len(result.groups)
+    run.count_sampled(sum(len(s.token_ids) for s in samples), sum(len(g.prompt) for g in result.groups), length)
+    run.count_trained(result.tokens_trained, int(length))
+
+
+def watch(run: Run, model: Decoder) -> dict[str, float]:
+    """Accuracy by task on the watched held-out problems, as the model answers by itself."""
+    n = run.recipe.grpo.held_out_problems
+    llm = run.engine(model)
+    out: dict[str, float] = {}
+    problems = {name: held_out(task, task.default_difficulty, n, stream=MONITOR) for name, task in run.tasks.items()}
+    flat = [p for part in problems.values() for p in part]
+    params = SamplingParams(max_tokens=run.recipe.grpo.max_tokens, seed=run.recipe.seed)
+    verdicts: list[Verdict] = [v[0] for v in ask(llm, run.tasks, flat, params)]
+    run.count_sampled(sum(v.tokens for v in verdicts), 30 * len(flat), 60)
+    position = 0
+    for name, part in problems.items():
+        out[name] = sum(v.right for v in verdicts[position : position + len(part)]) / len(part)
+        position += len(part)
+    return out
+
+
+def write_rollouts(run: Run, step: int, result: UpdateResult) -> None:
+    """One line for each group: the question, each sample and what it earned."""
+    lines = []
+    for group in result.groups:
+        record: dict[str, Any] = {
+            "task": group.task,
+            "difficulty": group.problem.meta["difficulty"],
+            "prompt": group.problem.prompt,
+            "answer": group.problem.answer,
+            "samples": [
+                {"text": s.text, "reward": r.total, "note": r.note}
+                for s, r in zip(group.samples, group.rewards, strict=True)
+            ],
+        }
+        lines.append(json.dumps(record, ensure_ascii=False))
+    write_text(run.folder / "rollouts" / f"{STAGE}-{step:06d}.jsonl", "\n".join(lines) + "\n")

@@ -1,0 +1,132 @@
+"""Pre-training: from random weights to a base that answers at once but knows how to think.
+
+The rate is constant until every task is ready for RL (made to think it beats made to answer) or a cap is met,
+then falls to zero. In the second half of the fall most documents answer at once, so that thinking is a skill
+the base has and seldom uses: what R1-Zero's RL then finds out is that it pays.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from typing import Any
+
+import torch
+
+from hadal.engine import SamplingParams
+from hadal.evaluate.suite import ask
+from hadal.models.decoder import Decoder
+from hadal.recipe.run import Run
+from hadal.tasks import Problem
+from hadal.train.corpus import Batch, batches
+from hadal.train.losses import cross_entropy, predict
+from hadal.train.optim import Optimizer
+from hadal.train.state import StateFolder
+
+STAGE = "pretrain"
+
+
+def pretrain(run: Run) -> None:
+    """Train the base; leaves its checkpoint, and which tasks are ready."""
+    config = run.recipe.pretrain
+    model = run.new_model()
+    optimizer = Optimizer(model, config.optimizer, run.dtype)
+    llm = run.engine(model)
+    states = StateFolder(run.stage_folder(STAGE) / "state")
+    step, decay_from = 0, -1
+    loaded = states.load()
+    if loaded is not None:
+        step, tensors, numbers, damaged = loaded
+        if damaged:
+            run.view.note(f"The checkpoint of step {damaged[0]} is damaged: carrying on from step {step}.")
+        optimizer.load_state(tensors)
+        model.load_extra_state(tensors)
+        decay_from = numbers["decay_from"]
+    run.metrics.truncate_after(step, STAGE)
+    run.timing.truncate_after(step, STAGE)
+    cap = config.steps + config.extra_rounds * config.extra_steps
+    run.view.stage(STAGE, (decay_from if decay_from >= 0 else config.steps) + config.decay_steps, _about(run))
+
+    def corpus(start: int) -> Any:
+        late = decay_from + config.decay_steps // 2 if decay_from >= 0 else 1 << 60
+        return batches(list(run.tasks.values()), run.tokenizer, run.recipe.corpus, run.recipe.seed, start, late)
+
+    stream = corpus(step)
+    began, tokens = time.perf_counter(), 0
+    while decay_from < 0 or step < decay_from + config.decay_steps:
+        if decay_from < 0 and step >= config.steps and (step - config.steps) % config.extra_steps == 0:
+            ready = readiness(run, model)
+            run.metrics.append({"stage": STAGE, "step": step, "readiness": ready})
+            if step >= cap or all(r["ready"] for r in ready.values()):
+                decay_from = step
+                stream = corpus(step)
+            else:
+                behind = ", ".join(name for name, r in ready.items() if not r["ready"])
+                run.view.note(f"Not ready for RL yet: {behind}. {config.extra_steps} more steps.")
+            run.view.stage(
+                STAGE,
+                (decay_from if decay_from >= 0 else step + config.extra_steps) + config.decay_steps,
+                _about(run),
+            )
+        batch: Batch = next(islice(stream, 1))
+        scale = min(1.0, (step + 1) / config.warmup)
+        if decay_from >= 0:
+            scale *= 1 - (step - decay_from) / config.decay_steps
+        logits, targets = predict(model, batch.ids, batch.mask, llm.forbidden)
+        loss = cross_entropy(logits, targets)
+        loss.backward()
+        norm = optimizer.step(scale)
+        model.after_update(config.router_bias_rate)
+        step += 1
+        tokens += batch.ids.numel()
+        run.count_trained(batch.ids.numel(), batch.ids.shape[1])
+        if step % 10 == 0:
+            seconds = time.perf_counter() - began
+            value = float(loss.detach())
+            run.metrics.append({"stage": STAGE, "step": step, "loss": value, "rate": scale, "grad_norm": norm})
+            run.timing.append(
+                {
+                    "stage": STAGE,
+                    "step": step,
+                    "seconds": seconds,
+                    "tokens": tokens,
+                    "tokens_per_second": tokens / seconds,
+                }
+            )
+            run.view.step(
+                STAGE,
+                step,
+                {"loss": value, "tokens_per_second": tokens / seconds, "cost_usd": run.cost_so_far()},
+            )
+            began, tokens = time.perf_counter(), 0
+        if step % config.checkpoint_every == 0:
+            states.save(step, optimizer.state() | model.extra_state(), {"decay_from": decay_from})
+            run.enter_books(STAGE)
+
+    ready = readiness(run, model)
+    run.metrics.append({"stage": STAGE, "step": step, "readiness": ready})
+    run.save_stage_model(STAGE, model, optimizer)
+    run.finish(STAGE, {"steps": step, "readiness": ready})
+
+
+def _about(run: Run) -> str:
+    size = sum(1 for _ in run.tasks)
+    return f"learning to read, answer and think: {size} task{'s' if size != 1 else ''}, loss on responses"
+
+
+@torch.no_grad()
+def readiness(run: Run, model: Decoder) -> dict[str, dict[str, Any]]:
+    """For each task, on training problems at its default difficulty: made to think against made to answer."""
+    n, margin = run.recipe.pretrain.check_problems, run.recipe.pretrain.margin
+    problems: list[Problem] = []
+    for task in run.tasks.values():
+        problems += [task.generate((9 << 32) + i, "train", task.default_difficulty) for i in range(n)]
+    llm = run.engine(model)
+    share: dict[str, dict[str, float]] = {name: {} for name in run.tasks}
+    for kind, thinking in (("thinking", True), ("direct", False)):
+        params = SamplingParams(max_tokens=run.recipe.grpo.max_tokens, seed=run.recipe.seed, thinking=thinking)
+        verdicts = [v[0] for v in ask(llm, run.tasks, problems, params)]
+        run.count_sampled(sum(v.tokens for v in verdicts), 30 * len(verdicts), 60)
+        for i, name in enumerate(run.tasks):
+            share[name][kind] = sum(v.right for v in verdicts[i * n : (i + 1) * n]) / n
+    return {name: {**rates, "ready": rates["thinking"] > rates["direct"] + margin} for name, rates in share.items()}

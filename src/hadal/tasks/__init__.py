@@ -1,0 +1,34 @@
+"""Verifiable tasks: problems that a program can pose, and judge the answers to."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hadal.configs.reading import nearest
+from hadal.errors import UserError
+from hadal.tasks.ball import Ball
+from hadal.tasks.base import Problem, Reward, Rng, Split, Task
+from hadal.tasks.countdown import Countdown
+from hadal.tasks.letters import Letters
+from hadal.tasks.sort import Sort
+from hadal.tasks.sums import Sums
+
+BUILT_IN: dict[str, type[Task]] = {task.name: task for task in (Sums, Letters, Countdown, Sort, Ball)}
+
+
+def load_tasks(names: Sequence[str]) -> dict[str, Task]:
+    """Tasks by name: built-in ones, and files of one's own (`./mine.py`)."""
+    tasks: dict[str, Task] = {}
+    for name in names:
+        if name in BUILT_IN:
+            task: Task = BUILT_IN[name]()
+        elif name.endswith(".py"):
+            from hadal.tasks.user import load_task_file
+
+            task = load_task_file(Path(name))
+        else:
+            raise UserError(f"There is no task {name!r}.", nearest(name, BUILT_IN))
+        tasks[task.name] = task
+    return tasks
+
+
+__all__ = ["BUILT_IN", "Problem", "Reward", "Rng", "Split", "Task", "load_tasks"]

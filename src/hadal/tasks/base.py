@@ -1,0 +1,198 @@
+"""What a task is: problems from a seed, and a check of any answer.
+
+A task draws problems of a given difficulty. Training and held-out problems are apart by construction: the
+problem's key (its content without its wording, twins merged) is hashed, and one key in eight is held out.
+Gold thoughts exist up to the task's `gold_limit` and nowhere above it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, ClassVar, Literal, TypeVar
+
+from hadal.errors import UserError
+from hadal.text.parse import parse_response
+
+Split = Literal["train", "held_out"]
+T = TypeVar("T")
+_MASK = (1 << 64) - 1
+
+
+@dataclass
+class Problem:
+    """A question, its answer, what the scorer needs besides (`meta`), and a worked thought if there is one."""
+
+    prompt: str
+    answer: str
+    meta: dict[str, Any] = field(default_factory=dict)
+    thought: str | None = None
+
+
+@dataclass(frozen=True)
+class Reward:
+    """total is what training maximises, from 0 to 1; parts are its components; note says why."""
+
+    total: float
+    parts: dict[str, float]
+    note: str = ""
+
+
+class Rng:
+    """Counter-based randomness (SplitMix64): the same numbers on any platform and Python, from any start."""
+
+    def __init__(self, *key: object) -> None:
+        text = "\x1f".join(map(str, key)).encode()
+        self.state = int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
+
+    def bits(self) -> int:
+        """64 random bits."""
+        self.state = (self.state + 0x9E3779B97F4A7C15) & _MASK
+        z = self.state
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+        return z ^ (z >> 31)
+
+    def below(self, n: int) -> int:
+        """A whole number from 0 to n - 1."""
+        return (self.bits() * n) >> 64
+
+    def between(self, low: int, high: int) -> int:
+        """A whole number from low to high, both included."""
+        return low + self.below(high - low + 1)
+
+    def random(self) -> float:
+        """A number in [0, 1)."""
+        return (self.bits() >> 11) / (1 << 53)
+
+    def choice(self, items: Sequence[T]) -> T:
+        """One of the items."""
+        return items[self.below(len(items))]
+
+    def sample(self, items: Sequence[T], n: int) -> list[T]:
+        """n different items in random order."""
+        pool = list(items)
+        for i in range(n):
+            j = i + self.below(len(pool) - i)
+            pool[i], pool[j] = pool[j], pool[i]
+        return pool[:n]
+
+
+def split_of(key: str) -> Split:
+    """Which side a problem is on, from its key alone."""
+    return "held_out" if blake2b(key.encode(), digest_size=8).digest()[0] % 8 == 0 else "train"
+
+
+class Task:
+    """Base class: a subclass draws problems and judges answers; seeds, splits and wording are done here."""
+
+    name: ClassVar[str]
+    about: ClassVar[str]
+    phrasings: ClassVar[tuple[str, ...]]
+    """Wordings with {fields}; the last one is never trained on."""
+    gold_limit: int
+    default_difficulty: int
+    difficulties: range
+
+    def draw(self, rng: Rng, difficulty: int) -> tuple[dict[str, str], str]:
+        """The fields of a random problem, and its key."""
+        raise NotImplementedError
+
+    def solve(self, fields: dict[str, str]) -> tuple[str, str] | None:
+        """Answer and thought for the fields of a problem; None if they are not a problem of this task."""
+        raise NotImplementedError
+
+    def judge(self, problem: Problem, answer: str) -> bool:
+        """Whether an answer is right, by meaning."""
+        return answer.lower().rstrip(".") == problem.answer
+
+    def side(self, key: str) -> Split:
+        """The side that a key is on."""
+        return split_of(f"{self.name}:{key}")
+
+    def generate(self, seed: int, split: Split, difficulty: int, new_phrasing: bool = False) -> Problem:
+        """A problem of the given side; the same arguments always give the same one.
+
+        new_phrasing: worded in the way that training never uses.
+        """
+        rng = Rng(self.name, seed, split, difficulty)
+        for _ in range(10_000):
+            problem = self.propose(rng, difficulty, new_phrasing)
+            if self.side(problem.meta["key"]) == split:
+                if difficulty > self.gold_limit:
+                    problem.thought = None
+                return problem
+        raise UserError(
+            f"Task {self.name} found no {split} problem of difficulty {difficulty} in 10,000 draws.",
+            "It has too few different problems there.",
+        )
+
+    def propose(self, rng: Rng, difficulty: int, new_phrasing: bool) -> Problem:
+        """A random problem of either side, with its thought."""
+        fields, key = self.draw(rng, difficulty)
+        template = self.phrasings[-1] if new_phrasing else rng.choice(self.phrasings[:-1])
+        return self._problem(template.format(**fields), fields, {"key": key, "difficulty": difficulty})
+
+    def _problem(self, prompt: str, fields: dict[str, str], meta: dict[str, Any]) -> Problem:
+        solved = self.solve(fields)
+        assert solved is not None, f"{self.name} drew a problem that it cannot solve: {fields}"
+        return Problem(prompt, solved[0], {"task": self.name, "fields": fields} | meta, solved[1])
+
+    def score(self, problem: Problem, response: str) -> Reward:
+        """1 for a right answer behind the thought, 0 for anything else that a model can emit."""
+        parsed = parse_response(response)
+        if not parsed.closed:
+            return Reward(0.0, {"accuracy": 0.0}, "the thought was not closed")
+        if not parsed.answer:
+            return Reward(0.0, {"accuracy": 0.0}, "no answer")
+        right = self.judge(problem, parsed.answer)
+        return Reward(float(right), {"accuracy": float(right)}, "right" if right else "wrong")
+
+    def validate(self, n: int = 50) -> None:
+        """Check on n problems of each side that the gold answer scores 1, other problems' answers 0 where they
+        differ, and nothing 0. UserError names the first fault."""
+        for split in ("train", "held_out"):
+            for i in range(n):
+                levels = self.difficulties
+                problem = self.generate((7 << 32) + i, split, levels[i % min(len(levels), 8)])
+                fault = self.fault(problem)
+                if fault:
+                    raise UserError(f"Task {self.name}: {fault} The question was {problem.prompt!r}.")
+
+    def fault(self, problem: Problem) -> str:
+        """What is wrong with a problem, in a sentence; empty if nothing is."""
+        gold = self.score(problem, f"<think>{problem.thought or ''}</think> {problem.answer}").total
+        if gold != 1:
+            return f"the gold answer {problem.answer!r} scores {gold:g} and not 1."
+        for wrong in ("", "<think> hm", "<think> hm </think>", "<think></think>", "no idea"):
+            if self.score(problem, wrong).total != 0:
+                return f"the response {wrong!r} scores above 0."
+        return ""
+
+    def recognise(self, text: str) -> Problem | None:
+        """The problem in a person's own words, if it is worded in one of the known ways."""
+        plain = " ".join(text.lower().split()).rstrip("?.! ")
+        for template in self.phrasings:
+            pattern = re.escape(" ".join(template.lower().split()).rstrip("?.! "))
+            pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", pattern)
+            match = re.fullmatch(pattern, plain)
+            if match:
+                solved = self.solve(match.groupdict())
+                if solved is not None:
+                    return Problem(text, solved[0], {"task": self.name, "fields": match.groupdict()}, solved[1])
+        return None
+
+
+def whole_numbers(text: str) -> list[int] | None:
+    """The numbers of '3, 8 and 5'; None if there is anything else."""
+    parts = re.split(r"\s*,\s*|\s+and\s+|\s+", text.replace(", and ", ", ").strip())
+    if not parts or not all(re.fullmatch(r"\d{1,6}", part) for part in parts):
+        return None
+    return [int(part) for part in parts]
+
+
+def listing(items: Sequence[object]) -> str:
+    """'3, 8, 5' as people write it."""
+    return ", ".join(map(str, items))

@@ -1,0 +1,40 @@
+"""Sorting: 'Sort 31, 7, 19, 4. Which is number 3?' Difficulty is how many numbers there are."""
+
+from __future__ import annotations
+
+import re
+
+from hadal.tasks.base import Rng, Task, listing, whole_numbers
+
+LARGEST = 60
+DEEPEST = 6  # the place asked for: a thought stays short however many numbers there are
+
+
+class Sort(Task):
+    """The thought counts upwards through the numbers, smallest first, until the place asked for."""
+
+    name = "sort"
+    about = "put numbers in order and name the one in a given place"
+    phrasings = (
+        "Sort {numbers}. Which is number {place}?",
+        "Put {numbers} in order. What stands in place {place}?",
+        "From small to large, which of {numbers} is number {place}?",
+        "If you sort {numbers}, what comes in place {place}?",
+    )
+    gold_limit = 8
+    default_difficulty = 8
+    difficulties = range(3, 25)
+
+    def draw(self, rng: Rng, difficulty: int) -> tuple[dict[str, str], str]:
+        numbers = rng.sample(range(1, LARGEST + 1), difficulty)
+        place = rng.between(1, min(difficulty, DEEPEST))
+        key = f"{' '.join(map(str, sorted(numbers)))} : {place}"
+        return {"numbers": listing(numbers), "place": str(place)}, key
+
+    def solve(self, fields: dict[str, str]) -> tuple[str, str] | None:
+        numbers = whole_numbers(fields["numbers"])
+        place = re.fullmatch(r"\d{1,3}", fields["place"])
+        if not numbers or not place or not 1 <= int(place[0]) <= len(numbers):
+            return None
+        ordered = sorted(numbers)[: int(place[0])]
+        return str(ordered[-1]), "".join(f" {i} {value}" for i, value in enumerate(ordered, 1))

@@ -1,0 +1,50 @@
+"""Long sums: 'What is 7 + 12 - 5?' Difficulty is the number of terms."""
+
+from __future__ import annotations
+
+import re
+
+from hadal.tasks.base import Rng, Task
+
+LARGEST, CEILING = 19, 49
+
+
+class Sums(Task):
+    """The thought carries a running total, one term a step."""
+
+    name = "sums"
+    about = "add and subtract a row of numbers"
+    phrasings = (
+        "What is {expression}?",
+        "Work out {expression}.",
+        "{expression} = ?",
+        "How much is {expression}?",
+        "Please calculate {expression}.",
+    )
+    gold_limit = 8
+    default_difficulty = 7
+    difficulties = range(2, 25)
+
+    def draw(self, rng: Rng, difficulty: int) -> tuple[dict[str, str], str]:
+        total = rng.between(1, LARGEST)
+        terms = [total]
+        for _ in range(difficulty - 1):
+            up = [v for v in range(1, LARGEST + 1) if total + v <= CEILING]
+            down = [-v for v in range(1, min(total, LARGEST) + 1)]
+            step = rng.choice(up if not down or (up and rng.below(2)) else down)
+            terms.append(step)
+            total += step
+        expression = str(terms[0]) + "".join(f" {'+' if t > 0 else '-'} {abs(t)}" for t in terms[1:])
+        return {"expression": expression}, " ".join(map(str, sorted(terms)))
+
+    def solve(self, fields: dict[str, str]) -> tuple[str, str] | None:
+        text = fields["expression"].replace(" ", "")
+        if not re.fullmatch(r"\d{1,6}([+-]\d{1,6}){1,200}", text):
+            return None
+        first, *rest = re.findall(r"[+-]?\d+", text)
+        total = int(first)
+        thought = f" {total}"
+        for term in rest:
+            total += int(term)
+            thought += f" {term[0]} {int(term[1:])} = {total}"
+        return str(total), thought

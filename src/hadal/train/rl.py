@@ -1,0 +1,124 @@
+"""One update of reinforcement learning on checkable rewards: sample, score, weigh, train.
+
+The loop around it (checkpoints, metrics, evaluation) is a stage's business; what turns rewards into a
+gradient is an algorithm's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from hadal.engine import LLM, SamplingParams
+from hadal.tasks import Rng, Task
+from hadal.train.algorithms import ALGORITHMS
+from hadal.train.curriculum import Curriculum
+from hadal.train.losses import entropy, log_probabilities, predict
+from hadal.train.optim import Optimizer
+from hadal.train.rollouts import Group, pack, sample_groups
+
+
+@dataclass(frozen=True)
+class RLConfig:
+    """Sizes and knobs of an update."""
+
+    algorithm: str = "grpo"
+    prompts: int = 32
+    samples: int = 16
+    max_tokens: int = 160
+    temperature: float = 1.0
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    epochs: int = 1
+    minibatches: int = 1
+    micro_tokens: int = 4096
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What an update did: metrics (deterministic), the groups, and counts for the books."""
+
+    metrics: dict[str, float]
+    groups: list[Group]
+    tokens_sampled: int
+    tokens_trained: int
+    seconds_sampling: float
+    seconds_training: float
+
+
+def rl_update(
+    llm: LLM, optimizer: Optimizer, tasks: Mapping[str, Task], curriculum: Curriculum, config: RLConfig,
+    seed: int, step: int, scale: float = 1.0,
+) -> UpdateResult:  # fmt: skip
+    """Sample a batch with the live weights, score it, and take the algorithm's step on it."""
+    began = time.perf_counter()
+    rng = Rng("rl", seed, step)
+    names = list(tasks)
+    problems = []
+    for i in range(config.prompts):
+        name = names[(i + step) % len(names)]
+        level = curriculum.draw(name, rng)
+        problems.append((name, tasks[name].generate(rng.bits(), "train", level)))
+    params = SamplingParams(config.temperature, max_tokens=config.max_tokens, seed=rng.bits() >> 1)
+    groups = sample_groups(llm, tasks, problems, params, config.samples)
+    for group in groups:
+        curriculum.record(group.task, group.problem.meta["difficulty"], group.success)
+    sampled = time.perf_counter()
+
+    algorithm = ALGORITHMS[config.algorithm]
+    rewards = torch.tensor([[r.total for r in g.rewards] for g in groups])
+    advantages = algorithm.advantages(rewards)
+    # A group whose samples all earned the same teaches nothing relative to itself: it is dropped.
+    items = [
+        (group.prompt, sample, float(advantage))
+        for group, row in zip(groups, advantages, strict=True)
+        for sample, advantage in zip(group.samples, row, strict=True)
+        if advantage != 0
+    ]
+    kept = int((advantages != 0).any(dim=1).sum())
+    sums: dict[str, float] = defaultdict(float)
+    trained = 0
+    updates = 0
+    for epoch in range(config.epochs):
+        order = rng.sample(items, len(items)) if config.minibatches > 1 else items
+        size = -(-len(order) // config.minibatches)
+        for begin in range(0, len(order), max(size, 1)):
+            part = order[begin : begin + size]
+            tokens = sum(len(sample.token_ids) for _, sample, _ in part)
+            for rows in pack(part, llm.tokenizer.pad_id, config.micro_tokens):
+                logits, targets = predict(llm.model, rows.ids, rows.mask, llm.forbidden)
+                logprobs = log_probabilities(logits, targets)
+                terms = algorithm.loss(
+                    logprobs,
+                    rows.old_logprobs,
+                    rows.advantages,
+                    clip_low=config.clip_low,
+                    clip_high=config.clip_high,
+                )
+                (terms.sum() / tokens).backward()
+                if epoch == 0:
+                    sums["entropy"] += float(entropy(logits).sum())
+                    sums["mismatch"] += float((logprobs.detach() - rows.old_logprobs).abs().sum())
+                    sums["tokens"] += len(targets)
+                trained += rows.ids.numel()
+            sums["grad_norm"] += optimizer.step(scale)
+            updates += 1
+    done = time.perf_counter()
+    samples = [s for g in groups for s in g.samples]
+    metrics = {
+        "reward": float(rewards.mean()),
+        "length": sum(len(s.token_ids) for s in samples) / len(samples),
+        "thinking_share": sum(s.token_ids[:1] == [llm.tokenizer.think_id] for s in samples) / len(samples),
+        "truncated": sum(s.finish_reason == "length" for s in samples) / len(samples),
+        "kept_groups": kept / len(groups),
+        "entropy": sums["entropy"] / max(sums["tokens"], 1),
+        "mismatch": sums["mismatch"] / max(sums["tokens"], 1),
+        "grad_norm": sums["grad_norm"] / max(updates, 1),
+    }
+    return UpdateResult(
+        metrics, groups, sum(len(s.token_ids) for s in samples), trained, sampled - began, done - sampled
+    )
