@@ -42,12 +42,22 @@ def build(config: ModelConfig) -> Decoder:
     return Deepseek(config)
 
 
-def released_parts(name: str, config: ModelConfig) -> list[tuple[str, int]]:
-    """The tensors, with their rows, that one of hadal's parameters is in the released layout."""
+def released_name(name: str, config: ModelConfig) -> str:
+    """The released name of one of hadal's parameters; of a joined matrix, with the joined part's name in it."""
+    if isinstance(config, DeepseekConfig) and name.startswith("mtp."):
+        extra = f"layers.{config.num_hidden_layers}."  # the module is numbered as one more layer
+        name = name.replace("mtp.layer.", extra).replace("mtp.head_norm", extra + "shared_head.norm")
+        name = name.replace("mtp.", extra)
     for pattern, replacement in _RENAMES:
         renamed = re.sub(pattern, replacement, name)
         if renamed != name:
-            break
+            return renamed
+    return name
+
+
+def released_parts(name: str, config: ModelConfig) -> list[tuple[str, int]]:
+    """The tensors, with their rows, that one of hadal's parameters is in the released layout."""
+    renamed = released_name(name, config)
     if renamed.endswith("qkv_proj.weight"):
         assert isinstance(config, DenseConfig)
         q, kv = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
@@ -65,7 +75,7 @@ def to_released(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tens
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if re.search(r"\.experts\.(gate_up_proj|down_proj)$", name):
-            out.update(_experts_apart(name, tensor))
+            out.update(_experts_apart(released_name(name, config), tensor))
             continue
         parts = released_parts(name, config)
         pieces = [tensor] if len(parts) == 1 else tensor.split([rows for _, rows in parts])
@@ -79,7 +89,7 @@ def from_released(released: dict[str, Tensor], model: Decoder, source: str) -> d
     left = set(released)
     for name, like in model.state_dict().items():
         if re.search(r"\.experts\.(gate_up_proj|down_proj)$", name):
-            wanted = list(_experts_apart(name, like))
+            wanted = list(_experts_apart(released_name(name, model.config), like))
         else:
             wanted = [part for part, _ in released_parts(name, model.config)]
         missing = [part for part in wanted if part not in released]
@@ -104,7 +114,7 @@ def from_released(released: dict[str, Tensor], model: Decoder, source: str) -> d
 
 
 def _experts_apart(name: str, tensor_EOI: Tensor) -> dict[str, Tensor]:
-    prefix, _, kind = ("model." + name).rpartition(".")
+    prefix, _, kind = name.rpartition(".")
     out: dict[str, Tensor] = {}
     for e, matrix in enumerate(tensor_EOI):
         if kind == "down_proj":
@@ -168,4 +178,6 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
         if not torch.isfinite(tensor).all():
             raise UserError(f"{path}: {name} holds values that are not finite.", "The checkpoint is broken.")
     model.load_state_dict(state)
-    return model.to(dtype)
+    for parameter in model.parameters():  # buffers (router biases, rotary tables) stay float32
+        parameter.data = parameter.data.to(dtype)
+    return model

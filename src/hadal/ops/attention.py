@@ -43,16 +43,20 @@ def causal_bias(length: int, dtype: torch.dtype) -> Tensor:
 class _SwiGLU(Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_up)
         gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
+        act = F.silu(gate)
+        ctx.save_for_backward(gate_up, act)
+        return act * up
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (gate_up,) = ctx.saved_tensors
+        gate_up, act = ctx.saved_tensors
         gate, up = gate_up.chunk(2, dim=-1)
-        grad_gate = torch.ops.aten.silu_backward(grads[0] * up, gate)
-        return torch.cat([grad_gate, F.silu(gate).mul_(grads[0])], dim=-1)
+        out = torch.empty_like(gate_up)
+        grad_gate, grad_up = out.chunk(2, dim=-1)
+        torch.ops.aten.silu_backward.grad_input(grads[0] * up, gate, grad_input=grad_gate)
+        torch.mul(act, grads[0], out=grad_up)
+        return out
 
 
 def swiglu(gate_up_2F: Tensor) -> Tensor:

@@ -98,18 +98,43 @@ def norm_rotate(x_BTHK: Tensor, weight_HK: Tensor, cos: Tensor, sin: Tensor, eps
     return _NormRotate.apply(x_BTHK, weight_HK, cos, sin, eps)
 
 
-class _Rotate(Function):
+def plain_rotate_pairs(x_K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE on the last channels, 2 * cos.shape[-1] of them, pairing channel 2i with 2i + 1.
+
+    The convention of DeepSeek's weights. The rotated pairs come out halves apart, which is the same for
+    attention as long as queries and keys agree.
+    """
+    rest, turned = x_K.split([x_K.shape[-1] - 2 * cos.shape[-1], 2 * cos.shape[-1]], dim=-1)
+    a, b = turned[..., 0::2], turned[..., 1::2]
+    return torch.cat([rest, a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+class _RotatePairs(Function):
     @staticmethod
     def forward(ctx: Any, x_K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotate(x_K, cos, sin)
+        half = cos.shape[-1]
+        rest = x_K.shape[-1] - 2 * half
+        a, b = x_K[..., rest::2], x_K[..., rest + 1 :: 2]
+        out = torch.empty(x_K.shape, dtype=x_K.dtype, device=x_K.device)
+        out[..., :rest] = x_K[..., :rest]
+        torch.addcmul(a * cos, b, sin, value=-1, out=out[..., rest : rest + half])
+        torch.addcmul(b * cos, a, sin, out=out[..., rest + half :])
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _rotate(grads[0], cos, -sin), None, None
+        grad, half = grads[0], cos.shape[-1]
+        rest = grad.shape[-1] - 2 * half
+        a, b = grad[..., rest : rest + half], grad[..., rest + half :]
+        out = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
+        out[..., :rest] = grad[..., :rest]
+        torch.addcmul(a * cos, b, sin, out=out[..., rest::2])
+        torch.addcmul(b * cos, a, sin, value=-1, out=out[..., rest + 1 :: 2])
+        return out, None, None
 
 
-def rotate(x_K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE alone, half-split convention; cos and sin broadcast to [..., K/2]."""
-    return _Rotate.apply(x_K, cos, sin)
+def rotate_pairs(x_K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE in interleaved pairs; the same function as `plain_rotate_pairs`. cos and sin broadcast to [..., R/2]."""
+    return _RotatePairs.apply(x_K, cos, sin)
