@@ -98,9 +98,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise UserError(
-            f"cannot read {path}: {reason}.", f"If it cannot be restored: {again(path.parent)}"
-        ) from error
+        raise UserError(f"cannot read {path}: {reason}.", "Check its permissions.") from error
     except ValueError as error:
         remedy = f"Start anew: {again(path.parent)} --fresh"
         raise UserError(f"{path} is damaged (it is not JSON).", remedy) from error
