@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
+from hadal.configs.reading import read_dataclass
 from hadal.errors import UserError
 
 
@@ -32,8 +33,18 @@ class DenseConfig:
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
 
+    def __post_init__(self) -> None:
+        _positive(self)
+        _divides(self, "num_key_value_heads", "num_attention_heads")
+        _even(self, "head_dim")
+
     def to_dict(self) -> dict[str, Any]:
-        return _common(self) | {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
+        """The contents of config.json."""
+        return _common(self) | self.fixed()
+
+    def fixed(self) -> dict[str, Any]:
+        """What config.json may say besides, and then has to say."""
+        return {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
 
 
 @dataclass(frozen=True)
@@ -72,8 +83,33 @@ class DeepseekConfig:
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
 
+    def __post_init__(self) -> None:
+        _positive(self, besides=("first_k_dense_replace", "num_nextn_predict_layers"))
+        _divides(self, "n_group", "n_routed_experts")
+        _even(self, "qk_rope_head_dim")
+        per_group = self.n_routed_experts // self.n_group
+        if self.topk_group > self.n_group or (self.n_group > 1 and per_group < 2):
+            raise UserError(
+                f"The model has {self.n_group} groups of {per_group} experts, {self.topk_group} of them open.",
+                "A group needs two experts, and no more can be open than there are.",
+            )
+        if self.num_experts_per_tok > self.topk_group * per_group:
+            raise UserError(
+                f"num_experts_per_tok is {self.num_experts_per_tok}, and a token can choose from "
+                f"{self.topk_group * per_group} experts."
+            )
+        if self.num_nextn_predict_layers > 1:
+            raise UserError(
+                f"num_nextn_predict_layers is {self.num_nextn_predict_layers}.", "hadal predicts 0 or 1 tokens ahead."
+            )
+
     def to_dict(self) -> dict[str, Any]:
-        return _common(self) | {
+        """The contents of config.json."""
+        return _common(self) | self.fixed()
+
+    def fixed(self) -> dict[str, Any]:
+        """What config.json may say besides, and then has to say."""
+        return {
             "hidden_act": "silu",
             "attention_bias": False,
             "num_key_value_heads": self.num_attention_heads,
@@ -85,6 +121,24 @@ class DeepseekConfig:
 
 
 ModelConfig = DenseConfig | DeepseekConfig
+
+
+def _positive(config: ModelConfig, besides: tuple[str, ...] = ()) -> None:
+    for field in fields(config):
+        value = getattr(config, field.name)
+        least = 0 if field.name in besides or isinstance(value, float) else 1
+        if isinstance(value, int | float) and not isinstance(value, bool) and value < least:
+            raise UserError(f"{field.name} is {value}.", f"It must be at least {least}.")
+
+
+def _divides(config: ModelConfig, part: str, whole: str) -> None:
+    if getattr(config, whole) % getattr(config, part):
+        raise UserError(f"{part} is {getattr(config, part)}, which does not divide {whole} {getattr(config, whole)}.")
+
+
+def _even(config: ModelConfig, name: str) -> None:
+    if getattr(config, name) % 2:
+        raise UserError(f"{name} is {getattr(config, name)}.", "Rotary positions turn pairs: it must be even.")
 
 
 def _common(config: ModelConfig) -> dict[str, Any]:
@@ -113,4 +167,8 @@ def from_dict(data: dict[str, Any]) -> ModelConfig:
     missing = {"vocab_size", "hidden_size", "num_hidden_layers"} - data.keys()
     if missing:
         raise UserError(f"config.json lacks {', '.join(sorted(missing))}.", "Is it the whole file of a checkpoint?")
-    return kind(**{key: value for key, value in data.items() if key in known})
+    config = read_dataclass(kind, {key: value for key, value in data.items() if key in known}, "config.json")
+    for key, value in config.fixed().items():
+        if data.get(key, value) != value:
+            raise UserError(f"config.json has {key} {data[key]!r}.", f"hadal runs this family with {value!r} only.")
+    return config

@@ -88,24 +88,20 @@ def from_released(released: dict[str, Tensor], model: Decoder, source: str) -> d
     out: dict[str, Tensor] = {}
     left = set(released)
     for name, like in model.state_dict().items():
-        if re.search(r"\.experts\.(gate_up_proj|down_proj)$", name):
-            wanted = list(_experts_apart(released_name(name, model.config), like))
-        else:
-            wanted = [part for part, _ in released_parts(name, model.config)]
-        missing = [part for part in wanted if part not in released]
-        if missing:
-            raise UserError(f"{source} lacks the tensor {missing[0]}.", "The file is incomplete or of another model.")
-        pieces = [released[part] for part in wanted]
-        left -= set(wanted)
-        joined = (
-            _experts_joined(name, pieces, like) if ".experts." in name and "shared" not in name else torch.cat(pieces)
-        )
-        if joined.shape != like.shape:
-            raise UserError(
-                f"{source}: {wanted[0]} gives {tuple(joined.shape)} where the config wants {tuple(like.shape)}.",
-                "Do config.json and weights belong together?",
-            )
-        out[name] = joined
+        wanted = to_released({name: like.to("meta")}, model.config)
+        for part, shape in ((part, tuple(tensor.shape)) for part, tensor in wanted.items()):
+            if part not in released:
+                raise UserError(f"{source} lacks the tensor {part}.", "The file is incomplete or of another model.")
+            if released[part].shape != shape:
+                raise UserError(
+                    f"{source}: {part} is {tuple(released[part].shape)} where the config wants {shape}.",
+                    "Do config.json and weights belong together?",
+                )
+            if not torch.isfinite(released[part]).all():
+                raise UserError(f"{source}: {part} holds values that are not finite.", "The checkpoint is broken.")
+        left -= wanted.keys()
+        joined = torch.cat([released[part] for part in wanted])
+        out[name] = joined.view(like.shape)  # of experts one after the other: a stack
     if model.config.tie_word_embeddings:
         left.discard("lm_head.weight")
     if left:
@@ -124,12 +120,6 @@ def _experts_apart(name: str, tensor_EOI: Tensor) -> dict[str, Tensor]:
             out[f"{prefix}.{e}.gate_proj.weight"] = gate.contiguous()
             out[f"{prefix}.{e}.up_proj.weight"] = up.contiguous()
     return out
-
-
-def _experts_joined(name: str, pieces: list[Tensor], like_EOI: Tensor) -> Tensor:
-    if name.endswith("down_proj"):
-        return torch.stack(pieces)
-    return torch.stack([torch.cat(pair) for pair in zip(pieces[::2], pieces[1::2], strict=True)])
 
 
 def save_model(folder: Path, config: ModelConfig, state: dict[str, Tensor]) -> None:
@@ -174,9 +164,6 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     model = build(load_config(folder))
     path = folder / "model.safetensors"
     state = from_released(load_tensors(path), model, str(path))
-    for name, tensor in state.items():
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"{path}: {name} holds values that are not finite.", "The checkpoint is broken.")
     model.load_state_dict(state)
     for parameter in model.parameters():  # buffers (router biases, rotary tables) stay float32
         parameter.data = parameter.data.to(dtype)

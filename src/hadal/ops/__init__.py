@@ -1,1 +1,1 @@
-"""Operators whose best form depends on the machine, each beside a plain fallback."""
+"""Operators whose best form depends on the machine, each with a plain form that tests hold it to."""

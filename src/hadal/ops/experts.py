@@ -17,9 +17,7 @@ from torch.autograd import Function
 from hadal.ops.attention import plain_swiglu, swiglu
 
 
-def plain_experts(
-    x_ND: Tensor, expert_NP: Tensor, weight_NP: Tensor, gate_up_EOD: Tensor, down_EDI: Tensor
-) -> Tensor:
+def plain_experts(x_ND: Tensor, expert_NP: Tensor, weight_NP: Tensor, gate_up_EOD: Tensor, down_EDI: Tensor) -> Tensor:
     """The same function as `routed_experts`, one expert after the other and left to autograd."""
     out = torch.zeros_like(x_ND)
     for e, (gate_up, down) in enumerate(zip(gate_up_EOD, down_EDI, strict=True)):
