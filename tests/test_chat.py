@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import sys
 
 import pytest
@@ -172,18 +173,14 @@ def run(tmp_path_factory, tokenizer):
 
     folder = tmp_path_factory.mktemp("runs") / "dense-seed0"
     torch.manual_seed(0)
-    config = DenseConfig(
-        vocab_size=tokenizer.size, hidden_size=32, num_hidden_layers=1, max_position_embeddings=128
-    )
+    config = DenseConfig(vocab_size=tokenizer.size, hidden_size=32, num_hidden_layers=1, max_position_embeddings=96)
     model = build(config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     save_model(folder, config, model.state_dict())
     tokenizer.save(folder)
     tasks = ["letters", "sums"]
-    write_run(
-        folder, {"name": "dense-seed0", "arch": "dense", "status": "complete", "config": {"tasks": tasks}}
-    )
+    write_run(folder, {"name": "dense-seed0", "arch": "dense", "status": "complete", "config": {"tasks": tasks}})
     return folder
 
 
@@ -194,9 +191,7 @@ def model(run):
 
 def converse(model, lines, width=80, terminal=False):
     stream = io.StringIO()
-    console = Console(
-        file=stream, width=width, force_terminal=terminal, highlight=False, legacy_windows=False
-    )
+    console = Console(file=stream, width=width, force_terminal=terminal, highlight=False, legacy_windows=False)
     conversation = Chat(model, console)
     conversation.greet()
     feed = iter(lines)
@@ -259,13 +254,27 @@ def test_ctrl_c_stops_the_answer_and_then_leaves(model, monkeypatch):
     stream = model.llm.stream
 
     def interrupted(prompt, params):
-        yield next(stream(prompt, params))
-        raise KeyboardInterrupt
+        ids = stream(prompt, params)
+        yield next(ids)
+        signal.raise_signal(signal.SIGINT)
+        yield from ids
 
     monkeypatch.setattr(model.llm, "stream", interrupted)
     shown, conversation = converse(model, ["What is 3 + 4?", KeyboardInterrupt(), "never asked"])
     assert len(conversation.replies) == 1 and conversation.replies[0].stopped
     assert conversation.replies[0].right is None and "right" not in shown.splitlines()[-3]
+
+
+def test_ctrl_c_twice_leaves_at_once(model, monkeypatch):
+    def stuck(prompt, params):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        yield 0
+
+    monkeypatch.setattr(model.llm, "stream", stuck)
+    shown, conversation = converse(model, ["What is 3 + 4?", "/help"])
+    assert conversation.replies == [] and "/save FILE" not in shown
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_question_that_is_too_long_is_told_kindly(model):
@@ -288,9 +297,7 @@ def test_ask_refuses_nothing_and_too_much(run):
 
 
 def test_lines_come_from_a_pipe(run, monkeypatch, capsys):
-    monkeypatch.setattr(
-        sys, "stdin", io.TextIOWrapper(io.BytesIO("What is 3 + 4?\n\xff\n".encode("latin-1")))
-    )
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("What is 3 + 4?\n\xff\n".encode("latin-1"))))
     chat_module.chat(run)
     out = capsys.readouterr().out
     assert out.count("tok/s") == 2 and "\x1b" not in out

@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import time
 
 import numpy as np
@@ -35,9 +36,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def drawn(
-    width: int, clock: Clock, height: int = 24, color: str | None = "truecolor"
-) -> tuple[RichView, Terminal]:
+def drawn(width: int, clock: Clock, height: int = 24, color: str | None = "truecolor") -> tuple[RichView, Terminal]:
     stream = Terminal()
     console = Console(
         file=stream, width=width, height=height, force_terminal=True, color_system=color, legacy_windows=False
@@ -92,10 +91,10 @@ def test_frames_are_few_and_cheap():
     frames = 0
     draw = view._draw
 
-    def counted(force: bool = False) -> None:
+    def counted() -> None:
         nonlocal frames
         frames += 1
-        draw(force)
+        draw()
 
     view._draw = counted  # type: ignore[method-assign]
     run(view, clock, 1000, 0.01)  # ten seconds
@@ -130,6 +129,27 @@ def test_notes_and_ended_stages_stay_and_the_block_goes():
     assert not any("━" in line for line in screen)
 
 
+def test_ctrl_c_never_lands_in_the_middle_of_a_frame(monkeypatch):
+    clock = Clock()
+    view, stream = drawn(80, clock, color=None)
+    view.stage("grpo", 5, "")
+    finished = []
+    block = view._draw_block
+
+    def pressed():
+        signal.raise_signal(signal.SIGINT)
+        block()
+        finished.append(True)
+
+    monkeypatch.setattr(view, "_draw_block", pressed)
+    clock.now += 1e3
+    with pytest.raises(KeyboardInterrupt):
+        view.step("grpo", 1, {})
+    assert finished == [True]
+    view.close()
+    assert any(line.startswith("‖ Reinforcement learning  1 of 5") for line in emulate(stream.getvalue(), 80))
+
+
 def test_no_colour_is_obeyed(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     clock = Clock()
@@ -137,9 +157,7 @@ def test_no_colour_is_obeyed(monkeypatch):
     view = RichView(Console(file=stream, width=80, force_terminal=True, legacy_windows=False), clock)
     run(view, clock, 3, 1.0)
     view.close()
-    colours = [
-        code for code in stream.getvalue().split("\x1b[") if code[:2] in ("31", "32", "33", "36", "38")
-    ]
+    colours = [code for code in stream.getvalue().split("\x1b[") if code[:2] in ("31", "32", "33", "36", "38")]
     assert colours == []
 
 

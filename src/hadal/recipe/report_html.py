@@ -390,7 +390,7 @@ def _cost(report: Json) -> str:
     parts = [_table(head, rows, "stages")]
     if report["price_per_hour"] is not None:
         parts.append(
-            f'<p class="note">At {money(report["price_per_hour"])} an hour: '
+            f'<p class="note">At {money(report["price_per_hour"])} an hour ('
             f"{esc(report['price_source'])}).</p>"
         )
     cost = report["answer_cost"]

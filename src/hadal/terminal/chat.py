@@ -25,6 +25,7 @@ from rich.text import Text
 from hadal.errors import UserError
 from hadal.recipe.run_folder import count_parameters, open_run, write_text
 from hadal.terminal.clean import clean, one_line, strip_controls
+from hadal.terminal.interrupts import held
 from hadal.terminal.view import count
 
 if TYPE_CHECKING:  # torch is loaded when a model is
@@ -213,9 +214,7 @@ class Model:
 
         tokenizer: Any = self.llm.tokenizer
         prompt = tokenizer.chat([{"role": "user", "content": question}], thinking=thinking)
-        params = SamplingParams(
-            **self._sampling(), max_tokens=_MAX_TOKENS, seed=self.asked, thinking=thinking
-        )
+        params = SamplingParams(**self._sampling(), max_tokens=_MAX_TOKENS, seed=self.asked, thinking=thinking)
         self.asked += 1
         reply = Reply(question, "" if thinking else None, "", "", 0, 0, 0.0, 0.0)
         ids: list[int] = [tokenizer.think_id] if thinking else []
@@ -225,7 +224,7 @@ class Model:
             ids.append(token)
             reply.tokens += 1
 
-        try:
+        with held(passed_on=False) as interrupted:
             for kind, text in split_stream(self.llm.stream(prompt, params), tokenizer, bool(thinking), each):
                 reply.seconds = time.perf_counter() - began
                 if kind == "thought":
@@ -235,8 +234,9 @@ class Model:
                 else:
                     reply.answer += text
                 show(kind, strip_controls(text), reply)
-        except KeyboardInterrupt:
-            reply.stopped = True
+                if interrupted():
+                    reply.stopped = True
+                    break
         reply.seconds = time.perf_counter() - began
         reply.response = tokenizer.decode(ids, special=True)
         found = self.recognise(question)
@@ -384,9 +384,7 @@ class Chat:
         console.print(Text.assemble(*_verdict(reply), (speed, "dim")))
         if reply.right is None and not reply.stopped and self.model.tasks:
             console.print(
-                Text(
-                    "That is none of its tasks, so nothing vouches for the answer. " + _REMINDER, style="dim"
-                )
+                Text("That is none of its tasks, so nothing vouches for the answer. " + _REMINDER, style="dim")
             )
 
 
@@ -412,8 +410,11 @@ class _Thought:
     def add(self, text: str) -> None:
         self.begun = True
         self.text += text
-        if self.closed or not self.console.is_terminal:
-            return
+        if not self.closed and self.console.is_terminal:
+            with held():
+                self._draw()
+
+    def _draw(self) -> None:
         if self.live is None:
             self.live = Live(console=self.console, auto_refresh=False, transient=True)
             self.live.start()
@@ -428,12 +429,13 @@ class _Thought:
     def close(self, reply: Reply | None) -> None:
         if self.closed:
             return
-        self.closed = True
-        if self.live is not None:
-            self.live.update(Text(""))
-            self.live.stop()
-        if self.begun and reply is not None:
-            self.console.print(Text.assemble(("▸ ", "cyan"), (fold(reply), "dim")))
+        with held():
+            self.closed = True
+            if self.live is not None:
+                self.live.update(Text(""))
+                self.live.stop()
+            if self.begun and reply is not None:
+                self.console.print(Text.assemble(("▸ ", "cyan"), (fold(reply), "dim")))
 
 
 def chat(run: Path) -> None:

@@ -21,6 +21,7 @@ from rich.text import Text
 from hadal.recipe.run_folder import plain
 from hadal.recipe.view import View
 from hadal.terminal.clean import clean, one_line
+from hadal.terminal.interrupts import held
 
 _FASTEST = 1 / 8  # seconds between frames
 _SHARE = 0.004  # of one core, for drawing
@@ -178,10 +179,11 @@ class RichView:
         self._next_frame = 0.0
 
     def stage(self, name: str, total: int, about: str) -> None:
-        self._end_stage()
+        with held():
+            self._end_stage()
         self._sample = None
         self._progress = Progress(name, total, one_line(about), self._clock())
-        self._draw(force=True)
+        self._draw()
 
     def step(self, name: str, step: int, values: dict[str, Any]) -> None:
         now = self._clock()
@@ -198,13 +200,15 @@ class RichView:
             self._draw()
 
     def note(self, text: str) -> None:
-        self._console.print(Text.assemble(("· ", "dim"), clean(text)))
+        with held():
+            self._console.print(Text.assemble(("· ", "dim"), clean(text)))
 
     def close(self) -> None:
-        self._end_stage()
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        with held():
+            self._end_stage()
+            if self._live is not None:
+                self._live.stop()
+                self._live = None
 
     def _end_stage(self) -> None:
         progress, self._progress = self._progress, None
@@ -216,7 +220,11 @@ class RichView:
         line = progress.summary(self._clock()).replace(" -> ", " → ")
         self._console.print(Text.assemble(mark, (title(progress.name), "bold"), "  ", line))
 
-    def _draw(self, force: bool = False) -> None:
+    def _draw(self) -> None:
+        with held():
+            self._draw_block()
+
+    def _draw_block(self) -> None:
         began = time.perf_counter()
         if self._live is None:
             # Drawn by calls alone, without a thread. Transient: what should stay is printed apart.
