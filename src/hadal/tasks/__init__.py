@@ -5,14 +5,14 @@ from pathlib import Path
 
 from hadal.configs.reading import nearest
 from hadal.errors import UserError
-from hadal.tasks.ball import Ball
 from hadal.tasks.base import Problem, Reward, Rng, Split, Task
+from hadal.tasks.clock import Clock
 from hadal.tasks.countdown import Countdown
 from hadal.tasks.letters import Letters
 from hadal.tasks.sort import Sort
 from hadal.tasks.sums import Sums
 
-BUILT_IN: dict[str, type[Task]] = {task.name: task for task in (Sums, Letters, Countdown, Sort, Ball)}
+BUILT_IN: dict[str, type[Task]] = {task.name: task for task in (Sums, Letters, Countdown, Sort, Clock)}
 
 
 def load_tasks(names: Sequence[str]) -> dict[str, Task]:

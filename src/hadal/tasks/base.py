@@ -16,6 +16,16 @@ from typing import Any, ClassVar, Literal, TypeVar
 from hadal.errors import UserError
 from hadal.text.parse import parse_response
 
+CLOSINGS = (
+    "Thanks!",
+    "Please be careful.",
+    "Take your time and get it right.",
+    "It is for my homework, so it has to be right.",
+    "I have tried it myself and was not sure, so I would like to know what you get.",
+)
+"""What people add to a question. It also puts a varying distance between a question and its thought, so that a
+model learns to find its place by content."""
+
 Split = Literal["train", "held_out"]
 T = TypeVar("T")
 _MASK = (1 << 64) - 1
@@ -133,7 +143,8 @@ class Task:
         """A random problem of either side, with its thought."""
         fields, key = self.draw(rng, difficulty)
         template = self.phrasings[-1] if new_phrasing else rng.choice(self.phrasings[:-1])
-        return self._problem(template.format(**fields), fields, {"key": key, "difficulty": difficulty})
+        closing = f" {rng.choice(CLOSINGS)}" if rng.below(2) else ""
+        return self._problem(template.format(**fields) + closing, fields, {"key": key, "difficulty": difficulty})
 
     def _problem(self, prompt: str, fields: dict[str, str], meta: dict[str, Any]) -> Problem:
         solved = self.solve(fields)
@@ -173,7 +184,10 @@ class Task:
 
     def recognise(self, text: str) -> Problem | None:
         """The problem in a person's own words, if it is worded in one of the known ways."""
-        plain = " ".join(text.lower().split()).rstrip("?.! ")
+        plain = " ".join(text.lower().split())
+        for closing in CLOSINGS:
+            plain = plain.removesuffix(closing.lower()).strip()
+        plain = plain.rstrip("?.! ")
         for template in self.phrasings:
             pattern = re.escape(" ".join(template.lower().split()).rstrip("?.! "))
             pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", pattern)

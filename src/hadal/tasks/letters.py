@@ -7,7 +7,6 @@ import re
 from hadal.tasks.base import Rng, Split, Task
 
 ONSETS = "b c d f g h k l m n p r s t v w br cl dr fl gr pl pr sl sp st str tr th ch sh bl cr".split()
-NUCLEI = "a e i o u a e i o a e ee oo ea ai ou".split()
 CODAS = "n r s t l m nd rt st ll ss tt rr pp n r s t".split()
 WORDS = """apple banana cherry orange lemon melon grape peach raspberry blueberry pineapple coconut potato tomato
 carrot onion pepper cabbage spinach broccoli butter cheese coffee bottle kettle window mirror garden flower
@@ -20,24 +19,28 @@ tennessee assassin bookkeeper successful possession grammar happiness football b
 
 
 def word_of_length(rng: Rng, length: int) -> str:
-    """A pronounceable word nobody has seen, or now and then a real one."""
+    """A pronounceable word nobody has seen, or now and then a real one.
+
+    Made-up words use few vowels, so that letters come back and counting is work, but no pair of letters
+    twice where that can be had: as in most real words, two letters tell where in the word one is.
+    """
     if rng.below(8) == 0:
         real = [word for word in WORDS if len(word) == length]
         if real:
             return rng.choice(real)
-    # Few syllables, repeated: so that a letter occurs often enough for counting to be work.
-    syllables = [
-        rng.choice(ONSETS) + rng.choice(NUCLEI) + (rng.choice(CODAS) if rng.below(3) == 0 else "")
-        for _ in range(2 + length // 5)
-    ]
-    word = ""
-    while len(word) < length:
-        word += rng.choice(syllables)
-    return word[:length]
+    for _ in range(8):
+        vowels = rng.sample("aeiou", 2)
+        word = ""
+        while len(word) < length:
+            word += rng.choice(ONSETS) + rng.choice(vowels) + (rng.choice(CODAS) if rng.below(2) else "")
+        word = word[:length]
+        if len({word[i : i + 2] for i in range(length - 1)}) == length - 1:
+            break
+    return word
 
 
 class Letters(Task):
-    """The thought spells the word with a running count."""
+    """The thought spells the word and counts aloud at each hit."""
 
     name = "letters"
     about = "count a letter in a word"
@@ -48,13 +51,13 @@ class Letters(Task):
         "Count the {letter} in {word}.",
         "How many times do you see {letter} in {word}?",
     )
-    gold_limit = 10
-    default_difficulty = 9
+    gold_limit = 12
+    default_difficulty = 11
     difficulties = range(3, 31)
 
     def draw(self, rng: Rng, difficulty: int) -> tuple[dict[str, str], str]:
         word = word_of_length(rng, difficulty)
-        letter = rng.choice(word) if rng.below(8) else rng.choice("abcdefghijklmnopqrstuvwxyz")
+        letter = max(rng.sample(word, 2), key=word.count) if rng.below(8) else rng.choice("abcdefghijklmnopqrstuvwxyz")
         return {"letter": letter, "word": word}, word
 
     def side(self, key: str) -> Split:
@@ -66,6 +69,8 @@ class Letters(Task):
             return None
         count, thought = 0, ""
         for character in word:
-            count += character == letter
-            thought += f" {character} {count}"
+            thought += f" {character}"
+            if character == letter:
+                count += 1
+                thought += f" {count}"
         return str(count), thought

@@ -6,7 +6,8 @@ import re
 
 from hadal.tasks.base import Rng, Task
 
-LARGEST, CEILING = 19, 49
+LARGEST, CEILING = 24, 49
+"""Terms lie below LARGEST and differ as long as there are enough of them; totals stay between 0 and CEILING."""
 
 
 class Sums(Task):
@@ -29,8 +30,9 @@ class Sums(Task):
         total = rng.between(1, LARGEST)
         terms = [total]
         for _ in range(difficulty - 1):
-            up = [v for v in range(1, LARGEST + 1) if total + v <= CEILING]
-            down = [-v for v in range(1, min(total, LARGEST) + 1)]
+            unused = set(range(1, LARGEST + 1)) - set(map(abs, terms)) or set(range(1, LARGEST + 1))
+            up = sorted(v for v in unused if total + v <= CEILING)
+            down = sorted(-v for v in unused if v <= total)
             step = rng.choice(up if not down or (up and rng.below(2)) else down)
             terms.append(step)
             total += step

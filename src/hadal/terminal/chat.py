@@ -187,12 +187,12 @@ class Model:
         return LLM.load(self.run)
 
     def _load_tasks(self) -> "list[Task]":
-        from hadal.tasks import load
+        from hadal.tasks import load_tasks
 
         tasks: list[Task] = []
         for name in self.config.get("tasks") or []:
             try:
-                tasks += load([name])
+                tasks += load_tasks([name]).values()
             except UserError as error:  # such as one's own task file that has moved: the model can still talk
                 self.notes.append(f"Answers of task {name} cannot be checked: {error}")
         return tasks

@@ -13,6 +13,7 @@ from hadal.tasks import Rng, Task
 
 MEMORY = 0.8  # weight of the past in the running success rate, for each group seen
 DROP = 0.7  # success expected at an untried level, as a share of that one level below
+RETRY = 0.25  # the same for a level that failed: it is tried again while the one below succeeds
 FLOOR = 0.02  # so that no level near the frontier is forgotten
 
 
@@ -28,7 +29,8 @@ class Curriculum:
         out: dict[int, float] = {}
         last = 0.9
         for level in self.tasks[name].difficulties:
-            last = self.rates[name].get(level, last * DROP)
+            rate = self.rates[name].get(level)
+            last = last * DROP if rate is None else max(rate, last * RETRY)
             out[level] = last
         return out
 
