@@ -62,15 +62,15 @@ class LLM:
             return torch.cat([self.forbidden, torch.tensor([self.tokenizer.think_id])])
         return self.forbidden
 
-    def _limit(self, prompts: Sequence[list[int]], params: SamplingParams) -> int:
+    def _limits(self, prompts: Sequence[list[int]], params: SamplingParams) -> list[int]:
+        """How many tokens each prompt may be answered with."""
         longest = max(len(p) for p in prompts)
-        room = self.model.config.max_position_embeddings - longest
-        if room < 1:
+        if longest >= self.model.config.max_position_embeddings:
             raise UserError(
                 f"The prompt has {longest} tokens, the model reads {self.model.config.max_position_embeddings}.",
                 "Shorten it.",
             )
-        return min(params.max_tokens, room)
+        return [min(params.max_tokens, self.model.config.max_position_embeddings - len(p)) for p in prompts]
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[list[int]], params: SamplingParams, n: int = 1) -> list[RequestOutput]:
@@ -101,7 +101,8 @@ class LLM:
     def _decode(
         self, prompts: list[list[int]], n: int, params: SamplingParams, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        limit = self._limit(prompts, params)
+        limits = torch.tensor(self._limits(prompts, params)).repeat_interleave(n)
+        limit = int(limits.max())
         blocked = self._blocked(params)
         width = max(len(p) for p in prompts)
         start = torch.tensor([width - len(p) for p in prompts])
@@ -117,7 +118,7 @@ class LLM:
             hidden = hidden[repeat]
         tokens = torch.full((rows, limit), self.tokenizer.pad_id)
         logprobs = torch.zeros(rows, limit)
-        lengths = torch.full((rows,), limit)
+        lengths = limits.clone()
         alive = torch.arange(rows)  # which row of the output each row of the batch is
         going = torch.ones(rows, dtype=torch.bool)
         for t in range(limit):
@@ -129,11 +130,12 @@ class LLM:
             tokens[at, t], logprobs[at, t] = token[going], logprob[going]
             ended = going & (token == self.tokenizer.eos_id)
             lengths[alive[ended]] = t + 1
-            going = going & ~ended
+            full = limits[alive] == t + 1  # at the model's last position, or at max_tokens
+            going = going & ~ended & ~full
             left = int(going.sum())
-            if left == 0 or t + 1 == limit:
+            if left == 0:
                 break
-            if left <= 0.85 * len(alive):
+            if left <= 0.85 * len(alive) or full.any():
                 kept = going.nonzero()[:, 0]
                 cache.select(kept)
                 alive, token, going = alive[kept], token[kept], going[kept]
@@ -149,7 +151,7 @@ class LLM:
             raise UserError("The prompt is empty.", "Give it at least one token.")
         if params.thinking and prompt[-1] != self.tokenizer.think_id:
             prompt = [*prompt, self.tokenizer.think_id]
-        limit = self._limit([prompt], params)
+        (limit,) = self._limits([prompt], params)
         blocked = self._blocked(params)
         generator = torch.Generator().manual_seed(params.seed)
         cache = self.model.new_cache(torch.zeros(1, dtype=torch.long), len(prompt) + ROOM)

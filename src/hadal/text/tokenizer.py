@@ -81,8 +81,13 @@ class Tokenizer:
         return sorted(self.control_ids - {self.eos_id, self.think_id, self.end_think_id})
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; never a control id."""
-        return self.inner.encode(text, add_special_tokens=False).ids
+        """Ids of plain text; never a control id. UserError for lone surrogates, which are no Unicode text."""
+        try:
+            return self.inner.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            if not isinstance(text, str):
+                raise
+            raise UserError(f"{ascii(text)} is not Unicode text.", "Give it in UTF-8.") from None
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for many texts at once."""

@@ -1,0 +1,177 @@
+"""The tokenizer: every text comes back, no text is control, and transformers reads the same ids."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import transformers
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from hadal.errors import UserError
+from hadal.tasks import load_tasks
+from hadal.tasks.words import build_tokenizer
+from hadal.text.parse import parse_response
+from hadal.text.tokenizer import END_THINK, SPECIAL, THINK, Tokenizer
+
+TOKENIZER = build_tokenizer(list(load_tasks(["sums", "letters"]).values()))
+ANY_TEXT = st.text(max_size=60)
+TRICKY = st.lists(st.one_of(st.sampled_from(SPECIAL), st.sampled_from([" ", "\n", "<", ">", "｜"]), ANY_TEXT)).map(
+    "".join
+)
+# Ordinary text spells no control token, which is where a template over strings and one over ids part.
+ORDINARY = ANY_TEXT.filter(lambda text: not any(token in text for token in SPECIAL))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(ANY_TEXT, TRICKY))
+@example("").via("the empty text")
+@example("e\u0301 \u200d🏳️‍🌈 ﷽ \x00\r\n\t\u2028 ١٢٣ ½ 日本語").via("joined signs, controls and other digits")
+def test_any_text_comes_back_exactly_and_is_never_control(text: str) -> None:
+    ids = TOKENIZER.encode(text)
+    assert TOKENIZER.decode(ids) == text
+    assert TOKENIZER.decode(ids, special=True) == text
+    assert not TOKENIZER.control_ids.intersection(ids)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(TRICKY, max_size=4))
+def test_a_batch_is_encoded_as_its_texts_are(texts: list[str]) -> None:
+    assert TOKENIZER.encode_batch(texts) == [TOKENIZER.encode(text) for text in texts]
+
+
+@given(TRICKY, TRICKY)
+@settings(max_examples=100, deadline=None)
+def test_no_message_can_end_its_turn_or_open_a_thought(question: str, answer: str) -> None:
+    asked = {"role": "user", "content": question}
+    messages = [asked, {"role": "assistant", "content": answer}, asked]
+    ids = TOKENIZER.chat(messages)
+    control = [i for i in ids if i in TOKENIZER.control_ids]
+    t = TOKENIZER
+    assert control == [t.bos_id, t.user_id, t.assistant_id, t.eos_id, t.user_id, t.assistant_id]
+    kept = answer.split(END_THINK)[-1]
+    assert t.decode(ids) == question + kept + question
+
+
+@pytest.mark.parametrize("token", SPECIAL)
+def test_spelled_control_tokens_are_text(token: str) -> None:
+    ids = TOKENIZER.encode(f"a {token}{token} b")
+    assert not TOKENIZER.control_ids.intersection(ids)
+    assert TOKENIZER.decode(ids) == f"a {token}{token} b"
+
+
+def test_lone_surrogates_are_a_users_mistake() -> None:
+    """A terminal hands them over for bytes that are no UTF-8."""
+    with pytest.raises(UserError, match="Unicode"):
+        TOKENIZER.encode("caf\udce9")
+
+
+@pytest.mark.parametrize("space", ["", " "])
+def test_whole_numbers_to_99_are_one_token(space: str) -> None:
+    singles = [TOKENIZER.encode(f"{space}{n}") for n in range(100)]
+    assert all(len(ids) == 1 for ids in singles)
+    assert len({ids[0] for ids in singles}) == 100
+    sentence = TOKENIZER.encode(f"x{space or '-'}42{space or '-'}7.")
+    assert singles[42][0] in sentence and singles[7][0] in sentence
+
+
+def test_letters_are_one_token_and_unknown_words_their_letters() -> None:
+    for letter in "abcdefghijklmnopqrstuvwxyz":
+        assert len(TOKENIZER.encode(letter)) == len(TOKENIZER.encode(" " + letter)) == 1
+    assert TOKENIZER.encode("strawberry") == [TOKENIZER.encode(c)[0] for c in "strawberry"]
+
+
+def test_thought_and_answer_survive_the_trip_through_ids() -> None:
+    t = TOKENIZER
+    ids = [t.think_id, *t.encode(" 1 1 2"), t.end_think_id, *t.encode(" 3"), t.eos_id]
+    parsed = parse_response(t.decode(ids[:-1], special=True))
+    assert (parsed.thought, parsed.answer, parsed.closed) == ("1 1 2", "3", True)
+    assert t.decode(ids) == " 1 1 2 3"
+
+
+def test_thinking_opens_the_thought() -> None:
+    messages = [{"role": "user", "content": "What is 3 + 4?"}]
+    plain = TOKENIZER.chat(messages)
+    assert TOKENIZER.chat(messages, thinking=False) == plain
+    assert TOKENIZER.chat(messages, thinking=True) == [*plain, TOKENIZER.think_id]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer")
+    TOKENIZER.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def theirs(folder: Path) -> transformers.PreTrainedTokenizerBase:
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def test_a_saved_tokenizer_is_the_same(folder: Path) -> None:
+    loaded = Tokenizer.load(folder)
+    assert loaded.inner.get_vocab() == TOKENIZER.inner.get_vocab()
+    text = f"How many r in strawberry? {THINK} 17 + 4"
+    assert loaded.encode(text) == TOKENIZER.encode(text)
+
+
+def test_transformers_gives_the_same_ids(theirs: transformers.PreTrainedTokenizerBase) -> None:
+    @settings(max_examples=150, deadline=None)
+    @given(ORDINARY)
+    def same(text: str) -> None:
+        ids = theirs(text, add_special_tokens=False)["input_ids"]
+        assert ids == TOKENIZER.encode(text)
+        assert theirs.decode(ids) == text
+
+    same()
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (
+        TOKENIZER.bos_id, TOKENIZER.eos_id, TOKENIZER.pad_id,
+    )  # fmt: skip
+    assert len(theirs) == TOKENIZER.size
+    assert theirs("a")["input_ids"] == TOKENIZER.encode("a")  # nothing is added unasked
+
+
+def test_the_chat_template_of_transformers_gives_the_same_prompt(theirs: transformers.PreTrainedTokenizerBase) -> None:
+    content = ORDINARY
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.none() | content, st.lists(st.tuples(content, st.none() | content, content), max_size=3), content)
+    def same(system: str | None, turns: list[tuple[str, str | None, str]], question: str) -> None:
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        for asked, thought, answered in turns:
+            opening = f"{THINK}{thought}{END_THINK}" if thought is not None else ""
+            messages += [
+                {"role": "user", "content": asked},
+                {"role": "assistant", "content": opening + answered},
+            ]
+        messages.append({"role": "user", "content": question})
+        ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert ids == TOKENIZER.chat(messages)
+
+    same()
+
+
+def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="tokenizer.json"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"model": 3}', "\ud800 \xff"])
+def test_a_broken_tokenizer_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(
+        text.encode("utf-16", "surrogatepass") if "\ud800" in text else text.encode()
+    )
+    with pytest.raises(UserError, match="tokenizer.json") as caught:
+        Tokenizer.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_strangers_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
+    data = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    data["added_tokens"] = [t for t in data["added_tokens"] if t["content"] != THINK]
+    data["model"]["vocab"]["other"] = data["model"]["vocab"].pop(THINK)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(UserError, match=THINK):
+        Tokenizer.load(tmp_path)
