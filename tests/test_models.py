@@ -34,7 +34,12 @@ from hadal.train.losses import cross_entropy, predict
 from hadal.train.optim import Optimizer, OptimizerConfig
 
 VOCABULARY = 61
-SMALL: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "max_position_embeddings": 64}
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 64,
+}
 DENSE = DenseConfig(**SMALL, head_dim=16, intermediate_size=48, rope_theta=500.0)
 DEEPSEEK = DeepseekConfig(
     **SMALL, intermediate_size=48, moe_intermediate_size=16, kv_lora_rank=24, qk_nope_head_dim=12,
