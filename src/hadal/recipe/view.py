@@ -10,7 +10,10 @@ class View(Protocol):
     """A place where a run shows what it is doing."""
 
     def stage(self, name: str, total: int, about: str) -> None:
-        """A stage of `total` steps begins; `about` says in one line what it does."""
+        """A stage of `total` steps begins; `about` says in one line what it does.
+
+        Called again for the stage that runs, it changes the total.
+        """
         ...
 
     def step(self, name: str, step: int, values: dict[str, Any]) -> None:

@@ -179,6 +179,9 @@ class RichView:
         self._next_frame = 0.0
 
     def stage(self, name: str, total: int, about: str) -> None:
+        if self._progress is not None and self._progress.name == name:
+            self._progress.total = total
+            return
         with held():
             self._end_stage()
         self._sample = None
@@ -337,6 +340,9 @@ class PlainView:
         self._next_line = 0.0
 
     def stage(self, name: str, total: int, about: str) -> None:
+        if self._progress is not None and self._progress.name == name:
+            self._progress.total = total
+            return
         self._end_stage()
         self._progress = Progress(name, total, about, self._clock())
         self._next_line = self._clock() + self._every
