@@ -12,6 +12,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hadal: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "\nhadal: stopped" + ("; the same command carries on" if command in CARRIES_ON else ""),
-            file=sys.stderr,
-        )
+        carry_on = "; the same command carries on" if command in CARRIES_ON else ""
+        if carry_on and "--fresh" in arguments:
+            carry_on = "; the same command without --fresh carries on"
+        print(f"\nhadal: stopped{carry_on}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         drop_stdout()  # the reader has gone (`| head`)
@@ -164,7 +165,12 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         "--out", type=Path, metavar="DIR", help="run folder (default: the recipe's name, in runs/)"
     )
     add_overrides(command)
-    command.add_argument("--dry-run", action="store_true", help="write the resolved recipe and stop")
+    command.add_argument(
+        "--dry-run", action="store_true", help="print the recipe as a run would freeze it, and its cost; run nothing"
+    )
+    command.add_argument("--trust", action="store_true", help="let the recipe run the Python files it names as tasks")
+    command.add_argument("--fresh", action="store_true", help="start anew, even where a run could carry on")
+    command.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
 
     command = add(
         "chat", chat, "Talk to a model in the terminal, its thoughts shown", "  hadal chat runs/dense-seed0"
@@ -271,8 +277,7 @@ def quickstart(options: argparse.Namespace) -> None:
     from hadal.recipe.quickstart import quickstart
     from hadal.terminal.view import make_view
 
-    view = make_view(json=options.json)
-    try:
+    with closing(make_view(json=options.json)) as view:
         run = quickstart(
             seed=options.seed,
             minutes=options.minutes,
@@ -284,8 +289,6 @@ def quickstart(options: argparse.Namespace) -> None:
             overrides=options.overrides,
             threads=options.threads,
         )
-    finally:
-        view.close()
     if sys.stdin.isatty() and sys.stdout.isatty() and not options.no_chat and not options.json:
         from hadal.terminal.chat import chat
 
@@ -294,8 +297,19 @@ def quickstart(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     from hadal.recipe.runner import train
+    from hadal.terminal.view import make_view
 
-    train(recipe_path=options.recipe, out=options.out, overrides=options.overrides, dry_run=options.dry_run)
+    # What --dry-run prints is a recipe: what is said beside it must not be in its way.
+    with closing(make_view(json=options.json, stream=sys.stderr if options.dry_run else None)) as view:
+        train(
+            recipe_path=options.recipe,
+            out=options.out,
+            overrides=options.overrides,
+            dry_run=options.dry_run,
+            view=view,
+            trust=options.trust,
+            fresh=options.fresh,
+        )
 
 
 def chat(options: argparse.Namespace) -> None:

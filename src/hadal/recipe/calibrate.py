@@ -6,9 +6,12 @@ ends where an uninterrupted one would.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+
+import torch
 
 from hadal.engine import LLM, SamplingParams
 from hadal.models.checkpoint import build
@@ -22,9 +25,12 @@ from hadal.train.optim import Optimizer
 MEASURED_STEPS = 6
 RESPONSE_TOKENS = 40
 """Mean response during RL, from finished runs; only the forecast of the time depends on it."""
-LADDER: tuple[tuple[float, dict[str, int]], ...] = ((30.0, {}), (200.0, {"hidden_size": 192, "num_hidden_layers": 5, "num_attention_heads": 6, "intermediate_size": 576}),
-          (1e9, {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 768}))  # fmt: skip
-"""Up to so many minutes, this size."""
+LADDER: tuple[tuple[float, dict[str, int]], ...] = (
+    (30.0, {}),
+    (200.0, {"hidden_size": 192, "num_hidden_layers": 5, "num_attention_heads": 6, "intermediate_size": 576}),
+    (1e9, {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 768}),
+)
+"""Up to so many minutes, this size instead of the recipe's."""
 
 
 @dataclass(frozen=True)
@@ -36,44 +42,71 @@ class Plan:
     trained_token: float
     seconds: dict[str, float]
 
-    def expectation(self, recipe: Recipe, minutes: float) -> str:
+    def expectation(self, recipe: Recipe, minutes: float | None) -> str:
         """What the user is told before the run begins."""
         total = sum(self.seconds.values())
+        length = f"about {total / 60:.0f} minutes" if total >= 90 else f"about {total:.0f} seconds"
         text = (
-            f"Expect about {total / 60:.0f} minutes: {recipe.pretrain.steps + recipe.pretrain.decay_steps} steps of "
+            f"Expect {length}: {recipe.pretrain.steps + recipe.pretrain.decay_steps} steps of "
             f"pre-training and {recipe.grpo.updates} updates of reinforcement learning."
         )
-        if total > minutes * 60 * 1.15:
+        if minutes is not None and total > minutes * 60 * 1.15:
             text += f" {minutes:g} minutes would be too few on this machine for the effect to show."
         return text
 
 
-def calibrate(recipe: Recipe, tasks: Mapping[str, Task], tokenizer: Tokenizer) -> Plan:
-    """Measure a few steps of training and of sampling at the recipe's size."""
-    import torch
+def size_for(minutes: float) -> dict[str, int]:
+    """The model's shape, where so many minutes are worth another than the recipe's."""
+    return next(size for most, size in LADDER if minutes <= most)
 
-    config = recipe.model.model_config(recipe.arch, -(-tokenizer.size // 64) * 64)
-    model = build(config)
-    model.initialise(recipe.seed)
-    optimizer = Optimizer(model, recipe.pretrain.optimizer, getattr(torch, recipe.dtype))
-    llm = LLM(model, tokenizer)
+
+def _step_seconds(recipe: Recipe, tasks: Mapping[str, Task], tokenizer: Tokenizer, llm: LLM) -> tuple[float, float]:
+    """Seconds of a training step and of a trained token, the first step left out."""
+    optimizer = Optimizer(llm.model, recipe.pretrain.optimizer, getattr(torch, recipe.dtype))
     stream = batches(list(tasks.values()), tokenizer, recipe.corpus, recipe.seed, 0, 1 << 60)
-    times = []
-    tokens = 0
-    for _ in range(MEASURED_STEPS):
-        began = time.perf_counter()
+    seconds, tokens = 0.0, 0
+    for number in range(MEASURED_STEPS):
         batch = next(stream)
-        logits, targets = predict(model, batch.ids, batch.mask, llm.forbidden)
+        began = time.perf_counter()
+        logits, targets = predict(llm.model, batch.ids, batch.mask, llm.forbidden)
         cross_entropy(logits, targets).backward()
         optimizer.step(0.0)
-        times.append(time.perf_counter() - began)
-        tokens += batch.ids.numel()
-    step = sum(times[1:]) / len(times[1:])
+        if number > 0:
+            seconds += time.perf_counter() - began
+            tokens += batch.ids.numel()
+    return seconds / (MEASURED_STEPS - 1), seconds / tokens
+
+
+def _new_engine(recipe: Recipe, tokenizer: Tokenizer) -> LLM:
+    model = build(recipe.model.model_config(recipe.arch, -(-tokenizer.size // 64) * 64))
+    model.initialise(recipe.seed)
+    return LLM(model, tokenizer)
+
+
+def fastest_threads(recipe: Recipe, tasks: Mapping[str, Task], tokenizer: Tokenizer) -> int:
+    """How many threads train fastest: small models gain little from many cores, and lose by too many."""
+    recipe = replace(recipe, dtype="float32") if recipe.dtype == "auto" else recipe
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    best, fastest = threads, float("inf")
+    while threads >= 1:
+        torch.set_num_threads(threads)
+        seconds, _ = _step_seconds(recipe, tasks, tokenizer, _new_engine(recipe, tokenizer))
+        if seconds > fastest:
+            break
+        best, fastest = threads, seconds
+        threads //= 2
+    return best
+
+
+def calibrate(recipe: Recipe, tasks: Mapping[str, Task], tokenizer: Tokenizer) -> Plan:
+    """Measure a few steps of training and of sampling at the recipe's size."""
+    llm = _new_engine(recipe, tokenizer)
+    step, trained_token = _step_seconds(recipe, tasks, tokenizer, llm)
     prompts = [tokenizer.chat([{"role": "user", "content": "What is 3 + 4?"}])] * recipe.grpo.prompts
     began = time.perf_counter()
     outputs = llm.generate(prompts, SamplingParams(max_tokens=16), recipe.grpo.samples)
     made = sum(len(s.token_ids) for o in outputs for s in o.outputs)
-    return Plan(step, (time.perf_counter() - began) / made, step * MEASURED_STEPS / tokens, {})
+    return Plan(step, (time.perf_counter() - began) / made, trained_token, {})
 
 
 def forecast(recipe: Recipe, plan: Plan) -> dict[str, float]:
@@ -91,11 +124,11 @@ def forecast(recipe: Recipe, plan: Plan) -> dict[str, float]:
     }
 
 
-def scale_recipe(recipe: Recipe, plan: Plan, minutes: float) -> tuple[Recipe, Plan]:
-    """The recipe with budgets that fill the minutes, never below those that the recipe file gives."""
+def scale_recipe(recipe: Recipe, plan: Plan, minutes: float | None) -> tuple[Recipe, Plan]:
+    """The recipe with budgets that fill the minutes, where given, and never below those of the recipe file."""
     seconds = forecast(recipe, plan)
     fixed = seconds["evaluate-base"] + seconds["evaluate-rl"]
-    factor = (minutes * 60 - fixed) / (seconds["pretrain"] + seconds["grpo"])
+    factor = ((minutes or 0.0) * 60 - fixed) / (seconds["pretrain"] + seconds["grpo"])
     if factor > 1.2:
         recipe = replace(
             recipe,

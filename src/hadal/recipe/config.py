@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -120,21 +122,48 @@ class Recipe:
             raise UserError(f"dtype is {self.dtype!r}.", nearest(self.dtype, ("auto", "float32", "bfloat16")))
         if not self.tasks:
             raise UserError("The recipe has no tasks.", "Name at least one.")
+        _check_numbers(self.to_dict(), "")
         if self.model.hidden_size % self.model.num_attention_heads:
             raise UserError(
                 f"model.hidden_size is {self.model.hidden_size}, not a multiple of "
                 f"{self.model.num_attention_heads} heads."
             )
-        for name in ("steps", "decay_steps", "checkpoint_every", "check_problems"):
-            if getattr(self.pretrain, name) < 1:
-                raise UserError(f"pretrain.{name} is {getattr(self.pretrain, name)}.", "It must be at least 1.")
-        for name in ("updates", "prompts", "samples", "checkpoint_every", "epochs", "minibatches"):
-            if getattr(self.grpo, name) < 1:
-                raise UserError(f"grpo.{name} is {getattr(self.grpo, name)}.", "It must be at least 1.")
+        if self.arch == "dense" and self.model.num_attention_heads % self.model.num_key_value_heads:
+            raise UserError(
+                f"model.num_attention_heads is {self.model.num_attention_heads}, not a multiple of "
+                f"{self.model.num_key_value_heads} key and value heads."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data; `read_recipe` takes it back."""
         return asdict(self)
+
+
+MAY_BE_ZERO = {
+    "seed", "threads", "num_nextn_predict_layers", "extra_rounds", "levels_past_gold", "pass_problems",
+}  # fmt: skip
+
+
+def _check_numbers(table: dict[str, Any], where: str) -> None:
+    """UserError for a whole number that is too small and a number that is none."""
+    for key, value in table.items():
+        least = 0 if key in MAY_BE_ZERO else 1
+        if isinstance(value, dict):
+            _check_numbers(value, f"{where}{key}.")
+        elif isinstance(value, int) and not isinstance(value, bool) and value < least:
+            raise UserError(f"{where}{key} is {value}.", f"It must be at least {least}.")
+        elif isinstance(value, float) and not isfinite(value):
+            raise UserError(f"{where}{key} is {value}.", "It must be a finite number.")
+
+
+def to_toml(data: dict[str, Any], where: str = "") -> str:
+    """Tables of numbers, text and lists in TOML; None has no form there and is left out."""
+    plain = {key: value for key, value in data.items() if not isinstance(value, dict) and value is not None}
+    text = "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in plain.items())
+    for key, value in data.items():
+        if isinstance(value, dict):
+            text += f"\n[{where}{key}]\n" + to_toml(value, f"{where}{key}.")
+    return text
 
 
 def read_recipe(data: dict[str, Any]) -> Recipe:

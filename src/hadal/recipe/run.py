@@ -1,20 +1,29 @@
-"""A run in progress: its folder, recipe, tasks and books, as the stages see them."""
+"""A run in progress: its folder, recipe, tasks and books, as the stages see them.
+
+A stage is finished where its `result.json` is there, and only then. Everything before that may happen twice: a
+stage that was stopped goes back to its newest whole checkpoint, metrics included, and does the rest again, to
+the same last bit. So no order of writes needs to be guarded but this one: the result comes last.
+"""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from hadal.configs.models import ModelConfig
 from hadal.cost.flops import forward_flops, mean_context, training_flops
 from hadal.cost.ledger import Ledger, LedgerRecord
 from hadal.cost.prices import LAPTOP
-from hadal.engine import LLM
+from hadal.engine import LLM, RequestOutput, SamplingParams
+from hadal.errors import UserError
 from hadal.models.checkpoint import build, load_model, save_model
 from hadal.models.decoder import Decoder
 from hadal.recipe.config import Recipe
@@ -23,8 +32,25 @@ from hadal.recipe.view import View
 from hadal.tasks import Task
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.optim import Optimizer
+from hadal.train.state import State, StateFolder
 
 VOCABULARY_MULTIPLE = 64
+PUBLISHED = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+"""The files of a checkpoint."""
+
+
+class DamagedModel(Exception):
+    """A finished stage's checkpoint is no longer what the stage wrote."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(stage)
+        self.stage = stage
 
 
 @dataclass
@@ -41,20 +67,13 @@ class Run:
     """Everything a stage needs; it keeps no state that is not on disk as well."""
 
     def __init__(self, folder: Path, recipe: Recipe, tasks: dict[str, Task], tokenizer: Tokenizer, view: View) -> None:
-        self.folder, self.recipe, self.tasks, self.tokenizer, self.view = (
-            folder,
-            recipe,
-            tasks,
-            tokenizer,
-            view,
-        )
+        self.folder, self.recipe, self.tasks = folder, recipe, tasks
+        self.tokenizer, self.view = tokenizer, view
         self.metrics = JsonLines(folder / "metrics.jsonl")
         self.timing = JsonLines(folder / "timing.jsonl")
         self.ledger = Ledger(folder / "ledger.jsonl")
         self.books = Books()
         self.spent = sum(record.cost_usd for record in self.ledger.read())
-        self.planned: dict[str, float] = {}
-        """Expected seconds of the stages still to come."""
         vocabulary = -(-tokenizer.size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         self.model_config: ModelConfig = recipe.model.model_config(recipe.arch, vocabulary)
         self.dtype = getattr(torch, recipe.dtype)
@@ -63,16 +82,83 @@ class Run:
         """Where a stage keeps its results and state."""
         return self.folder / "stages" / stage
 
+    # Results
+
     def result(self, stage: str) -> dict[str, Any] | None:
-        """What a finished stage left; None while it is not finished."""
-        path = self.stage_folder(stage) / "result.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        """What a finished stage left; None while it is not finished, or where that can no longer be read."""
+        try:
+            result = json.loads((self.stage_folder(stage) / "result.json").read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        return result if isinstance(result, dict) else None
 
     def finish(self, stage: str, result: dict[str, Any]) -> None:
         """Close the books of a stage and mark it finished."""
         self.enter_books(stage)
-        write_json(self.stage_folder(stage) / "result.json", result)
-        self.planned.pop(stage, None)
+        folder = self.stage_folder(stage)
+        write_json(folder / "result.json", {**result, "checkpoint": checkpoint_digest(folder)})
+
+    def reopen(self, stage: str) -> None:
+        """Take a finished stage for unfinished: it carries on from its last checkpoint."""
+        (self.stage_folder(stage) / "result.json").unlink(missing_ok=True)
+
+    # Models
+
+    def new_model(self) -> Decoder:
+        """A freshly initialised model of the recipe's seed."""
+        model = build(self.model_config)
+        model.initialise(self.recipe.seed)
+        return model
+
+    def check_model(self, stage: str) -> None:
+        """DamagedModel unless a finished stage's checkpoint is what the stage wrote."""
+        if checkpoint_digest(self.stage_folder(stage)) != (self.result(stage) or {}).get("checkpoint"):
+            raise DamagedModel(stage)
+
+    def stage_model(self, stage: str) -> Decoder:
+        """The model that a finished stage left, in float32."""
+        self.check_model(stage)
+        return load_model(self.stage_folder(stage))
+
+    def engine(self, model: Decoder) -> LLM:
+        """The engine over a model and the run's tokenizer; what it samples is on the run's books."""
+        return _BookedLLM(model, self)
+
+    def save_stage_model(self, stage: str, model: Decoder, optimizer: Optimizer) -> None:
+        """Write the float32 masters as a checkpoint that transformers opens."""
+        save_checkpoint(self.stage_folder(stage), model, optimizer, self.tokenizer)
+
+    # Checkpoints of a stage in progress
+
+    def saved_state(self, stage: str) -> State | None:
+        """The newest whole checkpoint of a stage; says so where newer ones are damaged."""
+        state, damaged = StateFolder(self.stage_folder(stage) / "state").load()
+        if damaged:
+            where = f"carrying on from step {state.step}" if state else "the stage begins anew"
+            self.view.note(f"The checkpoint of {stage} at step {damaged[0]} is damaged: {where}.")
+        return state
+
+    def restore(self, stage: str, state: State | None, model: Decoder, optimizer: Optimizer) -> None:
+        """Make model, optimiser and logs what they were at a checkpoint, or at the stage's start for None."""
+        if state is None:
+            self.metrics.truncate_after(-1, stage)
+            self.timing.truncate_after(-1, stage)
+            return
+        optimizer.load_state(state.tensors)
+        model.load_extra_state(state.tensors)
+        for lines, name in ((self.metrics, "metrics"), (self.timing, "timing")):
+            if not lines.cut(state.numbers[name]):
+                self.view.note(f"{lines.path} has lost lines: the weights carry on, those figures are gone.")
+
+    def checkpoint(self, stage: str, step: int, model: Decoder, optimizer: Optimizer, numbers: dict[str, Any]) -> None:
+        """Save what `restore` takes, and enter the books."""
+        # The books come first: steps that a kill makes the machine do twice are then paid twice, as they were.
+        self.enter_books(stage)
+        numbers = numbers | {"metrics": self.metrics.size(), "timing": self.timing.size()}
+        tensors = optimizer.state() | model.extra_state()
+        StateFolder(self.stage_folder(stage) / "state").save(State(step, tensors, numbers))
+
+    # Books
 
     def enter_books(self, stage: str) -> None:
         """Write what was used since the last entry into the ledger."""
@@ -102,28 +188,29 @@ class Run:
         self.books.sampled += tokens
         self.books.flops += (tokens + prefilled) * forward_flops(self.model_config, mean_context(int(length) or 1))
 
-    def new_model(self) -> Decoder:
-        """A freshly initialised model of the recipe's seed."""
-        model = build(self.model_config)
-        model.initialise(self.recipe.seed)
-        return model
 
-    def stage_model(self, stage: str) -> Decoder:
-        """The model that a finished stage left, in float32."""
-        return load_model(self.stage_folder(stage))
+class _BookedLLM(LLM):
+    def __init__(self, model: Decoder, run: Run) -> None:
+        super().__init__(model, run.tokenizer)
+        self.run = run
 
-    def engine(self, model: Decoder) -> LLM:
-        """The engine over a model and the run's tokenizer."""
-        return LLM(model, self.tokenizer)
-
-    def save_stage_model(self, stage: str, model: Decoder, optimizer: Optimizer) -> None:
-        """Write the float32 masters as a checkpoint that transformers opens."""
-        save_checkpoint(self.stage_folder(stage), model, optimizer, self.tokenizer)
+    def generate(self, prompts: Sequence[list[int]], params: SamplingParams, n: int = 1) -> list[RequestOutput]:
+        outputs = super().generate(prompts, params, n)
+        lengths = [len(sample.token_ids) for output in outputs for sample in output.outputs]
+        read = sum(len(output.prompt_token_ids) for output in outputs)  # once for all samples of a prompt
+        if outputs:
+            self.run.count_sampled(sum(lengths), read, read / len(outputs) + sum(lengths) / len(lengths))
+        return outputs
 
 
 def save_checkpoint(folder: Path, model: Decoder, optimizer: Optimizer, tokenizer: Tokenizer) -> None:
     """A checkpoint of the float32 masters with its tokenizer, in the Hugging Face layout."""
-    save_model(folder, model.config, model.state_dict() | optimizer.masters(model))
+    try:
+        save_model(folder, model.config, model.state_dict() | optimizer.masters(model))
+    except SafetensorError as error:  # its own error for a full disk
+        raise UserError(
+            f"cannot write a model in {folder}: {error}.", "Free some space; the same command then carries on."
+        ) from error
     tokenizer.save(folder)
     generation = {
         "bos_token_id": tokenizer.bos_id,
@@ -135,3 +222,12 @@ def save_checkpoint(folder: Path, model: Decoder, optimizer: Optimizer, tokenize
         "top_p": 0.95,
     }
     write_json(folder / "generation_config.json", generation)
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """A digest over the files of a checkpoint folder; absent ones count as empty."""
+    digest = blake2b(digest_size=16)
+    for name in PUBLISHED:
+        path = folder / name
+        digest.update(f"{name} {path.stat().st_size}\n".encode() + path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()

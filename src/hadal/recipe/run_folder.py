@@ -221,6 +221,17 @@ class JsonLines:
         """All whole records; a torn last line is passed over. An absent file has none."""
         return [record for _, record in self._records()]
 
+    def size(self) -> int:
+        """Bytes of the whole lines so far: a checkpoint notes it, and `cut` comes back to it."""
+        return sum(map(len, self._whole_lines()))
+
+    def cut(self, size: int) -> bool:
+        """Drops what lies behind `size` bytes; False where the file has fewer already."""
+        now = self.size()
+        with _named_failure(self.path):
+            self._cut(min(now, size))
+        return now >= size
+
     def truncate_after(self, step: int, stage: str | None = None) -> None:
         """Drops the first record past `step` (of `stage`, where given) and everything behind it.
 
@@ -242,8 +253,7 @@ class JsonLines:
             except ValueError:
                 record = None
             if not isinstance(record, dict):
-                remedy = f"Start anew: {again(self.path.parent)} --fresh"
-                raise UserError(f"{self.path} is damaged at line {number}.", remedy)
+                raise UserError(f"{self.path} is damaged at line {number}.", "Delete that line to read the rest.")
             yield line, record
 
     def _whole_lines(self) -> list[bytes]:

@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from hadal.errors import UserError
 
 KEEP = 2
+
+
+@dataclass(frozen=True)
+class State:
+    """What a stage was after `step` steps."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    numbers: dict[str, Any]
 
 
 class StateFolder:
@@ -31,50 +43,56 @@ class StateFolder:
 
     def steps(self) -> list[int]:
         """Steps that have a state, oldest first."""
-        return sorted(int(path.stem.removeprefix("state-")) for path in self.folder.glob("state-*.json"))
+        names = (path.stem.removeprefix("state-") for path in self.folder.glob("state-*.json"))
+        return sorted(int(name) for name in names if name.isdigit())
 
-    def save(self, step: int, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Write the state of `step` and drop all but the last few."""
-        weights, record = self._paths(step)
+    def save(self, state: State) -> None:
+        """Write a state and drop all but the last few. UserError where the disk is full or cannot be written."""
+        weights, record = self._paths(state.step)
+        data = save(state.tensors)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            part = weights.with_suffix(".part")
-            save_file(tensors, part)
-            digest = blake2b(part.read_bytes(), digest_size=16).hexdigest()
-            os.replace(part, weights)
-            part.write_text(json.dumps({"digest": digest, "numbers": numbers}))
-            os.replace(part, record)
+            _write(weights, data)
+            _write(record, json.dumps({"digest": _digest(data), "numbers": state.numbers}).encode())
+            kept = [path for step in self.steps()[-KEEP:] for path in self._paths(step)]
+            for path in self.folder.glob("state-*"):
+                if path not in kept:
+                    path.unlink()
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
             raise UserError(
-                f"cannot write a checkpoint in {self.folder}: {reason}.",
+                f"cannot write a checkpoint in {self.folder}: {(error.strerror or str(error)).lower()}.",
                 "Free some space; the same command then carries on.",
             ) from error
-        except Exception as error:  # safetensors wraps a full disk in an error of its own
-            if "os error" not in str(error).lower() and "i/o" not in str(error).lower():
-                raise
-            raise UserError(
-                f"cannot write a checkpoint in {self.folder}: {error}.",
-                "Free some space; the same command then carries on.",
-            ) from error
-        for old in self.steps()[:-KEEP]:
-            for path in self._paths(old):
-                path.unlink(missing_ok=True)
 
-    def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any], list[int]] | None:
-        """(step, tensors, numbers, newer steps that were damaged) of the newest whole state."""
+    def load(self) -> tuple[State | None, list[int]]:
+        """The newest whole state, if there is one, and the steps of newer ones that are damaged."""
         damaged: list[int] = []
         for step in reversed(self.steps()):
             weights, record = self._paths(step)
             try:
-                data = json.loads(record.read_text())
-                if blake2b(weights.read_bytes(), digest_size=16).hexdigest() != data["digest"]:
-                    raise ValueError("digest")
-                return step, load_file(weights), data["numbers"], damaged
-            except (OSError, ValueError, KeyError):
+                told, data = json.loads(record.read_bytes()), weights.read_bytes()
+                if _digest(data) != told["digest"]:
+                    raise ValueError("the digest is another")
+                return State(step, load(data), told["numbers"]), damaged
+            except (OSError, ValueError, TypeError, KeyError, SafetensorError):
                 damaged.append(step)
-        if damaged:
-            raise UserError(
-                f"Every checkpoint in {self.folder} is damaged.", "Start anew: the same command with --fresh."
-            )
-        return None
+        return None, damaged
+
+
+def _digest(data: bytes) -> str:
+    return blake2b(data, digest_size=16).hexdigest()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """The file whole or not at all; a failure leaves nothing that takes up room."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError):  # the first failure is the one to tell
+            part.unlink(missing_ok=True)
+        raise

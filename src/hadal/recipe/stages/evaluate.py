@@ -7,13 +7,16 @@ from typing import Any
 from hadal.evaluate.suite import Verdict, evaluate
 from hadal.recipe.run import Run
 from hadal.recipe.run_folder import write_json
+from hadal.recipe.stages.pretrain import has_thoughts
+from hadal.tasks import Task
 
 SHOWCASE = "How many r in strawberry?"
 
 
 def evaluate_stage(run: Run, stage: str, of: str) -> None:
     """Evaluate the model that stage `of` left, as stage `stage`."""
-    run.view.stage(stage, 6, "held-out problems: by itself, made to think, made to answer, against difficulty")
+    parts = 9 + bool(run.recipe.evaluate.pass_problems)  # as the suite announces them
+    run.view.stage(stage, parts, "held-out problems: by itself, made to think, made to answer, against difficulty")
     llm = run.engine(run.stage_model(of).to(run.dtype).eval())
     done = 0
 
@@ -23,8 +26,6 @@ def evaluate_stage(run: Run, stage: str, of: str) -> None:
         run.view.step(stage, done, {"doing": what, "cost_usd": run.cost_so_far()})
 
     figures, natural = evaluate(llm, run.tasks, run.recipe.evaluate, run.recipe.seed, progress)
-    sampled = sum(v.tokens for verdicts in natural.values() for v in verdicts)
-    run.count_sampled(sampled, 0, 60)
     responses = {
         name: [
             {"question": v.problem.prompt, "gold": v.problem.answer, "text": v.text, "right": v.right} for v in verdicts
@@ -48,17 +49,19 @@ def write_evaluation(run: Run) -> None:
             "base": base["figures"]["tasks"][name],
             "rl": rl["figures"]["tasks"][name],
         }
-    left_out = {
-        name: f"made to think {r['thinking']:.0%}, made to answer {r['direct']:.0%}: thinking did not pay yet"
-        for name, r in readiness.items()
-        if not r["ready"]
-    }
+    left_out = {name: _why_left_out(run.tasks[name], r) for name, r in readiness.items() if not r["ready"]}
     mean = {"base": base["figures"]["mean"], "rl": rl["figures"]["mean"]}
     examples = [example for name in run.tasks for example in _examples(name, base, rl)]
     write_json(
         run.folder / "evaluation.json",
         {"tasks": tasks, "mean": mean, "examples": examples, "left_out": left_out},
     )
+
+
+def _why_left_out(task: Task, rates: dict[str, float]) -> str:
+    if not has_thoughts(task):
+        return f"no thoughts to learn from, and answers at once are right {rates['direct']:.0%} of the time"
+    return f"made to think {rates['thinking']:.0%}, made to answer {rates['direct']:.0%}: thinking did not pay yet"
 
 
 def _examples(name: str, base: dict[str, Any], rl: dict[str, Any]) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ from hadal.recipe.run_folder import write_text
 from hadal.train.curriculum import Curriculum
 from hadal.train.optim import Optimizer
 from hadal.train.rl import UpdateResult, rl_update
-from hadal.train.state import StateFolder
 
 STAGE = "grpo"
 MONITOR = 9  # the stream of held-out problems that is watched during training; the final evaluation uses others
@@ -25,23 +24,16 @@ def grpo(run: Run) -> None:
     readiness = (run.result("pretrain") or {})["readiness"]
     tasks = {name: task for name, task in run.tasks.items() if readiness[name]["ready"]}
     folder = run.stage_folder(STAGE)
-    model = run.stage_model("pretrain").train()
+    state = run.saved_state(STAGE)
+    model = (run.stage_model("pretrain") if state is None else run.new_model()).train()
     optimizer = Optimizer(model, config.optimizer, run.dtype)
+    run.restore(STAGE, state, model, optimizer)
     llm = run.engine(model)
     curriculum = Curriculum(tasks)
-    states = StateFolder(folder / "state")
     step, best = 0, -1.0
-    loaded = states.load()
-    if loaded is not None:
-        step, tensors, numbers, damaged = loaded
-        if damaged:
-            run.view.note(f"The checkpoint of step {damaged[0]} is damaged: carrying on from step {step}.")
-        optimizer.load_state(tensors)
-        model.load_extra_state(tensors)
-        curriculum = Curriculum.from_state(tasks, numbers["curriculum"])
-        best = numbers["best"]
-    run.metrics.truncate_after(step, STAGE)
-    run.timing.truncate_after(step, STAGE)
+    if state is not None:
+        step, best = state.step, state.numbers["best"]
+        curriculum = Curriculum.from_state(tasks, state.numbers["curriculum"])
     run.view.stage(STAGE, config.updates, "reinforcement learning: right answers are reinforced, nothing else is told")
     if not tasks:
         run.view.note("No task is ready for RL: the base stays as it is. Try more minutes.")
@@ -51,7 +43,8 @@ def grpo(run: Run) -> None:
         result = rl_update(llm, optimizer, tasks, curriculum, config, run.recipe.seed, step, scale)
         model.after_update(0.0)
         step += 1
-        enter(run, result)
+        length = sum(len(g.prompt) + len(g.samples[0].token_ids) for g in result.groups) / len(result.groups)
+        run.count_trained(result.tokens_trained, int(length))
         levels = {name: round(curriculum.mean_level(name), 3) for name in tasks}
         run.metrics.append({"stage": STAGE, "step": step, **result.metrics, "difficulty": levels})
         seconds = result.seconds_sampling + result.seconds_training
@@ -81,20 +74,10 @@ def grpo(run: Run) -> None:
                 best = mean
                 save_checkpoint(folder / "best", model, optimizer, run.tokenizer)
         if step % config.checkpoint_every == 0:
-            numbers = {"curriculum": curriculum.state(), "best": best}
-            states.save(step, optimizer.state() | model.extra_state(), numbers)
-            run.enter_books(STAGE)
+            run.checkpoint(STAGE, step, model, optimizer, {"curriculum": curriculum.state(), "best": best})
 
     run.save_stage_model(STAGE, model, optimizer)
     run.finish(STAGE, {"updates": step, "best": best, "curriculum": curriculum.state()})
-
-
-def enter(run: Run, result: UpdateResult) -> None:
-    """Put an update on the books."""
-    samples = [s for g in result.groups for s in g.samples]
-    length = sum(len(g.prompt) + len(g.samples[0].token_ids) for g in result.groups) / len(result.groups)
-    run.count_sampled(sum(len(s.token_ids) for s in samples), sum(len(g.prompt) for g in result.groups), length)
-    run.count_trained(result.tokens_trained, int(length))
 
 
 def watch(run: Run, model: Decoder) -> dict[str, float]:
@@ -106,7 +89,6 @@ def watch(run: Run, model: Decoder) -> dict[str, float]:
     flat = [p for part in problems.values() for p in part]
     params = SamplingParams(max_tokens=run.recipe.grpo.max_tokens, seed=run.recipe.seed)
     verdicts: list[Verdict] = [v[0] for v in ask(llm, run.tasks, flat, params)]
-    run.count_sampled(sum(v.tokens for v in verdicts), 30 * len(flat), 60)
     position = 0
     for name, part in problems.items():
         out[name] = sum(v.right for v in verdicts[position : position + len(part)]) / len(part)

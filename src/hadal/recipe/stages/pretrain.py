@@ -17,11 +17,10 @@ from hadal.engine import SamplingParams
 from hadal.evaluate.suite import ask
 from hadal.models.decoder import Decoder
 from hadal.recipe.run import Run
-from hadal.tasks import Problem
+from hadal.tasks import Problem, Task
 from hadal.train.corpus import Batch, batches
 from hadal.train.losses import cross_entropy, predict
 from hadal.train.optim import Optimizer
-from hadal.train.state import StateFolder
 
 STAGE = "pretrain"
 
@@ -29,21 +28,12 @@ STAGE = "pretrain"
 def pretrain(run: Run) -> None:
     """Train the base; leaves its checkpoint, and which tasks are ready."""
     config = run.recipe.pretrain
+    state = run.saved_state(STAGE)
     model = run.new_model()
     optimizer = Optimizer(model, config.optimizer, run.dtype)
+    run.restore(STAGE, state, model, optimizer)
     llm = run.engine(model)
-    states = StateFolder(run.stage_folder(STAGE) / "state")
-    step, decay_from = 0, -1
-    loaded = states.load()
-    if loaded is not None:
-        step, tensors, numbers, damaged = loaded
-        if damaged:
-            run.view.note(f"The checkpoint of step {damaged[0]} is damaged: carrying on from step {step}.")
-        optimizer.load_state(tensors)
-        model.load_extra_state(tensors)
-        decay_from = numbers["decay_from"]
-    run.metrics.truncate_after(step, STAGE)
-    run.timing.truncate_after(step, STAGE)
+    step, decay_from = (state.step, state.numbers["decay_from"]) if state else (0, -1)
     cap = config.steps + config.extra_rounds * config.extra_steps
     run.view.stage(STAGE, (decay_from if decay_from >= 0 else config.steps) + config.decay_steps, _about(run))
 
@@ -100,9 +90,9 @@ def pretrain(run: Run) -> None:
             )
             began, tokens = time.perf_counter(), 0
         if step % config.checkpoint_every == 0:
-            states.save(step, optimizer.state() | model.extra_state(), {"decay_from": decay_from})
-            run.enter_books(STAGE)
+            run.checkpoint(STAGE, step, model, optimizer, {"decay_from": decay_from})
 
+    run.view.step(STAGE, step, {"cost_usd": run.cost_so_far()})
     ready = readiness(run, model)
     run.metrics.append({"stage": STAGE, "step": step, "readiness": ready})
     run.save_stage_model(STAGE, model, optimizer)
@@ -116,7 +106,11 @@ def _about(run: Run) -> str:
 
 @torch.no_grad()
 def readiness(run: Run, model: Decoder) -> dict[str, dict[str, Any]]:
-    """For each task, on training problems at its default difficulty: made to think against made to answer."""
+    """For each task, on training problems at its default difficulty: made to think against made to answer.
+
+    A task is ready where thinking beats answering, so that RL can find out. One that came without thoughts is
+    ready where answering at once is sometimes right and not always: there RL can only sharpen that.
+    """
     n, margin = run.recipe.pretrain.check_problems, run.recipe.pretrain.margin
     problems: list[Problem] = []
     for task in run.tasks.values():
@@ -126,7 +120,16 @@ def readiness(run: Run, model: Decoder) -> dict[str, dict[str, Any]]:
     for kind, thinking in (("thinking", True), ("direct", False)):
         params = SamplingParams(max_tokens=run.recipe.grpo.max_tokens, seed=run.recipe.seed, thinking=thinking)
         verdicts = [v[0] for v in ask(llm, run.tasks, problems, params)]
-        run.count_sampled(sum(v.tokens for v in verdicts), 30 * len(verdicts), 60)
         for i, name in enumerate(run.tasks):
             share[name][kind] = sum(v.right for v in verdicts[i * n : (i + 1) * n]) / n
-    return {name: {**rates, "ready": rates["thinking"] > rates["direct"] + margin} for name, rates in share.items()}
+
+    def ready(name: str) -> bool:
+        thinking, direct = share[name]["thinking"], share[name]["direct"]
+        return thinking > direct + margin if has_thoughts(run.tasks[name]) else 0 < direct < 1
+
+    return {name: {**rates, "ready": ready(name)} for name, rates in share.items()}
+
+
+def has_thoughts(task: Task) -> bool:
+    """Whether any of a task's training problems comes with a thought to learn from."""
+    return any(task.generate(i, "train", level).thought for level in task.difficulties for i in range(4))

@@ -1,0 +1,326 @@
+"""Runs a recipe or carries it on: set-up, stages, publication. `hadal train` and `hadal quickstart` both end here.
+
+The folder of a run says by its `run.json` how far it is: `preparing` (nothing is trained; the set-up is done
+again), `running` (what was measured is frozen; stages carry on) or `complete`. Read `run.py` next.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hadal.cost.prices import LAPTOP
+from hadal.errors import UserError
+from hadal.ops.speed import fastest_dtype, matmul_rates
+from hadal.recipe.calibrate import Plan, calibrate, fastest_threads, scale_recipe
+from hadal.recipe.config import Recipe, load_recipe_data, read_recipe, to_toml
+from hadal.recipe.report import write_report
+from hadal.recipe.run import PUBLISHED, DamagedModel, Run, checkpoint_digest
+from hadal.recipe.run_folder import open_run, read_run, write_bytes, write_run
+from hadal.recipe.stages.evaluate import evaluate_stage, write_evaluation
+from hadal.recipe.stages.grpo import grpo
+from hadal.recipe.stages.pretrain import has_thoughts, pretrain
+from hadal.recipe.view import View
+from hadal.tasks import Task, load_tasks
+from hadal.tasks.words import build_tokenizer
+from hadal.text.tokenizer import Tokenizer
+
+STAGES: dict[str, Callable[[Run], None]] = {
+    "pretrain": pretrain,
+    "evaluate-base": partial(evaluate_stage, stage="evaluate-base", of="pretrain"),
+    "grpo": grpo,
+    "evaluate-rl": partial(evaluate_stage, stage="evaluate-rl", of="grpo"),
+}
+FINAL = "grpo"  # whose model is published
+OWN_FILES = (
+    *PUBLISHED, "metrics.jsonl", "timing.jsonl", "ledger.jsonl", "evaluation.json",
+    "report.json", "report.md", "report.html", "rollouts", "stages",
+)  # fmt: skip
+"""What a run writes beside run.json; nothing else is ever removed from its folder."""
+DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def train(
+    recipe_path: Path, out: Path | None, overrides: Sequence[str], dry_run: bool, view: View,
+    trust: bool = False, fresh: bool = False,
+) -> Path | None:  # fmt: skip
+    """Run or resume the recipe in a TOML file, with just the budgets it states; returns the run folder.
+
+    dry_run: print the recipe with everything decided that a run would freeze, and what it would cost; write nothing.
+    trust: let a recipe run the Python files that it names as tasks. UserError for whatever is wrong with the input.
+    """
+    recipe_path = Path(recipe_path)
+    if recipe_path.suffix != ".toml":
+        raise UserError(f"{recipe_path} is not a recipe.", "Give the path of a TOML file.")
+    data = load_recipe_data(recipe_path, overrides)
+    recipe = read_recipe(data)
+    files = [name for name in recipe.tasks if name.endswith(".py")]
+    if files and not trust:
+        raise UserError(
+            f"{recipe_path} names the Python file {files[0]}, which would run as you.",
+            "Read it, and add --trust if you trust it.",
+        )
+    beside = {name: str((recipe_path.parent / name).resolve()) for name in files}
+    recipe = replace(recipe, tasks=[beside.get(name, name) for name in recipe.tasks])
+    if dry_run:
+        print(plan_of(recipe, view), end="", flush=True)
+        return None
+    folder = out or Path("runs") / recipe_path.stem
+    command = ["hadal", "train", str(recipe_path), *(["--trust"] if files else [])]
+    return grow(recipe, folder, view, fresh=fresh, command=[*command, *_settings(overrides)])
+
+
+def plan_of(recipe: Recipe, view: View) -> str:
+    """The recipe as a run would freeze it, in TOML, headed by what it would cost."""
+    tasks = _load_and_check(recipe)
+    recipe, plan = resolve(recipe, tasks, build_tokenizer(list(tasks.values())), None, view)
+    lines = [f"{stage}: {seconds:,.0f} s, ${LAPTOP.cost(seconds):.2g}" for stage, seconds in plan.seconds.items()]
+    total = sum(plan.seconds.values())
+    lines.append(f"in all about {total / 60:,.1f} minutes, ${LAPTOP.cost(total):.2g} ({LAPTOP.source})")
+    return "".join(f"# {line}\n" for line in lines) + "\n" + to_toml(recipe.to_dict())
+
+
+def grow(
+    recipe: Recipe, folder: Path, view: View, minutes: float | None = None, fresh: bool = False,
+    command: Sequence[str] = (),
+) -> Path:  # fmt: skip
+    """Run a recipe in a folder, or carry on there, or do nothing where it is finished; returns the folder.
+
+    minutes: stretch the recipe's budgets to fill them. command: what the user typed, kept for the reader of the run.
+    """
+    tasks = _load_and_check(recipe)
+    wanted = recipe.to_dict()
+    del wanted["threads"]  # the run keeps those that it began with
+    request = {"recipe": wanted, "minutes": minutes, "task_files": _file_digests(recipe)}
+    with _alone_in(folder), _disk_trouble_told(folder):
+        record = _existing(folder, fresh)
+        if record is None:
+            record = _prepare(folder, recipe, tasks, minutes, request, view, command)
+        else:
+            _check_same(folder, record["request"], request)
+            if record["status"] != "complete":
+                view.note(f"Carrying on in {folder}.")
+        frozen = read_recipe(record["config"])
+        if recipe.threads not in (0, frozen.threads):
+            view.note(f"This run began with --threads {frozen.threads} and keeps to it, so that it ends the same.")
+        run = Run(folder, frozen, tasks, Tokenizer.load(folder), view)
+        if record["status"] == "complete":
+            _mend_publication(run)
+            view.note(f"{folder} is grown already. --fresh starts anew.")
+            return folder
+        torch.set_num_threads(frozen.threads)
+        report = _finish(run, record)
+        view.close()  # so that the last stage is told before the result
+        view.note(f"{report['headline']}. See {folder / 'report.html'}.")
+    return folder
+
+
+def run_stages(run: Run) -> None:
+    """Every stage that has not finished, in order. One whose model is damaged is finished once more."""
+    while (stage := next((s for s in STAGES if run.result(s) is None), None)) is not None:
+        try:
+            STAGES[stage](run)
+        except DamagedModel as damage:
+            _reopen(run, damage.stage)
+        except KeyboardInterrupt:
+            run.enter_books(stage)
+            raise
+
+
+def _finish(run: Run, record: dict[str, Any]) -> dict[str, Any]:
+    """Stages, publication, report."""
+    run_stages(run)
+    while True:
+        try:
+            publish(run)
+            break
+        except DamagedModel as damage:
+            _reopen(run, damage.stage)
+            run_stages(run)
+    write_evaluation(run)
+    report = write_report(run.folder)
+    write_run(run.folder, {**record, "status": "complete"})
+    return report
+
+
+def _reopen(run: Run, stage: str) -> None:
+    run.view.note(f"The model that {stage} left is damaged: its last part is done again.")
+    run.reopen(stage)
+
+
+def publish(run: Run) -> None:
+    """Copy the final stage's checkpoint to the run folder itself, each file whole or not at all."""
+    run.check_model(FINAL)
+    for name in PUBLISHED:
+        write_bytes(run.folder / name, (run.stage_folder(FINAL) / name).read_bytes())
+
+
+def _mend_publication(run: Run) -> None:
+    """Restore a finished run's checkpoint from the stage that made it, where that is still there."""
+    result = run.result(FINAL)
+    if result is not None and checkpoint_digest(run.folder) != result["checkpoint"]:
+        with suppress(DamagedModel):
+            publish(run)
+            run.view.note(f"The model in {run.folder} was damaged and is restored.")
+    open_run(run.folder)
+
+
+# Set-up
+
+
+def resolve(
+    recipe: Recipe, tasks: dict[str, Task], tokenizer: Tokenizer, minutes: float | None, view: View
+) -> tuple[Recipe, Plan]:
+    """Decide what is left open (threads, dtype, budgets) from a few seconds of measurement."""
+    if recipe.threads == 0:
+        recipe = replace(recipe, threads=fastest_threads(recipe, tasks, tokenizer))
+    torch.set_num_threads(recipe.threads)
+    if recipe.dtype == "auto":
+        rates = matmul_rates(1.0)
+        recipe = replace(recipe, dtype=fastest_dtype(rates))
+        view.note(
+            f"Computing in {recipe.dtype} on {recipe.threads} thread{'s' if recipe.threads > 1 else ''}: matrices at "
+            f"{rates['float32'] / 1e9:.0f} GFLOP/s in float32, {rates['bfloat16'] / 1e9:.0f} in bfloat16."
+        )
+    return scale_recipe(recipe, calibrate(recipe, tasks, tokenizer), minutes)
+
+
+def _prepare(
+    folder: Path, recipe: Recipe, tasks: dict[str, Task], minutes: float | None, request: dict[str, Any], view: View,
+    command: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
+    """Set a run up; what an earlier run or an interrupted set-up left of its own is removed."""
+    record = {
+        "name": folder.resolve().name, "arch": recipe.arch, "seed": recipe.seed, "minutes": minutes,
+        "status": "preparing", "command": shlex.join([*command, "--out", str(folder)]), "request": request,
+    }  # fmt: skip
+    write_run(folder, record)
+    _clear(folder)
+    for task in tasks.values():
+        if not has_thoughts(task):
+            view.note(
+                f"{task.name} has no thoughts, so there is nothing to learn thinking from: the model learns to answer "
+                "at once, and reinforcement learning sharpens that."
+            )
+    tokenizer = build_tokenizer(list(tasks.values()))
+    recipe, plan = resolve(recipe, tasks, tokenizer, minutes, view)
+    view.note(plan.expectation(recipe, minutes))
+    tokenizer.save(folder)
+    record |= {"status": "running", "config": recipe.to_dict(), "plan": asdict(plan)}
+    write_run(folder, record)
+    return record
+
+
+def _load_and_check(recipe: Recipe) -> dict[str, Task]:
+    tasks = load_tasks(recipe.tasks)
+    for task in tasks.values():
+        task.validate()
+    return tasks
+
+
+def _file_digests(recipe: Recipe) -> dict[str, str]:
+    """A digest of each task file: a run is carried on with the tasks that it began with, or not at all."""
+    files = [name for name in recipe.tasks if name.endswith(".py")]
+    return {name: blake2b(Path(name).read_bytes(), digest_size=16).hexdigest() for name in files}
+
+
+# The folder
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """The folder, made and locked: two processes would undo each other's work. A kill frees it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the folder {folder}: {(error.strerror or str(error)).lower()}.",
+            "Choose another with --out.",
+        ) from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(
+            f"Another process is at work in {folder}.", "Wait for it, or choose another folder with --out."
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _disk_trouble_told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        raise UserError(
+            f"cannot write in {folder}: {(error.strerror or str(error)).lower()}.",
+            "Free some space or change its permissions; the same command then carries on.",
+        ) from error
+
+
+def _existing(folder: Path, fresh: bool) -> dict[str, Any] | None:
+    """The record of a run to carry on; None where one can be set up. UserError for a folder of something else."""
+    path = folder / "run.json"
+    if not path.exists():
+        if all(other.name.startswith(".run.json.") for other in folder.iterdir()):  # killed while it was written
+            return None
+        raise UserError(f"{folder} is not empty and holds no run.", "Choose another folder with --out.")
+    if fresh and b'"hadal_run"' in path.read_bytes():
+        return None  # of whatever version, and however damaged
+    record = read_run(folder)
+    return None if record.get("status") == "preparing" else record
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run wrote beside run.json, temporary files of a killed one included."""
+    for name in OWN_FILES:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        for path in (folder / name, folder / f"{name}.part", *folder.glob(f".{name}.*")):
+            path.unlink(missing_ok=True)
+    for path in folder.glob(".run.json.*"):
+        path.unlink()
+
+
+def _check_same(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    remedy = "Give the same settings, another folder with --out, or --fresh to start anew."
+    for path, digest in new["task_files"].items():
+        if old.get("task_files", {}).get(path, digest) != digest:
+            raise UserError(f"{path} has changed since the run in {folder} began.", remedy)
+    if old != new:
+        raise UserError(f"{folder} holds a run of other settings ({_difference(old, new)}).", remedy)
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any], where: str = "") -> str:
+    """The first setting in which two requests differ, in words."""
+    for key in sorted(old.keys() | new.keys(), reverse=True):  # the recipe first
+        a, b = old.get(key), new.get(key)
+        if a != b:
+            if isinstance(a, dict) and isinstance(b, dict):
+                return _difference(a, b, f"{where}{key}.")
+            return f"{where}{key} {a} instead of {b}".removeprefix("recipe.")
+    return ""
+
+
+def _settings(overrides: Sequence[str]) -> list[str]:
+    return [word for override in overrides for word in ("--set", override)]
