@@ -24,7 +24,7 @@ class Cache:
         self.capacity = capacity
         self.length = 0
         self.layers = [
-            tuple(torch.zeros(rows, heads, capacity, width, dtype=dtype) for heads, width in widths)
+            tuple(torch.empty(rows, heads, capacity, width, dtype=dtype) for heads, width in widths)
             for _ in range(layers)
         ]
 
@@ -65,7 +65,7 @@ class Cache:
 
         def wider(kept: Tensor) -> Tensor:
             rows, heads, _, width = kept.shape
-            room = kept.new_zeros(rows, heads, capacity, width)
+            room = kept.new_empty(rows, heads, capacity, width)
             room[:, :, : self.length] = kept[:, :, : self.length]
             return room
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Optimizer:
             self.zero_grad()
             return norm
         if config.clip and norm > config.clip:
-            grad = grad * (config.clip / norm)
+            grad.mul_(config.clip / norm)  # in place: the gradient is forgotten at the end
         self.updates += 1
         if self.matrix_end:
             part = grad[: self.matrix_end]
@@ -126,15 +127,14 @@ class Optimizer:
                 if config.weight_decay:
                     master.mul_(1 - scale * config.muon_lr * config.weight_decay)
                 master.add_(change, alpha=-scale * config.muon_lr * gain)
-        part = grad[self.matrix_end :]
-        self.mean.lerp_(part, 1 - config.beta1)
-        self.square.mul_(config.beta2).addcmul_(part, part, value=1 - config.beta2)
-        bias1, bias2 = 1 - config.beta1**self.updates, 1 - config.beta2**self.updates
-        denominator = (self.square / bias2).sqrt_().add_(config.eps)
-        rest = self.master[self.matrix_end :]
-        if config.weight_decay:
-            rest.mul_(1 - scale * config.lr * config.weight_decay)
-        rest.addcdiv_(self.mean, denominator, value=-scale * config.lr / bias1)
+        if self.matrix_end < len(grad):
+            # One pass over memory: written out in tensor operations this took as long as a small model's backward.
+            adamw(
+                [self.master[self.matrix_end :]], [grad[self.matrix_end :]], [self.mean], [self.square], [],
+                [torch.tensor(float(self.updates - 1))], fused=True, amsgrad=False, maximize=False,
+                beta1=config.beta1, beta2=config.beta2, lr=scale * config.lr, weight_decay=config.weight_decay,
+                eps=config.eps,
+            )  # fmt: skip
         self.refresh()
         self.zero_grad()
         return norm

@@ -1,0 +1,113 @@
+"""The optimisers over flat memory, against torch's own and against what Muon promises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
+from hadal.models.checkpoint import build
+from hadal.models.decoder import Decoder
+from hadal.train.optim import Optimizer, OptimizerConfig, orthogonalise
+
+SMALL = (61, 32, 2, 4)
+DENSE = DenseConfig(*SMALL, head_dim=8, intermediate_size=48)
+DEEPSEEK = DeepseekConfig(*SMALL, intermediate_size=48, moe_intermediate_size=16, kv_lora_rank=24)
+
+
+def fresh(config: ModelConfig) -> Decoder:
+    model = build(config)
+    model.initialise(0)
+    return model
+
+
+def loss(model: Decoder, step: int) -> Tensor:
+    ids = torch.randint(61, (4, 12), generator=torch.Generator().manual_seed(step))
+    return nn.functional.cross_entropy(model.logits(model(ids))[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.3])
+@pytest.mark.parametrize("config", [DENSE, DEEPSEEK], ids=["dense", "deepseek"])
+def test_adam_equals_torchs_adamw(config: ModelConfig, clip: float) -> None:
+    ours, theirs = fresh(config), fresh(config)
+    settings = OptimizerConfig(lr=1e-3, muon_lr=0.0, beta1=0.8, beta2=0.95, eps=1e-6, weight_decay=0.1, clip=clip)
+    optimizer = Optimizer(ours, settings)
+    reference = torch.optim.AdamW(
+        theirs.parameters(), 1e-3, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1, foreach=False, fused=False
+    )
+    for step, scale in enumerate((0.5, 1.0, 1.0, 0.25)):
+        loss(ours, step).backward()
+        norm = optimizer.step(scale)
+        loss(theirs, step).backward()
+        total = nn.utils.clip_grad_norm_(theirs.parameters(), clip or float("inf"))
+        reference.param_groups[0]["lr"] = 1e-3 * scale
+        reference.step()
+        reference.zero_grad()
+        assert norm == pytest.approx(float(total), rel=1e-4)
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 40), (2, 40, 8)])
+def test_orthogonalised_matrices_keep_their_directions_at_about_equal_strength(shape: tuple[int, int, int]) -> None:
+    """Muon's quintic iteration takes every singular value to about 0.7-1.2 and leaves the singular vectors."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    out = orthogonalise(x)
+    u, s, vh = torch.linalg.svd(x, full_matrices=False)
+    inside = u.mT @ out @ vh.mT
+    diagonal = inside.diagonal(dim1=1, dim2=2)
+    assert (diagonal[s > 0.02 * s.norm(dim=1, keepdim=True)] > 0.5).all() and (diagonal < 1.3).all()
+    torch.testing.assert_close(inside - torch.diag_embed(diagonal), torch.zeros_like(inside), atol=1e-3, rtol=0)
+
+
+def test_stacked_experts_are_orthogonalised_one_by_one() -> None:
+    """An update of the stack is that of each expert's matrix alone."""
+    model = fresh(DEEPSEEK)
+    optimizer = Optimizer(model, OptimizerConfig(muon_lr=0.02, clip=0.0))
+    stack = dict(model.named_parameters())["layers.1.mlp.experts.down_proj"]
+    before = stack.detach().clone()
+    loss(model, 0).backward()
+    assert stack.grad is not None
+    grad = stack.grad.clone()
+    optimizer.step()
+    first = 1 - OptimizerConfig().momentum
+    ahead = grad * (first + first * OptimizerConfig().momentum)  # Nesterov's look-ahead from zero momentum
+    gain = max(1.0, stack.shape[1] / stack.shape[2]) ** 0.5
+    for e, matrix in enumerate(ahead):
+        expected = before[e] - 0.02 * gain * orthogonalise(matrix[None])[0]
+        torch.testing.assert_close(stack[e].detach(), expected, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("muon_lr", [0.0, 0.02])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_resumed_optimiser_ends_in_the_same_bits(muon_lr: float, dtype: torch.dtype) -> None:
+    settings = OptimizerConfig(muon_lr=muon_lr)
+    model = fresh(DENSE)
+    optimizer = Optimizer(model, settings, dtype)
+    for step in range(6):
+        if step == 3:
+            saved = {name: tensor.clone() for name, tensor in optimizer.state().items()}
+        loss(model, step).backward()
+        optimizer.step()
+    again = fresh(DENSE)
+    other = Optimizer(again, settings, dtype)
+    loss(again, 99).backward()  # a gradient from before must not leak into what is loaded
+    other.load_state(saved)
+    for step in range(3, 6):
+        loss(again, step).backward()
+        other.step()
+    assert torch.equal(optimizer.master, other.master)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_is_left_out(value: float) -> None:
+    model = fresh(DENSE)
+    optimizer = Optimizer(model, OptimizerConfig())
+    before = optimizer.master.clone()
+    loss(model, 0).backward()
+    optimizer.grad[7] = value
+    assert not optimizer.step() < float("inf")
+    assert torch.equal(optimizer.master, before)
+    assert optimizer.grad.abs().sum() == 0
