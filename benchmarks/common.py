@@ -1,0 +1,151 @@
+"""What the benchmarks share: arguments, shapes, interleaved timing, and how results are shown.
+
+Sides take turns (A B A B ...), so that a machine that slows down slows all of them; medians are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hadal
+from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
+from hadal.cost.flops import parameters
+from hadal.ops.speed import fastest_dtype, matmul_rates
+
+VOCABULARY = 512
+SHAPES: dict[str, dict[str, ModelConfig]] = {
+    "dense": {
+        "1M": DenseConfig(VOCABULARY, 128, 5, 4, 2, head_dim=32, intermediate_size=384),
+        "5M": DenseConfig(VOCABULARY, 256, 6, 8, 4, head_dim=32, intermediate_size=768),
+    },
+    "deepseek": {  # by the parameters that a token visits
+        "1M": DeepseekConfig(VOCABULARY, 128, 5, 4, 384, 128),
+        "5M": DeepseekConfig(VOCABULARY, 256, 6, 8, 768, 256, kv_lora_rank=128),
+    },
+}
+
+
+@dataclass
+class Result:
+    """One side at one size. ratio: hadal's rate over this side's; share: of the machine's matrix rate in its dtype."""
+
+    size: str
+    side: str
+    dtype: str
+    tokens_per_second: float
+    share: float
+    ratio: float
+    seconds: list[float]
+
+
+def arguments(about: str | None) -> argparse.Namespace:
+    """The options that every benchmark takes."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="smaller batches, under a minute")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
+    parser.add_argument("--threads", type=int, default=0, help="threads of torch (default: its own choice)")
+    parser.add_argument("--arch", choices=sorted(SHAPES), default="dense")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return args
+
+
+def peer_dtypes(dtype: str, rates: dict[str, float]) -> list[str]:
+    """What transformers is run in: hadal's dtype, and bf16 besides where the machine is not hopeless at it."""
+    if dtype == "bfloat16":
+        return [dtype]
+    if rates["bfloat16"] < rates["float32"] / 2:
+        print("bf16 is left out for transformers: the machine multiplies in it at under half its float32 rate.")
+        return [dtype]
+    return [dtype, "bfloat16"]
+
+
+def measured_rates(args: argparse.Namespace) -> tuple[dict[str, float], str]:
+    """The machine's matrix rates in FLOP/s, and the dtype to compute in."""
+    rates = matmul_rates(1.0)
+    dtype = fastest_dtype(rates) if args.dtype == "auto" else args.dtype
+    shown = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items())
+    print(f"{torch.get_num_threads()} thread(s), matrix rate in GFLOP/s: {shown}; computing in {dtype}.")
+    return rates, dtype
+
+
+def transformers_or_none() -> Any:
+    """The transformers module, quiet; None with a line where it is not installed."""
+    try:
+        import transformers
+    except ModuleNotFoundError:
+        print("transformers is not installed: only hadal is measured. pip install 'hadal[bench]' adds it.")
+        return None
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def interleave(sides: dict[str, Callable[[], object]], seconds: float, least: int = 3) -> dict[str, list[float]]:
+    """Seconds of each call of each side, in turns, until `seconds` are over; the first turn is warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    end = None
+    while end is None or min(map(len, times.values())) < least or time.perf_counter() < end:
+        for name, call in sides.items():
+            began = time.perf_counter()
+            call()
+            if end is not None:
+                times[name].append(time.perf_counter() - began)
+        end = end or time.perf_counter() + seconds
+    return times
+
+
+def results(
+    size: str, times: dict[str, list[float]], dtypes: dict[str, str], tokens: int, flops: float, rates: dict[str, float]
+) -> list[Result]:
+    """Rates of all sides at a size; `flops` a token. hadal's first side is what the ratios refer to."""
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    first = next(iter(medians.values()))
+    return [
+        Result(
+            size, name, dtypes[name], tokens / median, tokens * flops / median / rates[dtypes[name]],
+            median / first, times[name],
+        )
+        for name, median in medians.items()
+    ]  # fmt: skip
+
+
+def show(
+    args: argparse.Namespace, name: str, found: list[Result], rates: dict[str, float], about: dict[str, Any]
+) -> None:
+    """Print the table; write it where --json says."""
+    print(f"\n{'size':6}{'side':32}{'dtype':10}{'tokens/s':>10}{'of matrix rate':>16}{'hadal is':>11}{'n':>4}")
+    for r in found:
+        ratio = f"{r.ratio:.2f}x"
+        print(
+            f"{r.size:6}{r.side:32}{r.dtype:10}{r.tokens_per_second:10.0f}{r.share:16.1%}{ratio:>11}{len(r.seconds):4}"
+        )
+    if args.json:
+        data = {
+            "benchmark": name,
+            "arch": args.arch,
+            "quick": args.quick,
+            "date": time.strftime("%Y-%m-%d"),
+            "hadal": hadal.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "matrix_flops_per_second": rates,
+            **about,
+            "parameters": {size: asdict(parameters(config)) for size, config in SHAPES[args.arch].items()},
+            "results": [asdict(r) for r in found],
+        }
+        args.json.write_text(json.dumps(data, indent=2) + "\n")
