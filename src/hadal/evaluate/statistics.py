@@ -9,7 +9,7 @@ Z = 1.959963984540054
 """Standard normal quantile of a two-sided 95% interval."""
 
 
-def wilson(right: int, n: int) -> tuple[float, float]:
+def wilson(right: float, n: int) -> tuple[float, float]:
     """95% Wilson score interval of a share of `right` in n (Wilson 1927)."""
     if n == 0:
         return 0.0, 1.0
@@ -20,7 +20,7 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def proportion(right: int, n: int) -> dict[str, float]:
+def proportion(right: float, n: int) -> dict[str, float]:
     """accuracy, low, high and n of a share."""
     low, high = wilson(right, n)
     return {"accuracy": right / n if n else 0.0, "low": low, "high": high, "n": n}

@@ -15,6 +15,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from hadal.evaluate.statistics import proportion
+
 Estimate = dict[str, Any]  # accuracy, low, high, n
 
 
@@ -36,11 +38,8 @@ class Finding:
 
 
 def wilson(share: float, n: int) -> Estimate:
-    """A share of n with its 95% interval by Wilson's score."""
-    z = 1.959964
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return {"accuracy": share, "low": max(0.0, centre - half), "high": min(1.0, centre + half), "n": n}
+    """A share of n with its 95% interval."""
+    return proportion(share * n, n)
 
 
 def mean_of(estimates: list[Estimate]) -> Estimate:

@@ -40,5 +40,5 @@ class Clock(Task):
         thought = f" {time}"
         for wait in waits:
             time = (time + wait - 1) % DIAL + 1
-            thought += f" + {wait} = {time}"
+            thought += f" {wait} ={time}"
         return str(time), thought

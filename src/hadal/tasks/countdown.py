@@ -48,7 +48,7 @@ class Countdown(Task):
                 total += -value if minus else value
                 step = f" {'-' if minus else '+'} {value}"
                 answer += step
-                thought += f"{step} = {total}"
+                thought += f"{step} ={total}"
             left = target - total
             thought += f" {'left' if left > 0 else 'over'} {abs(left)}"
             if abs(left) == last:

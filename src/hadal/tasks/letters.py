@@ -72,5 +72,5 @@ class Letters(Task):
             thought += f" {character}"
             if character == letter:
                 count += 1
-                thought += f" {count}"
+                thought += f" ={count}"
         return str(count), thought

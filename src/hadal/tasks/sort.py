@@ -37,4 +37,4 @@ class Sort(Task):
         if not numbers or not place or not 1 <= int(place[0]) <= len(numbers):
             return None
         ordered = sorted(numbers)[: int(place[0])]
-        return str(ordered[-1]), "".join(f" {i} {value}" for i, value in enumerate(ordered, 1))
+        return str(ordered[-1]), "".join(f" #{i} {value}" for i, value in enumerate(ordered, 1))

@@ -48,5 +48,5 @@ class Sums(Task):
         thought = f" {total}"
         for term in rest:
             total += int(term)
-            thought += f" {term[0]} {int(term[1:])} = {total}"
+            thought += f" {term[0]} {int(term[1:])} ={total}"
         return str(total), thought

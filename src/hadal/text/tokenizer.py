@@ -1,8 +1,8 @@
 """A byte-level tokenizer for models grown from nothing, in the Hugging Face file format.
 
-Text is cut into words, whole numbers, single signs and white space, each with the space before it. A piece
-that stands in the vocabulary is one token: every number from 0 to 99, single letters, and the words that the
-tasks themselves use. Any other piece falls apart into its bytes, so that all Unicode text comes back exactly
+Text is cut into words, whole numbers (with a sign of result or place before them), single signs and white
+space, each with the space before it. A piece that stands in the vocabulary is one token: every number from 0 to
+99, single letters, and the words that the tasks themselves use. Any other piece falls apart into its bytes, so that all Unicode text comes back exactly
 and a word nobody foresaw is read letter by letter. There are no merges.
 
 Control tokens exist as ids only. `encode` never yields one, whatever the text says; chat prompts are put
@@ -33,7 +33,9 @@ SPECIAL = [
 ]  # fmt: skip
 """DeepSeek's control tokens, as R1 spells them; these ids come first in the vocabulary."""
 
-PIECES = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]|\s"
+PIECES = r" ?\p{L}+| ?[=#]?\p{N}+| ?[^\s\p{L}\p{N}]|\s"
+"""`=19` and `#3` are pieces of their own: a thought's results and places are then other tokens than the numbers
+of the question, and a model that looks for where it is in the question is not led astray by them."""
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}{% endif %}{% endfor %}"
@@ -150,10 +152,12 @@ class Tokenizer:
 
     @classmethod
     def from_words(cls, words: Iterable[str]) -> Tokenizer:
-        """A tokenizer whose vocabulary is bytes, numbers to 99, single letters and the given pieces."""
+        """A tokenizer whose vocabulary is bytes, numbers to 99 (plain, as results and as places), letters and the
+        given pieces."""
         letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
         pieces = [" " + letter for letter in letters]
         pieces += [str(n) for n in range(10, 100)] + [f" {n}" for n in range(100)]
+        pieces += [f" ={n}" for n in range(100)] + [f" #{n}" for n in range(1, 31)]
         pieces += sorted(set(words))
         alphabet = _byte_alphabet()
         vocabulary: dict[str, int] = {}
