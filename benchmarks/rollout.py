@@ -83,7 +83,7 @@ def main() -> None:
     args = arguments(__doc__)
     rates, dtype = measured_rates(args)
     transformers = transformers_or_none()
-    rows, new = prompts(128 if args.quick else 512), 16 if args.quick else 64
+    rows, new = prompts(96 if args.quick else 512), 32 if args.quick else 64
     found: list[Result] = []
     others = peer_dtypes(dtype, rates) if transformers else []
     for size, config in SHAPES[args.arch].items():
@@ -96,7 +96,7 @@ def main() -> None:
             for other in others:
                 side = f"transformers {transformers.__version__}" + ("" if other == dtype else f" ({other})")
                 sides[side], dtypes[side] = peer_side(transformers, Path(name), other, rows, new), other
-        times = interleave(sides, 5.0 if args.quick else 60.0)
+        times = interleave(sides, 4.0 if args.quick else 60.0, 2 if args.quick else 3)
         # The prompt's pass is work as well, without the head: spread over the new tokens.
         prefill = PROMPT * forward_flops(config, PROMPT / 2, head=False) / new
         flops = forward_flops(config, PROMPT + new / 2) + prefill

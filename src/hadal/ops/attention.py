@@ -1,7 +1,7 @@
 """Attention and the gated feed-forward product, in the form that is fastest on a CPU at short lengths.
 
-torch's own scaled_dot_product_attention is two to three times slower there than a batched product, a
-softmax and a second product; its bf16 backward pass more so (docs/log.md has the figures).
+torch's own scaled_dot_product_attention is two to four times slower there when single tokens are decoded, and
+in bf16 when trained; in float32 training the two are equal (docs/log.md has the figures).
 """
 
 from __future__ import annotations
