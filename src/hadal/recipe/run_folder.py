@@ -58,7 +58,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     path = Path(path)
     with _named_failure(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = path.with_name(f".{path.name}.part")  # one name: what a kill leaves is written over
         try:
             with temporary.open("wb") as file:
                 file.write(data)

@@ -282,7 +282,7 @@ def _existing(folder: Path, fresh: bool) -> dict[str, Any] | None:
     """The record of a run to carry on; None where one can be set up. UserError for a folder of something else."""
     path = folder / "run.json"
     if not path.exists():
-        if all(other.name.startswith(".run.json.") for other in folder.iterdir()):  # killed while it was written
+        if all(other.name == ".run.json.part" for other in folder.iterdir()):  # killed while it was written
             return None
         raise UserError(f"{folder} is not empty and holds no run.", "Choose another folder with --out.")
     if fresh and b'"hadal_run"' in path.read_bytes():
@@ -296,10 +296,8 @@ def _clear(folder: Path) -> None:
     for name in OWN_FILES:
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
-        for path in (folder / name, folder / f"{name}.part", *folder.glob(f".{name}.*")):
+        for path in (folder / name, folder / f"{name}.part", folder / f".{name}.part"):
             path.unlink(missing_ok=True)
-    for path in folder.glob(".run.json.*"):
-        path.unlink()
 
 
 def _check_same(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

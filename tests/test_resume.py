@@ -1,0 +1,174 @@
+"""A run that is stopped, at any moment and in any way, and carried on ends where an uninterrupted one ends."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_run import as_settings, outcome, write_recipe
+
+HERE = Path(__file__).parent
+COMMAND = [sys.executable, "-P", "-m", "hadal"]
+QUIET = {**os.environ, "OMP_WAIT_POLICY": "passive", "NO_COLOR": "1"}
+Outcome = dict[str, bytes]
+
+
+class Lab:
+    """Runs the small recipe again and again in one folder, with faults."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.recipe = write_recipe(folder)
+        self.out = folder / "run"
+        self.arguments = ["train", str(self.recipe), "--trust", "--out", str(self.out), *arguments]
+
+    def __call__(self, kind: str, *moments: int | str) -> list[dict[str, Any]]:
+        words = [str(self.out), kind, *map(str, moments), "--", *self.arguments]
+        program = [sys.executable, "-P", str(HERE / "small_run.py"), *words]
+        done = subprocess.run(program, capture_output=True, text=True, timeout=600, env=QUIET)
+        assert done.stderr == ""
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def outcome(self, number: int) -> Outcome:
+        return outcome(self.out.with_name(f"run-{number}"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, int, Path]:
+    """An uninterrupted run: what it ends in, how many changes of files it makes, and where it lies."""
+    lab = Lab(tmp_path_factory.mktemp("whole"))
+    (run,) = lab("kill", 0)
+    assert run["status"] == 0, run["text"]
+    metrics = lab.outcome(1)["metrics.jsonl"].decode()
+    # Else RL had nothing to weigh, and would end alike whatever was lost.
+    assert re.search(r'"kept_groups": (0\.[1-9]|1)', metrics)
+    return lab.outcome(1), run["changes"], lab.out.with_name("run-1")
+
+
+def check(lab: Lab, kind: str, chains: list[list[int]], expected: Outcome, stopped: Callable[[dict[str, Any]], bool]):
+    """Run each chain of faults, then to the end; every end must be the expected one."""
+    runs = iter(lab(kind, *(number for chain in chains for number in [*chain, 0])))
+    for position, chain in enumerate(chains, 1):
+        for number in chain:
+            run = next(runs)
+            assert stopped(run), (kind, number, run)
+            assert "Traceback" not in run["text"]
+        last = next(runs)
+        assert last["status"] == 0, (kind, chain, last)
+        assert {name for name, data in lab.outcome(position).items() if data != expected[name]} == set(), (kind, chain)
+
+
+def test_a_kill_between_any_two_writes(whole: tuple[Outcome, int, Path], tmp_path: Path) -> None:
+    expected, changes, _ = whole
+    rng = random.Random(1)
+    chains = [[1], [3], [rng.randrange(4, changes)], [changes - 2]]
+    chains.append([changes // 3, changes // 3, changes // 4])  # again and again
+    check(Lab(tmp_path), "kill", chains, expected, lambda run: run["status"] == -signal.SIGKILL)
+
+
+def interrupted(run: dict[str, Any]) -> bool:
+    return run["status"] == 130 and run["text"].endswith("\nhadal: stopped; the same command carries on\n")
+
+
+def test_ctrl_c_between_any_two_writes(whole: tuple[Outcome, int, Path], tmp_path: Path) -> None:
+    expected, changes, _ = whole
+    rng = random.Random(2)
+    chains = [[2], [rng.randrange(3, changes)]]
+    check(Lab(tmp_path), "interrupt", chains, expected, interrupted)
+
+
+def test_ctrl_c_in_each_stage(whole: tuple[Outcome, int, Path], tmp_path: Path) -> None:
+    lab = Lab(tmp_path)
+    stages = ["pretrain", "evaluate-base", "grpo", "evaluate-rl"]
+    *runs, last = lab("interrupt", *stages, 0)
+    assert all(interrupted(run) for run in runs), runs
+    assert last["status"] == 0, last
+    assert lab.outcome(1) == whole[0]
+    lines = (lab.out.with_name("run-1") / "ledger.jsonl").read_text().splitlines()
+    entered = [json.loads(line)["stage"] for line in lines]
+    assert [entered.count(stage) for stage in stages[1::2]] == [2, 2]  # what was spent until Ctrl-C is on the books
+
+
+def test_a_disk_that_fills_at_any_write(whole: tuple[Outcome, int, Path], tmp_path: Path) -> None:
+    expected, changes, _ = whole
+    rng = random.Random(3)
+    chains = [[rng.randrange(3, changes)] for _ in range(2)]
+
+    def stopped(run: dict[str, Any]) -> bool:
+        last = run["text"].splitlines()[-1]
+        return run["status"] == 2 and last.startswith("hadal: ") and "no space left" in last
+
+    check(Lab(tmp_path), "full", chains, expected, stopped)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("part", range(8))
+def test_a_kill_between_each_two_writes(part: int, whole: tuple[Outcome, int, Path], tmp_path: Path) -> None:
+    expected, changes, _ = whole
+    chains = [[number] for number in range(1 + part, changes, 8)]
+    check(Lab(tmp_path), "kill", chains, expected, lambda run: run["status"] == -signal.SIGKILL)
+
+
+def test_experts_resume_too(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, "--set", 'arch="deepseek"', "--set", "model.num_nextn_predict_layers=1")
+    runs = lab("kill", 0, 45, 120, 0)
+    assert [run["status"] for run in runs] == [0, -signal.SIGKILL, -signal.SIGKILL, 0], runs
+    assert lab.outcome(1) == lab.outcome(2)
+
+
+# By the clock, in processes of their own, as users stop them
+
+
+def start(out: Path, arguments: list[str]) -> subprocess.Popen[str]:
+    command = [*COMMAND, "quickstart", "--no-chat", "--json", "--out", str(out), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=QUIET)
+
+
+def lines_of(out: Path) -> int:
+    try:
+        return (out / "metrics.jsonl").read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+def run_with_kills(out: Path, arguments: list[str], moments: list[int], rng: random.Random) -> None:
+    """Kill the run at a random time after its metrics have come to each of the given lengths, then let it end."""
+    for moment in moments:
+        process = start(out, arguments)
+        while lines_of(out) < moment and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.2)
+        process.kill()
+        _, errors = process.communicate()
+        assert process.returncode == -signal.SIGKILL, errors
+    process = start(out, arguments)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+
+def test_quickstart_killed_at_two_random_moments(whole: tuple[Outcome, int, Path], tmp_path: Path) -> None:
+    expected, _, folder = whole
+    arguments = ["--minutes", "0.01", *as_settings(folder.parent / "small.toml")]
+    rng = random.Random(4)
+    length = expected["metrics.jsonl"].count(b"\n")
+    moments = sorted(rng.sample(range(1, length - 2), 2))
+    run_with_kills(tmp_path / "run", arguments, moments, rng)
+    assert outcome(tmp_path / "run") == expected
+
+
+@pytest.mark.long
+def test_the_two_minute_preset_killed_at_ten_random_moments(tmp_path: Path) -> None:
+    arguments = ["--minutes", "0.01", "--threads", "1", "--set", 'dtype="float32"']
+    run_with_kills(tmp_path / "whole", arguments, [], random.Random(5))
+    expected = outcome(tmp_path / "whole")
+    rng = random.Random(6)
+    moments = sorted(rng.sample(range(1, expected["metrics.jsonl"].count(b"\n") - 2), 10))
+    run_with_kills(tmp_path / "killed", arguments, moments, rng)
+    assert outcome(tmp_path / "killed") == expected
