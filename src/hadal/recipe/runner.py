@@ -12,7 +12,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from hashlib import blake2b
@@ -116,8 +116,7 @@ def grow(
         if recipe.threads not in (0, frozen.threads):
             view.note(f"This run began with --threads {frozen.threads} and keeps to it, so that it ends the same.")
         run = Run(folder, frozen, tasks, Tokenizer.load(folder), view)
-        if record["status"] == "complete":
-            _mend_publication(run)
+        if record["status"] == "complete" and _is_whole(run):
             view.note(f"{folder} is grown already. --fresh starts anew.")
             return folder
         torch.set_num_threads(frozen.threads)
@@ -167,14 +166,16 @@ def publish(run: Run) -> None:
         write_bytes(run.folder / name, (run.stage_folder(FINAL) / name).read_bytes())
 
 
-def _mend_publication(run: Run) -> None:
-    """Restore a finished run's checkpoint from the stage that made it, where that is still there."""
+def _is_whole(run: Run) -> bool:
+    """Whether a finished run's checkpoint is what its last stage left; if not, it is published again."""
     result = run.result(FINAL)
-    if result is not None and checkpoint_digest(run.folder) != result["checkpoint"]:
-        with suppress(DamagedModel):
-            publish(run)
-            run.view.note(f"The model in {run.folder} was damaged and is restored.")
-    open_run(run.folder)
+    if result is None:  # someone made room: what can be checked are the headers
+        open_run(run.folder)
+        return True
+    if checkpoint_digest(run.folder) == result["checkpoint"]:
+        return True
+    run.view.note(f"The model in {run.folder} is damaged: it is restored from the last stage.")
+    return False
 
 
 # Set-up
