@@ -84,9 +84,8 @@ def reinforce(run: Run, budget: float, config: GrpoConfig) -> Decoder:
     tasks = {name: task for name, task in run.tasks.items() if ready[name]["ready"]}
     curriculum = Curriculum(tasks)
     for step in count():
-        result = rl_update(
-            llm, optimizer, tasks, curriculum, config, run.recipe.seed, step, min(1.0, (step + 1) / config.warmup)
-        )
+        scale = config.rate(min(run.books.flops / budget, 1.0))
+        result = rl_update(llm, optimizer, tasks, curriculum, config, run.recipe.seed, step, scale)
         model.after_update(0.0)
         enter(run, result)
         if run.books.flops >= budget:

@@ -23,12 +23,12 @@ def brute_force(problem: Problem) -> set[str]:
         return {str(fields["word"].count(fields["letter"]))}
     if problem.meta["task"] == "sort":
         return {str(sorted(int(n) for n in fields["numbers"].split(", "))[int(fields["place"]) - 1])}
-    if problem.meta["task"] == "ball":
-        after = dict(throw.split(" to ") for throw in fields["throws"].split(", "))
-        holder = fields["start"]
-        for _ in range(int(fields["count"])):
-            holder = after[holder]
-        return {holder}
+    if problem.meta["task"] == "clock":
+        hours = int(fields["start"])
+        for wait in "".join(c if c.isdigit() else " " for c in fields["waits"]).split():
+            for _ in range(int(wait)):  # the hand goes round hour by hour
+                hours = 1 if hours == 12 else hours + 1
+        return {str(hours)}
     numbers = fields["numbers"].split(", ")
     answers = set()
     for signs in itertools.product("+-", repeat=len(numbers) - 1):
@@ -89,7 +89,13 @@ def test_problems_are_the_same_on_every_machine() -> None:
     assert prompts == GOLDEN
 
 
-GOLDEN: list[str] = []
+GOLDEN = [
+    "A clock shows 5. You wait 3, then 11, after that another 5, 10, 8, 9, then 4 hours. What does it show? Thanks!",
+    "How do you get 23 from 17, 11, 10, 8, 1 with + and -?",
+    "How often does r occur in sporvertrec? Thanks!",
+    "Put 35, 49, 16, 24, 74, 67, 2, 13, 50, 84 in order. What stands in place 4? Take your time and get it right.",
+    "What is 1 + 7 - 4 - 2 + 24 + 22 - 11? Please be careful.",
+]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -117,8 +123,7 @@ def test_train_and_held_out_problems_never_meet_in_a_million(name: str) -> None:
 
 
 def test_twins_are_on_one_side() -> None:
-    sums, sort, ball = BUILT_IN["sums"](), BUILT_IN["sort"](), BUILT_IN["ball"]()
-    del sort, ball
+    sums = BUILT_IN["sums"]()
     rng = Rng("twins")
     for _ in range(20):
         _, key = sums.draw(rng, 4)
@@ -128,9 +133,7 @@ def test_twins_are_on_one_side() -> None:
 def test_strawberry_is_never_trained_on() -> None:
     letters = BUILT_IN["letters"]()
     assert letters.side("strawberry") == "held_out"
-    assert all(
-        letters.generate(i, "train", 10).meta["key"] != "strawberry" for i in range(2000)
-    )
+    assert all(letters.generate(i, "train", 10).meta["key"] != "strawberry" for i in range(2000))
 
 
 @pytest.mark.parametrize("name", ALL)

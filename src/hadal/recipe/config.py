@@ -91,6 +91,8 @@ class GrpoConfig(RLConfig):
 
     updates: int = 120
     warmup: int = 5
+    decay_share: float = 0.4
+    """The last part of the updates, in which the rate falls to zero."""
     held_out_every: int = 20
     held_out_problems: int = 50
     checkpoint_every: int = 20
@@ -98,6 +100,11 @@ class GrpoConfig(RLConfig):
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=1e-3, muon_lr=0.0, beta2=0.99, eps=1e-8)
     )
+
+    def rate(self, done: float) -> float:
+        """The learning rate's factor when a share `done` of the updates is behind."""
+        start = min(1.0, (done * self.updates + 1) / self.warmup)
+        return start * min(1.0, (1 - done) / self.decay_share)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 
-from hadal.tasks.base import Rng, Task, listing, whole_numbers
+from hadal.tasks.base import Rng, Task
 
 DIAL = 12
+LINKS = (", ", " and ", ", then ", ", and then ", ", plus ", ", after that another ")
+"""Between waits, as people talk. Of uneven length, so that places cannot be told by distance."""
 
 
 class Clock(Task):
@@ -30,10 +32,11 @@ class Clock(Task):
         while len(waits) < difficulty:
             waits += rng.sample(range(1, DIAL), min(DIAL - 1, difficulty - len(waits)))
         key = f"{start} : {' '.join(map(str, sorted(waits)))}"
-        return {"start": str(start), "waits": listing(waits)}, key
+        spoken = str(waits[0]) + "".join(f"{rng.choice(LINKS)}{wait}" for wait in waits[1:])
+        return {"start": str(start), "waits": spoken}, key
 
     def solve(self, fields: dict[str, str]) -> tuple[str, str] | None:
-        waits = whole_numbers(fields["waits"])
+        waits = [int(n) for n in re.findall(r"\d{1,3}", fields["waits"])]
         if not waits or not re.fullmatch(r"\d{1,2}", fields["start"]) or not 1 <= int(fields["start"]) <= DIAL:
             return None
         time = int(fields["start"])

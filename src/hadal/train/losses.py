@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hadal.models.decoder import Decoder
+from hadal.models.deepseek import Deepseek
 
 
 def predict(model: Decoder, ids_BT: Tensor, mask_BT: Tensor, forbidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -19,6 +20,26 @@ def predict(model: Decoder, ids_BT: Tensor, mask_BT: Tensor, forbidden: Tensor) 
     wanted = mask_BT[:, 1:]
     logits = model.logits(hidden[wanted])
     return logits.index_fill(1, forbidden, float("-inf")), ids_BT[:, 1:][wanted]
+
+
+def pretraining_loss(
+    model: Decoder, ids_BT: Tensor, mask_BT: Tensor, forbidden: Tensor, mtp_weight: float
+) -> tuple[Tensor, Tensor]:
+    """(what is minimised, cross-entropy of the next token alone).
+
+    A model with a multi-token prediction module also predicts the token after the next one, from its hidden
+    state and the next token, at `mtp_weight` (DeepSeek-V3, arXiv 2412.19437, equations 21 to 25).
+    """
+    hidden = model(ids_BT[:, :-1])
+    wanted = mask_BT[:, 1:]
+    logits = model.logits(hidden[wanted]).index_fill(1, forbidden, float("-inf"))
+    loss = cross_entropy(logits, ids_BT[:, 1:][wanted])
+    if not isinstance(model, Deepseek) or not model.config.num_nextn_predict_layers:
+        return loss, loss.detach()
+    after = mask_BT[:, 2:]
+    ahead = model.logits(model.mtp_hidden(hidden[:, :-1], ids_BT[:, 1:-1])[after])
+    ahead_loss = cross_entropy(ahead.index_fill(1, forbidden, float("-inf")), ids_BT[:, 2:][after])
+    return loss + mtp_weight * ahead_loss, loss.detach()
 
 
 def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def grpo(run: Run) -> None:
         run.view.note("No task is ready for RL: the base stays as it is. Try more minutes.")
 
     while tasks and step < config.updates:
-        scale = min(1.0, (step + 1) / config.warmup)
+        scale = config.rate(step / config.updates)
         result = rl_update(llm, optimizer, tasks, curriculum, config, run.recipe.seed, step, scale)
         model.after_update(0.0)
         step += 1

@@ -19,7 +19,7 @@ from hadal.models.decoder import Decoder
 from hadal.recipe.run import Run
 from hadal.tasks import Problem, Task
 from hadal.train.corpus import Batch, batches
-from hadal.train.losses import cross_entropy, predict
+from hadal.train.losses import pretraining_loss
 from hadal.train.optim import Optimizer
 
 STAGE = "pretrain"
@@ -62,8 +62,7 @@ def pretrain(run: Run) -> None:
         scale = min(1.0, (step + 1) / config.warmup)
         if decay_from >= 0:
             scale *= 1 - (step - decay_from) / config.decay_steps
-        logits, targets = predict(model, batch.ids, batch.mask, llm.forbidden)
-        loss = cross_entropy(logits, targets)
+        loss, next_token = pretraining_loss(model, batch.ids, batch.mask, llm.forbidden, config.mtp_weight)
         loss.backward()
         norm = optimizer.step(scale)
         model.after_update(config.router_bias_rate)
@@ -72,7 +71,7 @@ def pretrain(run: Run) -> None:
         run.count_trained(batch.ids.numel(), batch.ids.shape[1])
         if step % 10 == 0:
             seconds = time.perf_counter() - began
-            value = float(loss.detach())
+            value = float(next_token)
             run.metrics.append({"stage": STAGE, "step": step, "loss": value, "rate": scale, "grad_norm": norm})
             run.timing.append(
                 {
