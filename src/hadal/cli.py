@@ -210,6 +210,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     action.add_argument(
         "tasks", nargs="*", metavar="NAME", help="built-in tasks or Python files (default: all built-in)"
     )
+    action.add_argument("--all", action="store_true", help="all built-in tasks")
 
     command = add(
         "doctor", doctor, "Say what works on this machine, what does not, and the remedy", "  hadal doctor"
@@ -327,21 +328,14 @@ def ask(options: argparse.Namespace) -> None:
 
 def tasks(options: argparse.Namespace) -> None:
     from hadal.tasks import BUILT_IN, load_tasks
+    from hadal.tasks.show import preview
 
     if options.action == "show":
         for task in load_tasks([options.task]).values():
-            difficulty = task.default_difficulty if options.difficulty is None else options.difficulty
-            if difficulty not in task.difficulties:
-                first, last = task.difficulties[0], task.difficulties[-1]
-                raise UserError(
-                    f"{task.name} has no difficulty {difficulty}.", f"Its range is {first} to {last}."
-                )
-            for number in range(options.n):
-                problem = task.generate(options.seed + number, "train", difficulty)
-                print(f"question  {problem.prompt}")
-                print(f"thought   {problem.thought or '(none at this difficulty)'}")
-                print(f"answer    {problem.answer}\n", flush=True)
+            print(preview(task, options.n, options.difficulty, options.seed), end="", flush=True)
         return
+    if options.action == "validate" and options.tasks and options.all:
+        raise UserError("Both --all and names are given.", "Give one of them.")
     for task in load_tasks(getattr(options, "tasks", None) or list(BUILT_IN)).values():
         if options.action == "validate":
             task.validate()

@@ -312,7 +312,7 @@ def _check_same(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
 
 def _difference(old: dict[str, Any], new: dict[str, Any], where: str = "") -> str:
     """The first setting in which two requests differ, in words."""
-    for key in sorted(old.keys() | new.keys(), reverse=True):  # the recipe first
+    for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)
         if a != b:
             if isinstance(a, dict) and isinstance(b, dict):
