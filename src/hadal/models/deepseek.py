@@ -183,6 +183,8 @@ class NextToken(nn.Module):
 class Deepseek(Decoder):
     """DeepSeek-V3-shaped decoder."""
 
+    config: DeepseekConfig
+
     def __init__(self, config: DeepseekConfig) -> None:
         first = config.first_k_dense_replace
         layers = nn.ModuleList(DeepseekLayer(config, i >= first) for i in range(config.num_hidden_layers))
