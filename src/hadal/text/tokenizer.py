@@ -2,8 +2,8 @@
 
 Text is cut into words, whole numbers (with a sign of result or place before them), single signs and white
 space, each with the space before it. A piece that stands in the vocabulary is one token: every number from 0 to
-99, single letters, and the words that the tasks themselves use. Any other piece falls apart into its bytes, so that all Unicode text comes back exactly
-and a word nobody foresaw is read letter by letter. There are no merges.
+99, single letters, and the words that the tasks themselves use. Any other piece falls apart into its bytes, so
+that all Unicode text comes back exactly and a word nobody foresaw is read letter by letter. There are no merges.
 
 Control tokens exist as ids only. `encode` never yields one, whatever the text says; chat prompts are put
 together from ids (`chat`).
