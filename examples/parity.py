@@ -1,4 +1,4 @@
-"""A task of one's own without thoughts: hadal then learns to answer at once. hadal quickstart --task examples/parity.py"""
+"""A task of one's own without thoughts, so hadal learns to answer at once. hadal quickstart --task FILE"""
 
 from hadal.tasks import Problem, Rng
 

@@ -19,7 +19,7 @@ def generate(rng: Rng, difficulty: int) -> Problem:
     plus = rng.between(10, 99 - number)
     numeral = TENS[number // 10] + ONES[number % 10]
     total, steps = plus, []
-    for letter, following in zip(numeral, numeral[1:] + "i"):
+    for letter, following in zip(numeral, numeral[1:] + "i", strict=True):
         smaller = VALUES[letter] < VALUES[following]
         total += -VALUES[letter] if smaller else VALUES[letter]
         steps.append(f"{letter} {'-' if smaller else '+'} {VALUES[letter]} = {total}")
