@@ -96,6 +96,7 @@ class Run:
         """Close the books of a stage and mark it finished."""
         self.enter_books(stage)
         folder = self.stage_folder(stage)
+        StateFolder(folder / "state").prune()
         write_json(folder / "result.json", {**result, "checkpoint": checkpoint_digest(folder)})
 
     def reopen(self, stage: str) -> None:

@@ -54,15 +54,19 @@ class StateFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
             _write(weights, data)
             _write(record, json.dumps({"digest": _digest(data), "numbers": state.numbers}).encode())
-            kept = [path for step in self.steps()[-KEEP:] for path in self._paths(step)]
-            for path in self.folder.glob("state-*"):
-                if path not in kept:
-                    path.unlink()
+            self.prune()
         except OSError as error:
             raise UserError(
                 f"cannot write a checkpoint in {self.folder}: {(error.strerror or str(error)).lower()}.",
                 "Free some space; the same command then carries on.",
             ) from error
+
+    def prune(self) -> None:
+        """Remove all but the last few states, and what a kill left half written."""
+        kept = [path for step in self.steps()[-KEEP:] for path in self._paths(step)]
+        for path in self.folder.glob("state-*"):
+            if path not in kept:
+                path.unlink()
 
     def load(self) -> tuple[State | None, list[int]]:
         """The newest whole state, if there is one, and the steps of newer ones that are damaged."""
