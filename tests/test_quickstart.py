@@ -20,6 +20,7 @@ import pytest
 from small_run import as_settings, outcome, write_recipe
 
 from hadal.cli import main
+from hadal.errors import UserError
 from hadal.models.checkpoint import load_model
 from hadal.recipe.run_folder import open_run
 
@@ -181,6 +182,12 @@ def test_a_deleted_log_costs_no_training(
     assert main([*BASE, "--out", str(copy), *settings]) == 0
     assert "metrics.jsonl has lost lines" in capsys.readouterr().out
     assert (copy / "model.safetensors").read_bytes() == (grown / "model.safetensors").read_bytes()
+
+
+def test_an_unfinished_run_names_the_command_that_carries_it_on(copy: Path) -> None:
+    unfinish(copy)
+    with pytest.raises(UserError, match="hadal quickstart --seed 0 --minutes 0.01 --set"):
+        open_run(copy)
 
 
 def test_a_finished_model_without_its_stages_is_left_alone(

@@ -135,7 +135,9 @@ def read_run(run: Path) -> dict[str, Any]:
 
 
 def again(run: Path) -> str:
-    """The command that carries on the run in this folder."""
+    """The command that carries on the run in this folder: the one that began it, where that can be read."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((run / "run.json").read_bytes())["command"])
     return f"hadal quickstart --out {run}"
 
 
