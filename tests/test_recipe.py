@@ -43,6 +43,7 @@ def test_any_text_survives_toml() -> None:
         ("model.num_attention_heads=0", ["model.num_attention_heads is 0", "at least 1"]),
         ("model.num_attention_heads=5", ["model.hidden_size", "5 heads"]),
         ("pretrain.margin=nan", ["pretrain.margin is nan", "finite"]),
+        ("grpo.decay_share=0", ["grpo.decay_share is 0.0", "above 0"]),
         ("pretrain=3", ["pretrain is 3", "table"]),
         ("seed.x=3", ["seed"]),
         ('tasks="sums"', ["tasks is 'sums'", "list"]),

@@ -130,6 +130,8 @@ class Recipe:
         if not self.tasks:
             raise UserError("The recipe has no tasks.", "Name at least one.")
         _check_numbers(self.to_dict(), "")
+        if not 0 < self.grpo.decay_share <= 1:
+            raise UserError(f"grpo.decay_share is {self.grpo.decay_share}.", "It must be above 0 and at most 1.")
         if self.model.hidden_size % self.model.num_attention_heads:
             raise UserError(
                 f"model.hidden_size is {self.model.hidden_size}, not a multiple of "
