@@ -90,7 +90,7 @@ def test_problems_are_the_same_on_every_machine() -> None:
 
 
 GOLDEN = [
-    "A clock shows 5. You wait 3, then 11, after that another 5, 10, 8, 9, then 4 hours. What does it show? Thanks!",
+    "A clock shows 5. You wait 3, then 12, after that another 6, 11, 9, 10, then 4 hours. What does it show? Thanks!",
     "How do you get 23 from 17, 11, 10, 8, 1 with + and -?",
     "How often does r occur in sporvertrec? Thanks!",
     "Put 35, 49, 16, 24, 74, 67, 2, 13, 50, 84 in order. What stands in place 4? Take your time and get it right.",

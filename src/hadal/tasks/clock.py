@@ -30,7 +30,7 @@ class Clock(Task):
         start = rng.between(1, DIAL)
         waits: list[int] = []
         while len(waits) < difficulty:
-            waits += rng.sample(range(1, DIAL), min(DIAL - 1, difficulty - len(waits)))
+            waits += rng.sample(range(1, DIAL + 1), min(DIAL, difficulty - len(waits)))
         key = f"{start} : {' '.join(map(str, sorted(waits)))}"
         spoken = str(waits[0]) + "".join(f"{rng.choice(LINKS)}{wait}" for wait in waits[1:])
         return {"start": str(start), "waits": spoken}, key
