@@ -26,7 +26,6 @@ from hadal.models.decoder import Decoder
 from hadal.recipe.config import GrpoConfig, read_recipe
 from hadal.recipe.run import Run
 from hadal.recipe.run_folder import read_run
-from hadal.recipe.stages.grpo import enter
 from hadal.tasks import load_tasks
 from hadal.terminal.view import make_view
 from hadal.text.tokenizer import Tokenizer
@@ -87,7 +86,8 @@ def reinforce(run: Run, budget: float, config: GrpoConfig) -> Decoder:
         scale = config.rate(min(run.books.flops / budget, 1.0))
         result = rl_update(llm, optimizer, tasks, curriculum, config, run.recipe.seed, step, scale)
         model.after_update(0.0)
-        enter(run, result)
+        length = sum(len(g.prompt) + len(g.samples[0].token_ids) for g in result.groups) // len(result.groups)
+        run.count_trained(result.tokens_trained, length)
         if run.books.flops >= budget:
             return model
     raise AssertionError("counting has no end")

@@ -90,11 +90,11 @@ def test_problems_are_the_same_on_every_machine() -> None:
 
 
 GOLDEN = [
-    "A clock shows 5. You wait 3, then 12, after that another 6, 11, 9, 10, then 4 hours. What does it show? Thanks!",
-    "How do you get 23 from 17, 11, 10, 8, 1 with + and -?",
-    "How often does r occur in sporvertrec? Thanks!",
-    "Put 35, 49, 16, 24, 74, 67, 2, 13, 50, 84 in order. What stands in place 4? Take your time and get it right.",
-    "What is 1 + 7 - 4 - 2 + 24 + 22 - 11? Please be careful.",
+    "A clock shows 5. You wait 3, then 12, after that another 6, 11, 9, 10, then 4 hours. What does it show?",
+    "How do you get 23 from 17, 11, 10, 8, 1 with + and -? Take your time and get it right.",
+    "Hol often does l occcur iv pleclosstro? Take your time and get it right.",
+    "Put 35, 49, 16, 24, 74, 67, 2, 13, 50, 84 in order. What stands in place 4? Please be careful.",
+    "What is 1 + 7 - 4 - 2 + 24 + 22 - 11?",
 ]
 
 
@@ -149,6 +149,8 @@ def test_questions_are_recognised_in_every_wording(name: str) -> None:
     for i in range(40):
         for new in (False, True):
             problem = task.generate(i, "held_out", task.default_difficulty, new_phrasing=new)
+            if problem.meta["slips"]:
+                continue
             found = task.recognise(problem.prompt)
             assert found is not None and found.answer == problem.answer, problem.prompt
     assert task.recognise("Tell me a story.") is None

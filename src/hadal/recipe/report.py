@@ -61,6 +61,7 @@ def gather(run: Path) -> dict[str, Any]:
             "arch": record.get("arch"),
             "seed": record.get("seed"),
             "minutes": record.get("minutes"),
+            "command": record.get("command") or f"hadal quickstart --seed {record.get('seed')}",
             "parameters": count_parameters(run) if (Path(run) / "model.safetensors").is_file() else None,
             "threads": config.get("threads"),
             "dtype": config.get("dtype"),

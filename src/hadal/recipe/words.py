@@ -127,8 +127,4 @@ def setting(report: dict[str, Any]) -> str:
 
 def command(report: dict[str, Any]) -> str:
     """The command that grows this model again."""
-    words = ["hadal quickstart"]
-    for option in ("seed", "minutes", "arch"):
-        if report[option] is not None:
-            words.append(f"--{option} {report[option]}")
-    return printable(" ".join(words)).replace("`", "")
+    return printable(report["command"]).replace("`", "")

@@ -143,8 +143,12 @@ class Task:
         """A random problem of either side, with its thought."""
         fields, key = self.draw(rng, difficulty)
         template = self.phrasings[-1] if new_phrasing else rng.choice(self.phrasings[:-1])
+        slips = 0 if new_phrasing or rng.below(4) else rng.between(1, 3)
+        for _ in range(slips):
+            template = misspell(template, rng)
         closing = f" {rng.choice(CLOSINGS)}" if rng.below(2) else ""
-        return self._problem(template.format(**fields) + closing, fields, {"key": key, "difficulty": difficulty})
+        meta = {"key": key, "difficulty": difficulty, "slips": slips}
+        return self._problem(template.format(**fields) + closing, fields, meta)
 
     def _problem(self, prompt: str, fields: dict[str, str], meta: dict[str, Any]) -> Problem:
         solved = self.solve(fields)
@@ -197,6 +201,25 @@ class Task:
                 if solved is not None:
                     return Problem(text, solved[0], {"task": self.name, "fields": match.groupdict()}, solved[1])
         return None
+
+
+def misspell(template: str, rng: Rng) -> str:
+    """The wording with a slip in one of its own words, as people type: so a model learns to read past unknown words."""
+    words = template.split(" ")
+    places = [i for i, word in enumerate(words) if word.isalpha() and len(word) > 1]
+    if not places:
+        return template
+    place = rng.choice(places)
+    word, cut = words[place], rng.below(len(words[place]))
+    slip = rng.below(3)
+    if slip == 0:
+        word = word[:cut] + word[cut + 1 :]
+    elif slip == 1:
+        word = word[:cut] + word[cut] + word[cut:]
+    else:
+        word = word[:cut] + rng.choice("abcdefghijklmnopqrstuvwxyz") + word[cut + 1 :]
+    words[place] = word
+    return " ".join(words)
 
 
 def whole_numbers(text: str) -> list[int] | None:
