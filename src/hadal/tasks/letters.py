@@ -24,7 +24,7 @@ def word_of_length(rng: Rng, length: int) -> str:
     Made-up words use few vowels, so that letters come back and counting is work, but no pair of letters
     twice where that can be had: as in most real words, two letters tell where in the word one is.
     """
-    if rng.below(8) == 0:
+    if rng.below(40) == 0:  # seldom: a held-out real word would come up again and again
         real = [word for word in WORDS if len(word) == length]
         if real:
             return rng.choice(real)

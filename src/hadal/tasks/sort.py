@@ -7,7 +7,7 @@ import re
 from hadal.tasks.base import Rng, Task, listing, whole_numbers
 
 LARGEST = 99
-DEEPEST = 6  # the place asked for: a thought stays short however many numbers there are
+DEEPEST = 8  # the place asked for: a thought stays short however many numbers there are
 
 
 class Sort(Task):
@@ -21,8 +21,8 @@ class Sort(Task):
         "From small to large, which of {numbers} is number {place}?",
         "If you sort {numbers}, what comes in place {place}?",
     )
-    gold_limit = 10
-    default_difficulty = 10
+    gold_limit = 12
+    default_difficulty = 12
     difficulties = range(3, 25)
 
     def draw(self, rng: Rng, difficulty: int) -> tuple[dict[str, str], str]:
