@@ -4,5 +4,9 @@ On two cores with anything else running, spinning made the model tests ten times
 """
 
 import os
+import signal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# A shell that starts a job in the background makes it deaf to Ctrl-C, and every child of it as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
