@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hadal.configs.models import ModelConfig
-from hadal.models.cache import Cache
+from hadal.models.cache import Cache, Columns
 from hadal.ops.attention import causal_bias
 from hadal.ops.norm import rms_norm, rotary_tables
 
@@ -34,7 +34,7 @@ class Layer(Protocol):
     """One block of a decoder, residual included."""
 
     def __call__(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Cache | None, index: int
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Columns | None, index: int
     ) -> Tensor: ...
 
 
@@ -67,7 +67,7 @@ class Decoder(nn.Module):
         """An empty cache; start[b] unused columns at the front of row b."""
         return Cache(len(self.layers), self.cache_widths(), start, capacity, self.dtype)
 
-    def forward(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, ids_BT: Tensor, cache: Columns | None = None) -> Tensor:
         """Hidden states [B, T, D] after the last norm.
 
         Without a cache rows begin at column 0 and are padded at the end, if at all. With one, the tokens

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hadal.configs.models import DeepseekConfig
-from hadal.models.cache import Cache
+from hadal.models.cache import Columns
 from hadal.models.decoder import Decoder, Norm
 from hadal.models.dense import FeedForward
 from hadal.ops.attention import attend, causal_bias
@@ -47,7 +47,7 @@ class LatentAttention(nn.Module):
         self.o_proj = nn.Linear(self.heads * self.value, hidden, bias=False)
 
     def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Cache | None, index: int
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Columns | None, index: int
     ) -> Tensor:
         B, T, _ = x_BTD.shape
         H = self.heads
@@ -162,7 +162,7 @@ class DeepseekLayer(nn.Module):
         self.mlp = MixtureOfExperts(config) if mixture else FeedForward(*dense)
 
     def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Cache | None, index: int
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Columns | None, index: int
     ) -> Tensor:
         x = x_BTD + self.attention(self.input_norm(x_BTD), rotary, bias, cache, index)
         return x + self.mlp(self.post_norm(x))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hadal.configs.models import DenseConfig
-from hadal.models.cache import Cache
+from hadal.models.cache import Columns
 from hadal.models.decoder import Decoder, Norm
 from hadal.ops.attention import attend, swiglu
 from hadal.ops.norm import norm_rotate
@@ -31,7 +31,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(self.heads * self.width, config.hidden_size, bias=False)
 
     def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Cache | None, index: int
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Columns | None, index: int
     ) -> Tensor:
         B, T, _ = x_BTD.shape
         H, J, K = self.heads, self.key_heads, self.width
@@ -67,7 +67,7 @@ class DenseLayer(nn.Module):
         self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
 
     def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Cache | None, index: int
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Columns | None, index: int
     ) -> Tensor:
         x = x_BTD + self.attention(self.input_norm(x_BTD), rotary, bias, cache, index)
         return x + self.mlp(self.post_norm(x))
