@@ -67,20 +67,20 @@ class Decoder(nn.Module):
         """An empty cache; start[b] unused columns at the front of row b."""
         return Cache(len(self.layers), self.cache_widths(), start, capacity, self.dtype)
 
-    def forward(self, ids_BT: Tensor, cache: Columns | None = None) -> Tensor:
+    def forward(self, ids_BT: Tensor, cache: Columns | None = None, positions_BT: Tensor | None = None) -> Tensor:
         """Hidden states [B, T, D] after the last norm.
 
-        Without a cache rows begin at column 0 and are padded at the end, if at all. With one, the tokens
-        continue each row's columns, which are then counted as written.
+        Without a cache rows begin at column 0 and are padded at the end, if at all; `positions` may then say where
+        each token stands. With a cache, the tokens continue each row's columns, which are then counted as written.
         """
         T = ids_BT.shape[1]
-        if cache is None:
+        bias = causal_bias(T, self.dtype) if cache is None else cache.bias(T, self.dtype)
+        if cache is not None:
+            positions_BT = cache.positions(T)
+        if positions_BT is None:
             rotary = (self.cos[:T, None], self.sin[:T, None])
-            bias = causal_bias(T, self.dtype)
         else:
-            positions = cache.positions(T)
-            rotary = (self.cos[positions][:, :, None], self.sin[positions][:, :, None])
-            bias = cache.bias(T, self.dtype)
+            rotary = (self.cos[positions_BT][:, :, None], self.sin[positions_BT][:, :, None])
         rotary = (rotary[0].to(self.dtype), rotary[1].to(self.dtype))
         x = self.embed(ids_BT)
         for index, layer in enumerate(self.layers):
