@@ -110,10 +110,17 @@ def test_a_dry_run_prints_what_a_run_would_freeze_and_writes_nothing(capsys: pyt
     assert "minutes, $" in out and "# grpo: " in out
     assert sorted(path for path in Path(".").rglob("*") if "__pycache__" not in str(path)) == before
     resolved = read_recipe(tomllib.loads(out))
-    assert resolved.grpo.updates == 3 and resolved.pretrain.steps == 40
+    assert resolved.grpo.updates == 3 and resolved.pretrain.steps == 53
     assert resolved.threads >= 1 and resolved.dtype in ("float32", "bfloat16")
     assert resolved.tasks == ["letters", str(Path("beside/coin.py").resolve())]
     Path("resolved.toml").write_text(out)
     assert main(["train", "resolved.toml", "--trust", "--out", "run", "--set", "grpo.updates=1"]) == 0
     frozen = read_recipe(json.loads(Path("run/run.json").read_text())["config"])
     assert frozen == read_recipe(load_recipe_data("resolved.toml", ["grpo.updates=1"]))
+
+
+def test_a_table_changes_single_values_of_a_stages_own_defaults() -> None:
+    tables = {"grpo": {"optimizer": {"lr": 0.25}}, "pretrain": {"optimizer": {"clip": 2.0}}}
+    recipe = read_recipe({"tasks": ["sums"], **tables})
+    assert (recipe.grpo.optimizer.lr, recipe.grpo.optimizer.muon_lr) == (0.25, 0.0)
+    assert recipe.pretrain.optimizer.clip == 2.0 and recipe.pretrain.optimizer.muon_lr > 0

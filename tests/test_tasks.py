@@ -90,11 +90,12 @@ def test_problems_are_the_same_on_every_machine() -> None:
 
 
 GOLDEN = [
-    "A clock shows 5. You wait 3, then 12, after that another 6, 11, 9, 10, then 4 hours. What does it show?",
-    "How do you get 23 from 17, 11, 10, 8, 1 with + and -? Take your time and get it right.",
-    "Hol often does l occcur iv pleclosstro? Take your time and get it right.",
-    "From small to large, which of 48, 43, 1, 3, 86, 90, 2, 87, 89, 57, 10, 39 is number 2?",
-    "What is 1 + 7 - 4 - 2 + 24 + 22 - 11?",
+    "A clock shows 5. You wait 3, then 12, after that another 6, 11, 9, 10, then 4 hours. What does it show?"
+    " Please be careful.",
+    "How do you get 23 from 17, 11, 10, 8, 1 with + and -?",
+    "Hol often does l occcur iv pleclosstro?",
+    "From small to large, which of 48, 43, 1, 3, 86, 90, 2, 87, 89, 57, 10, 39 is number 2? Take your time.",
+    "What is 1 + 7 - 4 - 2 + 24 + 22 - 11? Please be careful.",
 ]
 
 

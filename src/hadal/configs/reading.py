@@ -6,7 +6,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar
 
 from hadal.errors import UserError
@@ -21,18 +21,27 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"Did you mean {close[0]}?" if close else f"Known are {', '.join(names)}."
 
 
-def read_dataclass(kind: type[T], data: Any, where: str) -> T:
-    """An instance of the dataclass from a table; UserError for unknown keys and wrong types."""
+def read_dataclass(kind: type[T], data: Any, where: str, base: T | None = None) -> T:
+    """An instance of the dataclass from a table; UserError for unknown keys and wrong types.
+
+    What the table does not say is taken from `base`, or from the class. So a table for a field that is itself a
+    dataclass changes single values of that field's default, and not all of them.
+    """
     if not isinstance(data, dict):
         raise UserError(f"{where} is {data!r}.", "It must be a table of keys and values.")
     hints = typing.get_type_hints(kind)
     known = {f.name: hints[f.name] for f in fields(kind) if f.init}  # type: ignore[arg-type]
-    values = {}
+    defaults = {f.name: f.default_factory() for f in fields(kind) if f.default_factory is not MISSING}  # type: ignore[arg-type]
+    values = {name: getattr(base, name) for name in known} if base is not None else {}
     for key, value in data.items():
         name = f"{where}.{key}" if where else key
         if key not in known:
             raise UserError(f"Unknown key {name}.", nearest(key, known))
-        values[key] = read_value(known[key], value, name)
+        hint = known[key]
+        if is_dataclass(hint) and isinstance(hint, type):
+            values[key] = read_dataclass(hint, value, name, values.get(key, defaults.get(key)))
+        else:
+            values[key] = read_value(hint, value, name)
     try:
         return kind(**values)
     except TypeError as error:

@@ -16,15 +16,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 from hadal.errors import UserError
 from hadal.text.parse import parse_response
 
-CLOSINGS = (
-    "Thanks!",
-    "Please be careful.",
-    "Take your time and get it right.",
-    "It is for my homework, so it has to be right.",
-    "I have tried it myself and was not sure, so I would like to know what you get.",
-)
-"""What people add to a question. It also puts a varying distance between a question and its thought, so that a
-model learns to find its place by content."""
+CLOSINGS = ("Thanks!", "Please.", "Please be careful.", "Take your time.")
+"""What people add to a question."""
 
 Split = Literal["train", "held_out"]
 T = TypeVar("T")
@@ -146,7 +139,7 @@ class Task:
         slips = 0 if new_phrasing or rng.below(4) else rng.between(1, 3)
         for _ in range(slips):
             template = misspell(template, rng)
-        closing = f" {rng.choice(CLOSINGS)}" if rng.below(2) else ""
+        closing = f" {rng.choice(CLOSINGS)}" if rng.below(3) == 0 else ""
         meta = {"key": key, "difficulty": difficulty, "slips": slips}
         return self._problem(template.format(**fields) + closing, fields, meta)
 

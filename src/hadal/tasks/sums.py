@@ -6,7 +6,7 @@ import re
 
 from hadal.tasks.base import Rng, Task
 
-LARGEST, CEILING = 24, 49
+LARGEST, CEILING = 16, 32
 """Terms lie below LARGEST and differ as long as there are enough of them; totals stay between 0 and CEILING."""
 
 
@@ -24,7 +24,7 @@ class Sums(Task):
     )
     gold_limit = 8
     default_difficulty = 7
-    difficulties = range(2, 25)
+    difficulties = range(2, 17)
 
     def draw(self, rng: Rng, difficulty: int) -> tuple[dict[str, str], str]:
         total = rng.between(1, LARGEST)

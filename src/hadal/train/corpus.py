@@ -33,7 +33,7 @@ class CorpusConfig:
     tokens: int = 1536
     """Of a batch."""
     pool: int = 16
-    gap_share: float = 0.04
+    gap_share: float = 0.03
     """How often a position is followed by a gap, so that distances tell nothing and places are found by content."""
     longest_gap: int = 12
 

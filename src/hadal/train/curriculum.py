@@ -1,8 +1,9 @@
 """Which difficulty to practise: where success is neither rare nor sure.
 
-For each task and difficulty a running success rate p is kept. A difficulty is drawn in proportion to p (1 - p),
-the variance of its reward and so the strength of its training signal; levels never tried are taken to be
-somewhat harder than the level below. As levels are mastered the draw climbs by itself.
+For each task and difficulty a running success rate p is kept. A difficulty is drawn in proportion to p^2 (1 - p):
+the variance of its reward, p (1 - p), is the strength of its training signal, and the further p says how much of
+that is skill, since where little is right most of it is luck. Levels never tried are taken to be somewhat harder
+than the level below. As levels are mastered the draw climbs by itself.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from hadal.tasks import Rng, Task
 MEMORY = 0.8  # weight of the past in the running success rate, for each group seen
 DROP = 0.7  # success expected at an untried level, as a share of that one level below
 RETRY = 0.25  # the same for a level that failed: it is tried again while the one below succeeds
-FLOOR = 0.02  # so that no level near the frontier is forgotten
+FLOOR = 0.01  # so that no level near the frontier is forgotten
+
+
+def weight(success: float) -> float:
+    """How much a level is worth practising at this success rate."""
+    return success**2 * (1 - success) + FLOOR * (success > 0.05)
 
 
 class Curriculum:
@@ -37,10 +43,10 @@ class Curriculum:
     def draw(self, name: str, rng: Rng) -> int:
         """A level to practise now."""
         levels = self.expected(name)
-        weights = {level: p * (1 - p) + FLOOR * (p > 0.05) for level, p in levels.items()}
+        weights = {level: weight(p) for level, p in levels.items()}
         point = rng.random() * sum(weights.values())
-        for level, weight in weights.items():
-            point -= weight
+        for level, share in weights.items():
+            point -= share
             if point < 0:
                 return level
         return max(weights, key=lambda level: weights[level])
@@ -53,7 +59,7 @@ class Curriculum:
     def mean_level(self, name: str) -> float:
         """The expected difficulty of the next draw."""
         levels = self.expected(name)
-        weights = {level: p * (1 - p) + FLOOR * (p > 0.05) for level, p in levels.items()}
+        weights = {level: weight(p) for level, p in levels.items()}
         return sum(level * w for level, w in weights.items()) / sum(weights.values())
 
     def state(self) -> dict[str, dict[str, float]]:

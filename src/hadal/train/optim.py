@@ -18,8 +18,8 @@ from torch.optim.adamw import adamw
 class OptimizerConfig:
     """Muon on hidden matrices where muon_lr > 0, Adam on the rest (on everything where it is 0)."""
 
-    lr: float = 4e-3
-    muon_lr: float = 0.02
+    lr: float = 3e-3
+    muon_lr: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.98
     eps: float = 1e-10

@@ -31,8 +31,8 @@ class RLConfig:
     samples: int = 16
     max_tokens: int = 160
     temperature: float = 1.0
-    negative_weight: float = 1.0
-    """How much samples below their group's mean weigh against those above."""
+    baseline: float = 1.0
+    """How much of its group's mean reward is taken from a sample's own."""
     clip_low: float = 0.2
     clip_high: float = 0.28
     epochs: int = 1
@@ -81,7 +81,7 @@ def rl_update(
 
     algorithm = ALGORITHMS[config.algorithm]
     rewards = torch.tensor([[r.total for r in g.rewards] for g in groups])
-    advantages = algorithm.advantages(rewards, negative_weight=config.negative_weight)
+    advantages = algorithm.advantages(rewards, baseline=config.baseline)
     # A group whose samples all earned the same teaches nothing relative to itself: it is dropped.
     items = [
         (group.prompt, sample, float(advantage))
