@@ -106,7 +106,7 @@ class GrpoConfig(RLConfig):
     checkpoint_every: int = 20
     rollouts_every: int = 20
     optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(lr=5e-4, muon_lr=0.0, beta2=0.99, eps=1e-8)
+        default_factory=lambda: OptimizerConfig(lr=2e-4, muon_lr=0.0, beta2=0.99, eps=1e-8)
     )
 
     def rate(self, done: float) -> float:

@@ -1,0 +1,100 @@
+"""Several finished runs side by side, as the tables of docs/results.md.
+
+python benchmarks/seeds.py runs/dense-seed0 runs/dense-seed1 runs/dense-seed2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hadal.cost.ledger import Ledger, by_stage
+
+Report = dict[str, Any]
+
+
+def interval(figure: dict[str, float]) -> str:
+    """`.58 [.56, .60]`."""
+    values = (f"{figure[key]:.2f}".removeprefix("0") for key in ("accuracy", "low", "high"))
+    return "{} [{}, {}]".format(*values)
+
+
+def share(value: float) -> str:
+    """`.58`."""
+    return f"{value:.2f}".removeprefix("0")
+
+
+def table(head: list[str], rows: list[tuple[str, list[str]]]) -> None:
+    print("| " + " | ".join(["", *head]) + " |")
+    print("|" + "---|" * (len(head) + 1))
+    for name, cells in rows:
+        print("| " + " | ".join([name, *cells]) + " |")
+    print()
+
+
+def whole(reports: list[Report], folders: list[Path]) -> None:
+    """What each run came to, in the mean of its tasks."""
+
+    def both(key: str, form: Callable[[Any], str]) -> list[str]:
+        return [f"{form(r['mean']['base'][key])} -> {form(r['mean']['rl'][key])}" for r in reports]
+
+    gains = [100 * (r["mean"]["rl"]["accuracy"] - r["mean"]["base"]["accuracy"]) for r in reports]
+    stages = [by_stage(Ledger(folder / "ledger.jsonl").read()) for folder in folders]
+    rows = [
+        ("accuracy", [f"{interval(r['mean']['base'])} -> {interval(r['mean']['rl'])}" for r in reports]),
+        ("gain, points", [f"{gain:.1f}" for gain in gains]),
+        ("response length, tokens", both("length", lambda v: f"{v:.1f}")),
+        ("share that thinks", both("thinking_share", share)),
+        ("made to think, T 1", both("accuracy_thinking", share)),
+        ("made to answer, T 1", both("accuracy_direct", share)),
+        ("minutes", [f"{r['seconds'] / 60:.1f}" for r in reports]),
+        ("of which " + ", ".join(stages[0]), [", ".join(f"{s.seconds / 60:.1f}" for s in p.values()) for p in stages]),
+        ("FLOPs", [f"{sum(s.flops for s in part.values()):.2g}" for part in stages]),
+        ("peak memory, GB", [f"{r['peak_memory_bytes'] / 1e9:.2f}" for r in reports]),
+        ("dollars", [f"{r['cost_usd']:.4f}" for r in reports]),
+    ]
+    table([folder.name for folder in folders], rows)
+
+
+def by_task(reports: list[Report], folders: list[Path]) -> None:
+    """Base and RL for each task."""
+
+    def line(base: Report, rl: Report) -> str:
+        greedy = [share(side["modes"]["greedy"]["thinking"]["accuracy"]) for side in (base, rl)]
+        frontier = ["-" if side["frontier"] is None else f"{side['frontier']:.1f}" for side in (base, rl)]
+        parts = [
+            f"{share(base['accuracy'])} -> {share(rl['accuracy'])}",
+            f"{share(base['accuracy_thinking'])} -> {share(rl['accuracy_thinking'])}",
+            " -> ".join(greedy),
+            " -> ".join(frontier),
+            f"{share(base['new_phrasing']['accuracy'])} -> {share(rl['new_phrasing']['accuracy'])}",
+        ]
+        for k in ("1", "64"):
+            values = [side.get("pass_at_k", {}).get("values", {}).get(k) for side in (base, rl)]
+            parts.append(" -> ".join("-" if v is None else share(v) for v in values))
+        return " | ".join(parts)
+
+    head = ["by itself", "made to think, T 1", "greedy", "frontier", "new wording", "pass@1", "pass@64"]
+    for report, folder in zip(reports, folders, strict=True):
+        print(f"{folder.name}:\n")
+        rows = [
+            (f"{name} (D = {task['gold_limit']})", [line(task["base"], task["rl"])])
+            for name, task in report["tasks"].items()
+        ]
+        table(head, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="finished run folders")
+    folders = parser.parse_args().runs
+    reports = [json.loads((folder / "report.json").read_text()) for folder in folders]
+    whole(reports, folders)
+    by_task(reports, folders)
+
+
+if __name__ == "__main__":
+    main()
