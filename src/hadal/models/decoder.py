@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hadal.configs.models import ModelConfig
-from hadal.models.cache import Cache
+from hadal.models.cache import Cache, Columns
 from hadal.ops.attention import causal_bias
 from hadal.ops.norm import rms_norm, rotary_tables
 
@@ -38,7 +38,7 @@ class Layer(Protocol):
         x_BTD: Tensor,
         rotary: tuple[Tensor, Tensor],
         bias: Tensor,
-        cache: Cache | None,
+        cache: Columns | None,
         index: int,
         real_BT: Tensor | None,
     ) -> Tensor: ...
@@ -57,9 +57,7 @@ class Decoder(nn.Module):
             self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.cos: Tensor
         self.sin: Tensor
-        cos, sin = rotary_tables(
-            config.max_position_embeddings, rotary_dim, config.rope_theta, config.rope_scaling
-        )
+        cos, sin = rotary_tables(config.max_position_embeddings, rotary_dim, config.rope_theta, config.rope_scaling)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
@@ -75,7 +73,7 @@ class Decoder(nn.Module):
         """An empty cache; start[b] unused columns at the front of row b."""
         return Cache(len(self.layers), self.cache_widths(), start, capacity, self.dtype)
 
-    def forward(self, ids_BT: Tensor, cache: Cache | None = None, real_BT: Tensor | None = None) -> Tensor:
+    def forward(self, ids_BT: Tensor, cache: Columns | None = None, real_BT: Tensor | None = None) -> Tensor:
         """Hidden states [B, T, D] after the last norm.
 
         Without a cache rows begin at column 0 and are padded at the end, if at all. With one, the tokens
@@ -91,7 +89,7 @@ class Decoder(nn.Module):
             cache.advance(T)
         return self.norm(x)
 
-    def _surroundings(self, tokens: int, cache: Cache | None) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    def _surroundings(self, tokens: int, cache: Columns | None) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """cos and sin [., T, 1, R/2] of the next tokens, and what each may look at."""
         if cache is None:
             cos, sin = self.cos[:tokens, None], self.sin[:tokens, None]
@@ -124,6 +122,13 @@ class Decoder(nn.Module):
 
     def after_update(self, router_bias_rate: float) -> None:
         """What an architecture does once the optimiser has stepped (experts are balanced); nothing here."""
+
+    def load_metrics(self) -> list[dict[str, float]]:
+        """How evenly each layer's experts were visited since the last `after_update`; none here.
+
+        One dict a layer: `layer`, and what `hadal.models.balance.load_metrics` gives.
+        """
+        return []
 
     def extra_state(self) -> dict[str, Tensor]:
         """Tensors besides the parameters that a resumed run needs (router biases); none here."""

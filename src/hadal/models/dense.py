@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hadal.configs.models import DenseConfig
-from hadal.models.cache import Cache
+from hadal.models.cache import Columns
 from hadal.models.decoder import Decoder, Norm
 from hadal.ops.attention import attend, swiglu
 from hadal.ops.norm import norm_rotate, rotate
@@ -31,7 +31,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(self.heads * self.width, config.hidden_size, bias=config.attention_bias)
 
     def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Cache | None, index: int
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Columns | None, index: int
     ) -> Tensor:
         B, T, _ = x_BTD.shape
         H, J, K = self.heads, self.key_heads, self.width
@@ -75,7 +75,7 @@ class DenseLayer(nn.Module):
         x_BTD: Tensor,
         rotary: tuple[Tensor, Tensor],
         bias: Tensor,
-        cache: Cache | None,
+        cache: Columns | None,
         index: int,
         real_BT: Tensor | None,
     ) -> Tensor:

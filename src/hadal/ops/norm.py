@@ -80,9 +80,7 @@ def rotary_frequencies(dim: int, theta: float, scaling: RopeScaling | None = Non
     return plain * kept + plain / scaling.factor * (1 - kept)
 
 
-def rotary_tables(
-    positions: int, dim: int, theta: float, scaling: RopeScaling | None = None
-) -> tuple[Tensor, Tensor]:
+def rotary_tables(positions: int, dim: int, theta: float, scaling: RopeScaling | None = None) -> tuple[Tensor, Tensor]:
     """cos and sin [positions, dim/2] in float32 for RoPE of `dim` channels, times the scaling's factor.
 
     Made on the CPU, also while a model is built without memory for its weights.
