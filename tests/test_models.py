@@ -16,9 +16,10 @@ from torch import Tensor
 
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.errors import UserError
-from hadal.models.checkpoint import build, load_model, save_model, to_released
+from hadal.models.checkpoint import build, load_model, save_model
 from hadal.models.decoder import Decoder
 from hadal.models.deepseek import Deepseek, routers, update_router_biases
+from hadal.models.names import to_released
 from hadal.ops.attention import plain_swiglu, swiglu
 from hadal.ops.experts import plain_experts, routed_experts
 from hadal.ops.norm import (
