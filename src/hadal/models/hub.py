@@ -35,45 +35,45 @@ def _download(name: str, revision: str | None, cache: Path | None, offline: bool
         from huggingface_hub import HfApi, errors
     except ImportError:
         raise UserError(f"{name} is a Hugging Face id.", "Install huggingface_hub to use those.") from None
-    endpoint = os.environ.get("HF_ENDPOINT") or None
-    token = os.environ.get("HF_TOKEN") or None
+    api = HfApi(os.environ.get("HF_ENDPOINT") or None, token=os.environ.get("HF_TOKEN") or None)
     at = f"{name} at revision {revision}" if revision else name
-    api = HfApi(endpoint, token=token)
     try:
-        if not offline:
-            found = api.model_info(name, revision=revision)
-            revision = found.sha or revision  # all files of one state, also if the branch moves meanwhile
-            _check_files(name, [file.rfilename for file in found.siblings or []])
         folder = api.snapshot_download(
             name, revision=revision, cache_dir=cache, local_files_only=offline, allow_patterns=_WANTED
         )
+        assert isinstance(folder, str)
+        if not any(Path(folder).glob("*.safetensors")):
+            raise _no_weights(name, [] if offline else api.list_repo_files(name, revision=revision))
     except errors.GatedRepoError:
         raise UserError(
             f"{name} is gated.", f"Ask for access at its page ({api.endpoint}/{name}), then set HF_TOKEN to your token."
         ) from None
     except errors.RepositoryNotFoundError:
         raise UserError(
-            f"{name} is neither a folder nor a model on {api.endpoint}.",
+            f"{name} is neither a folder here nor a model on {api.endpoint}.",
             "Check the spelling; a private model needs HF_TOKEN.",
         ) from None
     except errors.RevisionNotFoundError:
         raise UserError(f"{name} has no revision {revision}.", "Give a branch, a tag or a commit of it.") from None
-    except errors.LocalEntryNotFoundError:
-        where = "is not in the cache, and offline mode is on" if offline else "cannot be downloaded"
-        raise UserError(f"{at} {where}.", "Connect once to download it, or give a folder.") from None
-    except (errors.HTTPError, OSError, errors.HFValidationError) as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{at} cannot be downloaded ({line}).", "Try again later, or give a folder.") from None
+    except errors.LocalEntryNotFoundError as error:
+        if offline:
+            raise UserError(f"{at} is not in the cache, and offline mode is on.", "Download it once online.") from None
+        raise _failed(at, error) from None
+    except (errors.HTTPError, errors.HFValidationError, OSError) as error:
+        raise _failed(at, error) from None
     return Path(folder)
 
 
-def _check_files(name: str, files: list[str]) -> None:
-    if any(file.endswith(".safetensors") for file in files):
-        return
+def _failed(at: str, error: Exception) -> UserError:
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(f"{at} cannot be downloaded ({line}).", "Check the connection, or give a local folder.")
+
+
+def _no_weights(name: str, files: list[str]) -> UserError:
     pickles = sorted(file for file in files if file.endswith((".bin", ".pt", ".pth")))
     if pickles:
-        raise UserError(
+        return UserError(
             f"{name} has {pickles[0]}, a pickle, which can run anything when it is opened.",
-            "hadal reads safetensors only: many models have them at another revision.",
+            "hadal reads safetensors only: another revision may have them.",
         )
-    raise UserError(f"{name} has no safetensors.", "Give a model whose files hold weights.")
+    return UserError(f"{name} has no safetensors.", "Give a model whose files hold weights.")
