@@ -67,13 +67,13 @@ def read_header(path: Path) -> dict[str, Entry]:
 
 def _entry(path: Path, name: str, data: dict[str, object], data_begin: int, size: int) -> Entry:
     kind, shape, offsets = data["dtype"], data["shape"], data["data_offsets"]
+    if not isinstance(kind, str) or not isinstance(shape, list) or not isinstance(offsets, list):
+        raise ValueError(f"the entry of {name} is malformed")
     if kind not in DTYPES:
         raise UserError(f"{path}: {name} has the dtype {kind}.", f"hadal reads {', '.join(DTYPES)}.")
-    if not isinstance(shape, list) or not isinstance(offsets, list):
-        raise ValueError(f"the entry of {name} is malformed")
     if not all(isinstance(n, int) and 0 <= n <= size for n in [*shape, *offsets]) or len(offsets) != 2:
         raise ValueError(f"the entry of {name} is malformed")
-    dtype = DTYPES[str(kind)]
+    dtype = DTYPES[kind]
     begin, end = offsets
     if end - begin != dtype.itemsize * math.prod(shape):
         raise ValueError(f"{name} has {end - begin} bytes, which are not its shape's")
@@ -103,7 +103,6 @@ class TensorFiles:
             files = sorted(set(places.values()))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{self.index} cannot be read ({error!r}).", _REMEDY) from None
-        entries: dict[str, Entry] = {}
         for file in files:
             if not isinstance(file, str) or Path(file).name != file:
                 raise UserError(f"{self.index} names the file {file!r}.", "Shards lie beside their index.")
@@ -111,6 +110,8 @@ class TensorFiles:
                 raise UserError(f"{self.index} names {file}.", "hadal reads safetensors only: convert the model first.")
             if not (folder / file).is_file():
                 raise UserError(f"{self.index} names {file}, which is missing.", "Download or save that shard again.")
+        entries: dict[str, Entry] = {}
+        for file in files:
             header = read_header(folder / file)
             entries |= header
             listed = {name for name, place in places.items() if place == file}
