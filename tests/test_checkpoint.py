@@ -350,6 +350,15 @@ def test_a_hostile_header_is_not_believed(tmp_path: Path, entry: Any, word: str)
     refused(lambda: load_model(tmp_path), "model.safetensors", word)
 
 
+def test_names_that_cannot_be_shown_are_refused_in_one_line(shards: Path) -> None:
+    path = sorted(shards.glob("*.safetensors"))[0]
+    rewrite(path, lambda tensors: tensors.update({"two\nlines": torch.ones(1)}))
+    refused(lambda: load_model(shards), path.name, "lines")
+    index = json.loads((shards / INDEX).read_text())
+    (shards / INDEX).write_text(json.dumps({"weight_map": index["weight_map"] | {"x": "two\nlines.safetensors"}}))
+    refused(lambda: load_model(shards), INDEX, "lines.safetensors")
+
+
 def test_a_header_of_absurd_length_is_not_read(tmp_path: Path) -> None:
     save_model(tmp_path, DENSE, fresh(DENSE).state_dict())
     for length in (2**63, 2**40):
@@ -415,9 +424,9 @@ print(sum(p.nbytes for p in model.parameters()), int(peak.split()[1]) * 1024)
 def test_loading_holds_one_copy(stored: torch.dtype, tmp_path: Path) -> None:
     """The 0.5B shape in four shards, read in its own dtype and in the other."""
     outline = checkpoint._outline(HALF_BILLION).state_dict()
-    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(stored)
     state = {
-        name: torch.empty(like.shape, dtype=stored).normal_(0, 0.02, generator=generator)
+        name: values.repeat(-(-like.numel() // len(values)))[: like.numel()].view(like.shape)
         for name, like in outline.items()
     }
     total = sum(tensor.nbytes for tensor in state.values())

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
+from hadal.configs.rope import YarnScaling
 from hadal.errors import UserError
 from hadal.models.checkpoint import build, load_model, save_model
 from hadal.models.decoder import Decoder
@@ -26,9 +27,11 @@ from hadal.ops.norm import (
     norm_rotate,
     plain_norm_rotate,
     plain_rms_norm,
+    plain_rotate,
     plain_rotate_pairs,
     rms_norm,
     rotary_tables,
+    rotate,
     rotate_pairs,
 )
 from hadal.train.losses import cross_entropy, predict
@@ -195,12 +198,21 @@ def _tables() -> tuple[Tensor, Tensor]:
     return cos[:, None].double(), sin[:, None].double()
 
 
+def _scaled_tables() -> tuple[Tensor, Tensor]:
+    """As YaRN makes them, with a factor on both."""
+    cos, sin = rotary_tables(5, 6, 100.0, YarnScaling(4.0, 16, attention_factor=1.3))
+    return cos[:, None].double(), sin[:, None].double()
+
+
 PAIRS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[tuple[int, ...], ...]]] = {
     "rms_norm": (lambda x, w: rms_norm(x, w, 1e-6), lambda x, w: plain_rms_norm(x, w, 1e-6), ((2, 5, 6), (6,))),
     "norm_rotate": (
         lambda x, w: norm_rotate(x, w, *_tables(), 1e-6),
         lambda x, w: plain_norm_rotate(x, w, *_tables(), 1e-6),
         ((2, 5, 3, 6), (3, 6)),
+    ),
+    "rotate": (
+        lambda x: rotate(x, *_scaled_tables()), lambda x: plain_rotate(x, *_scaled_tables()), ((2, 5, 3, 6),),
     ),
     "rotate_pairs": (
         lambda x: rotate_pairs(x, *_tables()), lambda x: plain_rotate_pairs(x, *_tables()), ((2, 5, 3, 9),),
