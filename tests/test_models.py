@@ -15,19 +15,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
+from hadal.configs.rope import YarnScaling
 from hadal.errors import UserError
-from hadal.models.checkpoint import build, load_model, save_model, to_released
+from hadal.models.checkpoint import build, load_model, save_model
 from hadal.models.decoder import Decoder
 from hadal.models.deepseek import Deepseek, routers, update_router_biases
+from hadal.models.names import to_released
 from hadal.ops.attention import plain_swiglu, swiglu
 from hadal.ops.experts import plain_experts, routed_experts
 from hadal.ops.norm import (
     norm_rotate,
     plain_norm_rotate,
     plain_rms_norm,
+    plain_rotate,
     plain_rotate_pairs,
     rms_norm,
     rotary_tables,
+    rotate,
     rotate_pairs,
 )
 from hadal.train.corpus import Batch
@@ -195,12 +199,21 @@ def _tables() -> tuple[Tensor, Tensor]:
     return cos[:, None].double(), sin[:, None].double()
 
 
+def _scaled_tables() -> tuple[Tensor, Tensor]:
+    """As YaRN makes them, with a factor on both."""
+    cos, sin = rotary_tables(5, 6, 100.0, YarnScaling(4.0, 16, attention_factor=1.3))
+    return cos[:, None].double(), sin[:, None].double()
+
+
 PAIRS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[tuple[int, ...], ...]]] = {
     "rms_norm": (lambda x, w: rms_norm(x, w, 1e-6), lambda x, w: plain_rms_norm(x, w, 1e-6), ((2, 5, 6), (6,))),
     "norm_rotate": (
         lambda x, w: norm_rotate(x, w, *_tables(), 1e-6),
         lambda x, w: plain_norm_rotate(x, w, *_tables(), 1e-6),
         ((2, 5, 3, 6), (3, 6)),
+    ),
+    "rotate": (
+        lambda x: rotate(x, *_scaled_tables()), lambda x: plain_rotate(x, *_scaled_tables()), ((2, 5, 3, 6),),
     ),
     "rotate_pairs": (
         lambda x: rotate_pairs(x, *_tables()), lambda x: plain_rotate_pairs(x, *_tables()), ((2, 5, 3, 9),),
@@ -497,7 +510,7 @@ def test_a_config_that_is_none_is_refused(checkpoint: Path, text: str, word: str
         ({"num_hidden_layers": -1}, "num_hidden_layers"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope"),
-        ({"attention_bias": True}, "attention_bias"),
+        ({"attention_dropout": 0.1}, "attention_dropout"),
         ({"hidden_act": "gelu"}, "hidden_act"),
     ],
 )

@@ -41,11 +41,12 @@ class CorpusConfig:
 @dataclass(frozen=True)
 class Batch:
     """ids [B, T], standing at positions [B, T] (None: one after the other); predicting token t from those before
-    counts weight [B, T] in the loss, 0 on prompts and pads."""
+    counts weight [B, T] in the loss, 0 on prompts and pads. documents [B, T] numbers the documents of packed rows."""
 
     ids: Tensor
     weight: Tensor
     positions: Tensor | None = None
+    documents: Tensor | None = None
 
 
 def rare_difficulty(rng: Rng, levels: range, decay: float) -> int:

@@ -115,10 +115,11 @@ def _rows(items: Sequence[tuple[list[int], Sample, float]], pad_id: int) -> Rows
 def predict_rows(model: Decoder, rows: Rows, forbidden: Tensor) -> Tensor:
     """Logits [N, V] of the distribution that each sampled token was drawn from; `forbidden` ids have -inf."""
     prefix = SharedPrefix(rows.start)
-    if rows.prompts.shape[1]:
-        model(rows.prompts, prefix)
+    width = rows.prompts.shape[1]
+    if width:
+        model(rows.prompts, prefix, real_BT=torch.arange(width) >= rows.start[:, None])
         prefix.fork(rows.prompt)
-        hidden = model(rows.inputs, prefix)
+        hidden = model(rows.inputs, prefix, real_BT=rows.mask)
     else:  # prompts of a single token, which stands in the rows
-        hidden = model(rows.inputs)
+        hidden = model(rows.inputs, real_BT=rows.mask)
     return model.logits(hidden[rows.mask]).index_fill(1, forbidden, float("-inf"))
