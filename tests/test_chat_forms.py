@@ -344,10 +344,10 @@ LONG = "a" * 20_000
 )
 def test_a_template_that_misbehaves_is_refused_in_one_line_and_in_time(template: str, tmp_path: Path) -> None:
     t = Tokenizer.load(write_tokenizer(tmp_path, "qwen3", template))
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(UserError) as caught:
         t.chat([{"role": "user", "content": LONG}])
-    assert time.monotonic() - began < 15
+    assert time.process_time() - began < 15
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 

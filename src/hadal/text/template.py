@@ -35,7 +35,7 @@ Piece = str | int
 """A part of a prompt: text, or the id of a control token."""
 
 MAX_SOURCE = 1_000_000
-STEP = 20  # what a step costs, in characters; an item of a list costs as much as a pointer
+STEP = 50  # what a step costs, in characters; an item of a list costs as much as a pointer
 FILTERS = (
     "abs capitalize count d default dictsort first float int items join last length list lower map max min "
     "reject rejectattr replace reverse round safe select selectattr sort string sum title tojson trim unique upper"
