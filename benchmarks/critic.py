@@ -1,9 +1,16 @@
 """Does reinforcement learning teach anything that its critic could not have had for the same compute?
 
 From the base of a finished run, at the FLOPs that its RL stage used and with the same data (no gold thought above
-D for anyone): more pre-training; expert iteration (supervised training on verified samples of its own, with the
-same curriculum); and nothing. All four are then made to think, greedily, on the same held-out problems at each
-difficulty. Prints a table and writes every figure.
+D for anyone):
+
+- nothing;
+- more pre-training;
+- expert iteration: supervised training on the base's own verified samples, drawn once, with the curriculum;
+- online expert iteration: the same, but the samples are drawn anew from the model as it learns (RL's own loop
+  without its wrong samples: the strictest control).
+
+All are then made to think, greedily, on the same held-out problems at each difficulty. Prints a table and writes
+every figure.
 
     python benchmarks/critic.py runs/dense-seed0 --problems 500 --json critic-seed0.json
 """
@@ -26,16 +33,17 @@ from hadal.models.decoder import Decoder
 from hadal.recipe.config import GrpoConfig, read_recipe
 from hadal.recipe.run import Run
 from hadal.recipe.run_folder import read_run
-from hadal.tasks import load_tasks
+from hadal.tasks import Rng, Task, load_tasks
 from hadal.terminal.view import make_view
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.corpus import batches
 from hadal.train.curriculum import Curriculum
-from hadal.train.losses import cross_entropy, predict
+from hadal.train.losses import cross_entropy, log_probabilities, predict
 from hadal.train.optim import Optimizer, OptimizerConfig
-from hadal.train.rl import rl_update
+from hadal.train.rl import draw_groups, rl_update
+from hadal.train.rollouts import pack, predict_rows
 
-ARMS = ("nothing", "pretraining", "expert_iteration", "grpo")
+ARMS = ("nothing", "pretraining", "expert_iteration", "online_expert_iteration", "grpo")
 
 
 def open_source(folder: Path, threads: int | None) -> Run:
@@ -74,13 +82,52 @@ def more_pretraining(run: Run, budget: float) -> Decoder:
     raise AssertionError("the corpus has no end")
 
 
+def ready_tasks(run: Run) -> dict[str, Task]:
+    """The tasks that the run's RL practised."""
+    ready = (run.result("pretrain") or {})["readiness"]
+    return {name: task for name, task in run.tasks.items() if ready[name]["ready"]}
+
+
+def own_samples(run: Run, budget: float, config: GrpoConfig) -> Decoder:
+    """Supervised training on the base's own verified samples: half of the budget to draw them, half to learn."""
+    model = run.stage_model("pretrain").train()
+    optimizer = Optimizer(model, config.optimizer, run.dtype)
+    llm = run.engine(model)
+    tasks = ready_tasks(run)
+    curriculum = Curriculum(tasks)
+    right = []
+    for step in count():
+        for group in draw_groups(llm, tasks, curriculum, config, run.recipe.seed, step):
+            kept = {tuple(s.token_ids): s for s, r in zip(group.samples, group.rewards, strict=True) if r.total > 0.5}
+            right += [(group.prompt, sample, 1.0) for sample in kept.values()]
+        if run.books.flops >= budget / 2:
+            break
+    rng = Rng("own samples", run.recipe.seed)
+    size = config.prompts * config.samples // 2
+    began = run.books.flops
+    for _ in count():
+        order = rng.sample(right, len(right))
+        for begin in range(0, len(order) - size + 1, size):
+            share = (run.books.flops - began) / (budget - began)
+            part = order[begin : begin + size]
+            tokens = sum(len(sample.token_ids) for _, sample, _ in part)
+            for rows in pack(part, llm.tokenizer.pad_id, config.micro_tokens):
+                logprobs = log_probabilities(predict_rows(model, rows, llm.forbidden), rows.targets)
+                (-logprobs.sum() / tokens).backward()
+                run.count_trained(rows.tokens, rows.prompts.shape[1] + rows.inputs.shape[1])
+            optimizer.step(config.rate(min(share, 1.0)))
+            model.after_update(0.0)
+            if run.books.flops >= budget:
+                return model
+    raise AssertionError("counting has no end")
+
+
 def reinforce(run: Run, budget: float, config: GrpoConfig) -> Decoder:
     """RL or expert iteration from the base, until the budget is used."""
     model = run.stage_model("pretrain").train()
     optimizer = Optimizer(model, config.optimizer, run.dtype)
     llm = run.engine(model)
-    ready = (run.result("pretrain") or {})["readiness"]
-    tasks = {name: task for name, task in run.tasks.items() if ready[name]["ready"]}
+    tasks = ready_tasks(run)
     curriculum = Curriculum(tasks)
     for step in count():
         scale = config.rate(min(run.books.flops / budget, 1.0))
@@ -105,6 +152,8 @@ def arms(run: Run, names: list[str], expert: GrpoConfig) -> dict[str, dict[str, 
         elif name == "pretraining":
             model = more_pretraining(run, budget)
         elif name == "expert_iteration":
+            model = own_samples(run, budget, expert)
+        elif name == "online_expert_iteration":
             model = reinforce(run, budget, expert)
         else:
             model = run.stage_model("grpo")
@@ -153,13 +202,13 @@ def main() -> None:
     for task_name, entry in result["tasks"].items():
         print(f"\n{task_name} (D = {entry['gold_limit']}), greedy, made to think, n = {problems} a level")
         levels = sorted({p["difficulty"] for arm in entry["arms"].values() for p in arm["by_difficulty"]})
-        print(f"{'':18}" + "".join(f"{level:>14}" for level in levels) + "  frontier")
+        print(f"{'':24}" + "".join(f"{level:>14}" for level in levels) + "  frontier")
         for name, arm in entry["arms"].items():
             cells = {
                 p["difficulty"]: f"{p['accuracy']:.2f} [{p['low']:.2f},{p['high']:.2f}]" for p in arm["by_difficulty"]
             }
             shown = "-" if arm["frontier"] is None else f"{arm['frontier']:.1f}"
-            print(f"{name:18}" + "".join(f"{cells.get(level, ''):>16}" for level in levels) + f"  {shown}")
+            print(f"{name:24}" + "".join(f"{cells.get(level, ''):>16}" for level in levels) + f"  {shown}")
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 

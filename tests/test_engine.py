@@ -19,7 +19,7 @@ from hadal.tasks.words import build_tokenizer
 from hadal.train.corpus import CorpusConfig, batches
 from hadal.train.losses import cross_entropy, log_probabilities, predict
 from hadal.train.optim import Optimizer, OptimizerConfig
-from hadal.train.rollouts import pack
+from hadal.train.rollouts import pack, predict_rows
 
 TASKS = load_tasks(["sums", "letters"])
 TOKENIZER = build_tokenizer(list(TASKS.values()))
@@ -236,10 +236,10 @@ def test_sampler_and_trainer_agree_on_log_probabilities(llm: LLM) -> None:
     tokens = 0
     for rows in pack(items, TOKENIZER.pad_id, 2048):
         with torch.no_grad():
-            logits, targets = predict(llm.model, rows.ids, rows.mask, llm.forbidden)
-        difference = (log_probabilities(logits, targets) - rows.old_logprobs).abs()
+            logits = predict_rows(llm.model, rows, llm.forbidden)
+        difference = (log_probabilities(logits, rows.targets) - rows.old_logprobs).abs()
         assert float(difference.max()) < 1e-5
-        tokens += len(targets)
+        tokens += len(rows.targets)
     assert tokens == sum(len(sample.token_ids) for _, sample, _ in items) > 1000
 
 

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.errors import UserError
-from hadal.models.checkpoint import build, load_model, save_model, to_released
+from hadal.models.checkpoint import build, load_model, save_model
 from hadal.models.decoder import Decoder
 from hadal.models.deepseek import Deepseek, routers, update_router_biases
+from hadal.models.names import to_released
 from hadal.ops.attention import plain_swiglu, swiglu
 from hadal.ops.experts import plain_experts, routed_experts
 from hadal.ops.norm import (
@@ -496,7 +497,7 @@ def test_a_config_that_is_none_is_refused(checkpoint: Path, text: str, word: str
         ({"num_hidden_layers": -1}, "num_hidden_layers"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope"),
-        ({"attention_bias": True}, "attention_bias"),
+        ({"attention_dropout": 0.1}, "attention_dropout"),
         ({"hidden_act": "gelu"}, "hidden_act"),
     ],
 )

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hadal.configs.models import DenseConfig
+from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.engine import LLM, Sample
 from hadal.models.checkpoint import build
 from hadal.tasks import BUILT_IN, Rng
@@ -17,7 +17,7 @@ from hadal.train.curriculum import Curriculum
 from hadal.train.losses import log_probabilities
 from hadal.train.optim import Optimizer, OptimizerConfig
 from hadal.train.rl import RLConfig, rl_update
-from hadal.train.rollouts import pack
+from hadal.train.rollouts import pack, predict_rows
 
 torch.set_num_threads(1)
 
@@ -92,15 +92,49 @@ def test_packing_keeps_every_sampled_token_with_its_advantage() -> None:
         prompt = [rng.below(50) + 10 for _ in range(1 + rng.below(9))]
         ids = [rng.below(50) + 10 for _ in range(1 + rng.below(30))]
         items.append((prompt, Sample(ids, [-float(t) for t in ids], "", "stop"), float(i)))
-    seen: dict[float, list[int]] = {}
+    seen: dict[float, tuple[list[int], list[int]]] = {}
     for rows in pack(items, pad_id=2, tokens=200):
-        assert rows.ids.numel() <= 200 or len(rows.ids) == 1
-        sampled = rows.ids[rows.mask].tolist()
-        assert len(sampled) == len(rows.old_logprobs) == len(rows.advantages)
-        for token, old, advantage in zip(sampled, rows.old_logprobs.tolist(), rows.advantages.tolist(), strict=True):
-            assert old == -float(token)
-            seen.setdefault(advantage, []).append(token)
-    assert seen == {advantage: sample.token_ids for _, sample, advantage in items}
+        assert rows.inputs.numel() <= 200 or len(rows.inputs) == 1
+        assert len(rows.targets) == len(rows.old_logprobs) == len(rows.advantages) == int(rows.mask.sum())
+        assert [-float(t) for t in rows.targets] == rows.old_logprobs.tolist()
+        position = 0
+        for row, count in enumerate(rows.mask.sum(1).tolist()):
+            which = int(rows.prompt[row])
+            prompt = rows.prompts[which, int(rows.start[which]) :].tolist() + [int(rows.inputs[row, 0])]
+            targets = rows.targets[position : position + count].tolist()
+            assert rows.inputs[row, 1:count].tolist() == targets[:-1]
+            (advantage,) = set(rows.advantages[position : position + count].tolist())
+            seen[advantage] = (prompt, targets)
+            position += count
+    assert seen == {advantage: (prompt, sample.token_ids) for prompt, sample, advantage in items}
+
+
+@pytest.mark.parametrize("arch", ["dense", "deepseek"])
+def test_a_shared_prompt_gives_the_loss_and_gradient_of_whole_rows(arch: str) -> None:
+    config: ModelConfig = DenseConfig(60, 32, 2, 2, 1, 16, 64)
+    if arch == "deepseek":
+        config = DeepseekConfig(60, 32, 2, 2, 64, 32, n_routed_experts=4, kv_lora_rank=16)
+    model = build(config).double()
+    model.initialise(0)
+    rng = Rng("shared")
+    prompts = [[rng.below(50) + 5 for _ in range(n)] for n in (1, 9, 4, 9)]
+    items = []
+    for i in range(12):
+        ids = [rng.below(50) + 5 for _ in range(1 + rng.below(7))]
+        items.append((prompts[i % 4], Sample(ids, [0.0] * len(ids), "", "stop"), float(i - 5)))
+    forbidden = torch.tensor([0, 3])
+    weights = dict(model.named_parameters())
+    (rows,) = pack(items, pad_id=2, tokens=1000)
+    logprobs = log_probabilities(predict_rows(model, rows, forbidden), rows.targets)
+    shared = torch.autograd.grad((logprobs * rows.advantages).sum(), list(weights.values()))
+    total = torch.zeros((), dtype=torch.float64)
+    for prompt, sample, advantage in items:  # each response behind its own copy of the prompt
+        hidden = model(torch.tensor([prompt + sample.token_ids]))[0, len(prompt) - 1 : -1]
+        logits = model.logits(hidden).index_fill(1, forbidden, float("-inf"))
+        total = total + advantage * log_probabilities(logits, torch.tensor(sample.token_ids)).sum()
+    assert abs((logprobs * rows.advantages).sum().item() - total.item()) < 1e-10
+    for name, one, other in zip(weights, shared, torch.autograd.grad(total, list(weights.values())), strict=True):
+        assert (one - other).abs().max() < 1e-9, name
 
 
 def test_the_curriculum_settles_where_success_is_neither_rare_nor_sure() -> None:
@@ -167,7 +201,6 @@ def test_a_gradient_that_is_not_finite_is_left_out() -> None:
 
 
 def test_multi_token_prediction_adds_the_loss_of_the_token_after_the_next() -> None:
-    from hadal.configs.models import DeepseekConfig
     from hadal.train.losses import pretraining_loss
 
     config = DeepseekConfig(40, 32, 2, 2, 64, 32, n_routed_experts=4, kv_lora_rank=16, num_nextn_predict_layers=1)

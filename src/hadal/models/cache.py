@@ -1,4 +1,4 @@
-"""The cache that decoding writes and attention reads.
+"""What attention reads besides the tokens of a pass: a cache that decoding fills, or a prefix that rows share.
 
 A sequence owns one contiguous run of columns, so attention reads a view and nothing is gathered. Prompts of
 different lengths are aligned at their ends: `start[b]` counts the unused columns at the front of row b.
@@ -10,30 +10,16 @@ import torch
 from torch import Tensor
 
 
-class Cache:
-    """Per layer a tuple of tensors [B, J, capacity, C]; which ones is the architecture's business.
+class Columns:
+    """Columns so far, and where the next ones stand: what every kind of cache has in common."""
 
-    widths: (J, C) of each tensor that a layer keeps for a token, e.g. keys and values.
-    """
-
-    def __init__(
-        self, layers: int, widths: list[tuple[int, int]], start: Tensor, capacity: int, dtype: torch.dtype
-    ) -> None:
-        rows = len(start)
+    def __init__(self, start: Tensor) -> None:
         self.start = start
-        self.capacity = capacity
         self.length = 0
-        self.layers = [
-            tuple(torch.empty(rows, heads, capacity, width, dtype=dtype) for heads, width in widths)
-            for _ in range(layers)
-        ]
 
     def update(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
-        """Write [B, J, T, C] tensors behind what is there; return views of all columns so far."""
-        begin, end = self.length, self.length + new[0].shape[2]
-        for kept, part in zip(self.layers[layer], new, strict=True):
-            kept[:, :, begin:end] = part
-        return tuple(kept[:, :, :end] for kept in self.layers[layer])
+        """Take in a layer's [B, J, T, C] tensors of this pass; return them with all columns before them."""
+        raise NotImplementedError
 
     def advance(self, tokens: int) -> None:
         """Count the columns that every layer has now written."""
@@ -52,6 +38,56 @@ class Cache:
         seen = (column <= query) & (column >= self.start[:, None, None])
         seen |= column == query  # an unused column looks at itself, so that its softmax is defined
         return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
+
+
+class SharedPrefix(Columns):
+    """Prompts that several rows continue, for training: each prompt is computed once, gradients flow through.
+
+    The first pass holds the prompts [P, S]; after `fork`, one second pass holds the rows that continue them.
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__(start)
+        self.layers: list[tuple[Tensor, ...]] = []
+        self.prompt_B: Tensor | None = None
+
+    def fork(self, prompt_B: Tensor) -> None:
+        """From now on row b continues prompt `prompt_B[b]`."""
+        self.prompt_B = prompt_B
+        self.start = self.start[prompt_B]
+
+    def update(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
+        if self.prompt_B is None:
+            self.layers.append(new)
+            return new
+        return tuple(
+            torch.cat([old.index_select(0, self.prompt_B), part], dim=2)
+            for old, part in zip(self.layers[layer], new, strict=True)
+        )
+
+
+class Cache(Columns):
+    """Per layer a tuple of tensors [B, J, capacity, C]; which ones is the architecture's business.
+
+    widths: (J, C) of each tensor that a layer keeps for a token, e.g. keys and values.
+    """
+
+    def __init__(
+        self, layers: int, widths: list[tuple[int, int]], start: Tensor, capacity: int, dtype: torch.dtype
+    ) -> None:
+        super().__init__(start)
+        rows = len(start)
+        self.capacity = capacity
+        self.layers = [
+            tuple(torch.empty(rows, heads, capacity, width, dtype=dtype) for heads, width in widths)
+            for _ in range(layers)
+        ]
+
+    def update(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
+        begin, end = self.length, self.length + new[0].shape[2]
+        for kept, part in zip(self.layers[layer], new, strict=True):
+            kept[:, :, begin:end] = part
+        return tuple(kept[:, :, :end] for kept in self.layers[layer])
 
     def select(self, rows: Tensor) -> None:
         """Keep (or repeat) the given rows, in their order."""

@@ -1,170 +1,245 @@
-"""Reading and writing models in the Hugging Face layout: config.json and model.safetensors.
+"""Models in the Hugging Face layout: config.json beside safetensors, in one file or in shards with an index.
 
-Inside hadal some matrices are joined (query, key and value; gate and up; an expert layer's experts); on disk
-every tensor has its released name, so that transformers opens the folder. Only safetensors: no pickle.
+A model is outlined without memory, then filled tensor by tensor; no second copy of it is ever there.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig, from_dict
 from hadal.errors import UserError
 from hadal.models.decoder import Decoder
 from hadal.models.dense import Dense
+from hadal.models.names import copies, module_prefix, to_released
+from hadal.models.tensor_files import FP8_BLOCK, TensorFiles
 
-_RENAMES = [
-    (r"^embed\.weight$", "model.embed_tokens.weight"),
-    (r"^norm\.weight$", "model.norm.weight"),
-    (r"^head\.weight$", "lm_head.weight"),
-    (r"^layers\.(\d+)\.input_norm\.", r"model.layers.\1.input_layernorm."),
-    (r"^layers\.(\d+)\.post_norm\.", r"model.layers.\1.post_attention_layernorm."),
-    (r"^layers\.(\d+)\.attention\.(q_norm|k_norm)$", r"model.layers.\1.self_attn.\2.weight"),
-    (r"^layers\.(\d+)\.attention\.", r"model.layers.\1.self_attn."),
-    (r"^layers\.", "model.layers."),
-]
+SHARD_BYTES = 5_000_000_000
+COMPANIONS = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+"""Files that go with the weights and do not change with them."""
+
+
+def _outline(config: ModelConfig) -> Decoder:
+    """A model of the config's family whose weights have shapes and no memory."""
+    with torch.device("meta"):
+        if isinstance(config, DenseConfig):
+            return Dense(config)
+        from hadal.models.deepseek import Deepseek
+
+        return Deepseek(config)
 
 
 def build(config: ModelConfig) -> Decoder:
-    """An uninitialised model of the config's family."""
-    if isinstance(config, DenseConfig):
-        return Dense(config)
-    from hadal.models.deepseek import Deepseek
-
-    return Deepseek(config)
-
-
-def released_name(name: str, config: ModelConfig) -> str:
-    """The released name of one of hadal's parameters; of a joined matrix, with the joined part's name in it."""
-    if isinstance(config, DeepseekConfig) and name.startswith("mtp."):
-        extra = f"layers.{config.num_hidden_layers}."  # the module is numbered as one more layer
-        name = name.replace("mtp.layer.", extra).replace("mtp.head_norm", extra + "shared_head.norm")
-        name = name.replace("mtp.", extra)
-    for pattern, replacement in _RENAMES:
-        renamed = re.sub(pattern, replacement, name)
-        if renamed != name:
-            return renamed
-    return name
+    """An uninitialised model of the config's family, in float32."""
+    model = _outline(config)
+    state = {
+        name: torch.empty(like.shape) if like.dim() > 1 else torch.full(like.shape, float(not name.endswith("bias")))
+        for name, like in model.state_dict().items()
+    }
+    model.load_state_dict(state, assign=True)
+    return model
 
 
-def released_parts(name: str, config: ModelConfig) -> list[tuple[str, int]]:
-    """The tensors, with their rows, that one of hadal's parameters is in the released layout."""
-    renamed = released_name(name, config)
-    if renamed.endswith("qkv_proj.weight"):
-        assert isinstance(config, DenseConfig)
-        q, kv = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
-        return [(renamed.replace("qkv", letter), rows) for letter, rows in (("q", q), ("k", kv), ("v", kv))]
-    if renamed.endswith("gate_up_proj.weight"):
-        width = config.intermediate_size
-        if isinstance(config, DeepseekConfig) and "shared_experts" in renamed:
-            width = config.moe_intermediate_size * config.n_shared_experts
-        return [(renamed.replace("gate_up", part), width) for part in ("gate", "up")]
-    return [(renamed, -1)]
+def save_model(
+    folder: Path,
+    config: ModelConfig,
+    state: dict[str, Tensor],
+    source: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write weights and config.json, in the dtype that the embedding has.
+
+    source: a checkpoint folder whose tokenizer and generation files, and special ids, are carried over.
+    Files appear whole or not at all, and weights of an interrupted call are never taken for those of another.
+    """
+    released = to_released(state, config)
+    released |= {copy: released[name].clone() for copy, name in copies(config).items()}
+    data = config.to_dict() | {"dtype": str(released["model.embed_tokens.weight"].dtype).removeprefix("torch.")}
+    if source is not None:
+        ids = {key: value for key, value in _config_data(source).items() if key.endswith("_token_id")}
+        data |= ids
+    _write(folder, data, released.items(), shard_bytes, source)
 
 
-def to_released(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """hadal's state under the released names; joined matrices taken apart."""
-    out: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if re.search(r"\.experts\.(gate_up_proj|down_proj)$", name):
-            out.update(_experts_apart(released_name(name, config), tensor))
-            continue
-        parts = released_parts(name, config)
-        pieces = [tensor] if len(parts) == 1 else tensor.split([rows for _, rows in parts])
-        out.update({part: piece.contiguous() for (part, _), piece in zip(parts, pieces, strict=True)})
-    return out
+def convert(source: Path, folder: Path, dtype: torch.dtype, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write a checkpoint anew in another dtype or other shards; FP8 becomes `dtype`. Holds one shard at a time."""
+    data = _config_data(source)
+    from_dict(data)
+    _check_quantisation(source, data)
+    dropped = ("quantization_config", "torch_dtype")
+    data = {key: value for key, value in data.items() if key not in dropped}
+    data["dtype"] = str(dtype).removeprefix("torch.")
+
+    def tensors(files: TensorFiles) -> Iterator[tuple[str, Tensor]]:
+        for name, entry in files.entries.items():
+            if not files.is_scale(name):
+                files.check(name, entry.shape)
+                tensor = torch.empty(entry.shape, dtype=_dtype_of(name, dtype))
+                files.read_into(name, tensor)
+                yield name, tensor
+
+    if source.resolve() == folder.resolve():
+        raise UserError(f"{folder} is the model itself.", "Give another folder for the converted one.")
+    with TensorFiles(source) as files:
+        _write(folder, data, tensors(files), shard_bytes, source)
 
 
-def from_released(released: dict[str, Tensor], model: Decoder, source: str) -> dict[str, Tensor]:
-    """The inverse of `to_released` for the shapes of `model`; UserError names what does not fit."""
-    out: dict[str, Tensor] = {}
-    left = set(released)
-    for name, like in model.state_dict().items():
-        wanted = to_released({name: like.to("meta")}, model.config)
-        for part, shape in ((part, tuple(tensor.shape)) for part, tensor in wanted.items()):
-            if part not in released:
-                raise UserError(f"{source} lacks the tensor {part}.", "The file is incomplete or of another model.")
-            if released[part].shape != shape:
-                raise UserError(
-                    f"{source}: {part} is {tuple(released[part].shape)} where the config wants {shape}.",
-                    "Do config.json and weights belong together?",
-                )
-            if not torch.isfinite(released[part]).all():
-                raise UserError(f"{source}: {part} holds values that are not finite.", "The checkpoint is broken.")
-        left -= wanted.keys()
-        joined = torch.cat([released[part] for part in wanted])
-        out[name] = joined.view(like.shape)  # of experts one after the other: a stack
-    if model.config.tie_word_embeddings:
-        left.discard("lm_head.weight")
-    if left:
-        raise UserError(f"{source} has a tensor the config does not name: {min(left)}.", "Is config.json its own?")
-    return out
-
-
-def _experts_apart(name: str, tensor_EOI: Tensor) -> dict[str, Tensor]:
-    prefix, _, kind = name.rpartition(".")
-    out: dict[str, Tensor] = {}
-    for e, matrix in enumerate(tensor_EOI):
-        if kind == "down_proj":
-            out[f"{prefix}.{e}.down_proj.weight"] = matrix.contiguous()
-        else:
-            gate, up = matrix.chunk(2)
-            out[f"{prefix}.{e}.gate_proj.weight"] = gate.contiguous()
-            out[f"{prefix}.{e}.up_proj.weight"] = up.contiguous()
-    return out
-
-
-def save_model(folder: Path, config: ModelConfig, state: dict[str, Tensor]) -> None:
-    """Write config.json and model.safetensors; each file appears whole or not at all."""
+def _write(
+    folder: Path,
+    config: dict[str, Any],
+    tensors: Iterable[tuple[str, Tensor]],
+    shard_bytes: int,
+    source: Path | None,
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "model.safetensors.part"
-    save_file(to_released(state, config), temporary, metadata={"format": "pt"})
-    os.replace(temporary, folder / "model.safetensors")
-    temporary = folder / "config.json.part"
-    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    os.replace(temporary, folder / "config.json")
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file, or one line on why not."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing.", "Give a folder that holds a finished run or a checkpoint.")
+    parts: list[Path] = []
+    places: dict[str, int] = {}
+    total = 0
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}).", "It is truncated or corrupt: restore it or start anew."
-        ) from None
+        shard: dict[str, Tensor] = {}
+        size = 0
+
+        def flush() -> None:
+            parts.append(folder / (f"model-{len(parts) + 1:05d}.part" if parts else "model.safetensors.part"))
+            save_file(shard, parts[-1], metadata={"format": "pt"})
+            places.update(dict.fromkeys(shard, len(parts)))
+            shard.clear()
+
+        for name, tensor in tensors:
+            if shard and size + tensor.nbytes > shard_bytes:
+                flush()
+                size = 0
+            shard[name] = tensor.contiguous()
+            size += tensor.nbytes
+            total += tensor.nbytes
+        flush()
+    except BaseException:
+        for part in parts:
+            part.unlink(missing_ok=True)
+        raise
+    count = len(parts)
+    names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    if count == 1:
+        names = ["model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    index.unlink(missing_ok=True)  # from here to the last line the folder has no weights, rather than mixed ones
+    if count > 1:
+        (folder / "model.safetensors").unlink(missing_ok=True)
+    for stale in set(folder.glob("model-*-of-*.safetensors")) - {folder / name for name in names}:
+        stale.unlink()
+    for part, name in zip(parts, names, strict=True):
+        os.replace(part, folder / name)
+    for name in COMPANIONS if source is not None and source != folder else ():
+        if source is not None and (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    _write_json(folder / "config.json", config)
+    if count > 1:
+        weight_map = {name: names[place - 1] for name, place in sorted(places.items())}
+        _write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def load_config(folder: Path) -> ModelConfig:
-    """The typed config of a checkpoint folder."""
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(data, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def _config_data(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         data = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} is missing.", "Give a folder that holds a finished run or a checkpoint.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}).", "Restore it or start anew.") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} does not hold an object.", "Restore it or start anew.")
-    return from_dict(data)
+    return data
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """The typed config of a checkpoint folder."""
+    return from_dict(_config_data(folder))
+
+
+def _check_quantisation(folder: Path, data: dict[str, Any]) -> None:
+    """UserError for weights that are quantised in another way than DeepSeek's FP8 blocks."""
+    found = data.get("quantization_config")
+    if found is None:
+        return
+    wanted = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [FP8_BLOCK, FP8_BLOCK]}
+    for key, value in wanted.items():
+        if not isinstance(found, dict) or found.get(key, "e4m3" if key == "fmt" else None) != value:
+            got = found.get(key) if isinstance(found, dict) else found
+            raise UserError(
+                f"{folder / 'config.json'}: quantization_config has {key} {got!r}.",
+                f"hadal reads {value!r}, or weights that are not quantised.",
+            )
+
+
+def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
+    """Router biases stay float32: their steps are smaller than bf16 can add."""
+    return torch.float32 if name.endswith("e_score_correction_bias") else dtype
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     """A model from a checkpoint folder, its weights in `dtype`."""
-    model = build(load_config(folder))
-    path = folder / "model.safetensors"
-    state = from_released(load_tensors(path), model, str(path))
-    model.load_state_dict(state)
-    for parameter in model.parameters():  # buffers (router biases, rotary tables) stay float32
-        parameter.data = parameter.data.to(dtype)
+    data = _config_data(folder)
+    config = from_dict(data)
+    _check_quantisation(folder, data)
+    with TensorFiles(folder) as files:
+        prefix = module_prefix(config)
+        if prefix and not any(name.startswith(prefix) for name in files.entries):
+            assert isinstance(config, DeepseekConfig)  # many tools drop the module's weights and keep the number
+            config = replace(config, num_nextn_predict_layers=0)
+        model = _outline(config)
+        outline = model.state_dict()
+        _check_names(files, to_released(outline, config), config)
+        state = {}
+        for name, like in outline.items():
+            state[name] = torch.empty(like.shape, dtype=_dtype_of(name, dtype))
+            for part, view in to_released({name: state[name]}, config).items():
+                files.read_into(part, view)
+        model.load_state_dict(state, assign=True)
+        for copy, name in copies(config).items():
+            if copy in files.entries:
+                _check_copy(files, copy, name)
     return model
+
+
+def _check_names(files: TensorFiles, wanted: dict[str, Tensor], config: ModelConfig) -> None:
+    for name, like in wanted.items():
+        files.check(name, tuple(like.shape))
+    left = {name for name in files.entries.keys() - wanted.keys() if not files.is_scale(name)}
+    left -= copies(config).keys()
+    left -= {name for name in left if name.endswith("rotary_emb.inv_freq")}  # older Llama files store the frequencies
+    if config.tie_word_embeddings:
+        left.discard("lm_head.weight")
+    if left:
+        name = min(left)
+        raise UserError(
+            f"{files.where(name)} has a tensor the config does not name: {name}.", "Is config.json its own?"
+        )
+
+
+def _check_copy(files: TensorFiles, copy: str, name: str) -> None:
+    """UserError unless what should be a second copy of a tensor is one; hadal keeps the first."""
+    files.check(copy, files.entries[name].shape)
+    for one, other in zip(files.pieces(copy), files.pieces(name), strict=True):
+        if not torch.equal(one.float(), other.float()):
+            raise UserError(
+                f"{files.where(copy)}: {copy} differs from {name}.", "hadal shares the two, as the paper does."
+            )

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hadal.configs.models import ModelConfig
-from hadal.models.cache import Cache
+from hadal.models.cache import Cache, Columns
 from hadal.ops.attention import causal_bias
 from hadal.ops.norm import rms_norm, rotary_tables
 
@@ -34,7 +34,13 @@ class Layer(Protocol):
     """One block of a decoder, residual included."""
 
     def __call__(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Cache | None, index: int
+        self,
+        x_BTD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        bias: Tensor,
+        cache: Columns | None,
+        index: int,
+        real_BT: Tensor | None,
     ) -> Tensor: ...
 
 
@@ -51,7 +57,7 @@ class Decoder(nn.Module):
             self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.cos: Tensor
         self.sin: Tensor
-        cos, sin = rotary_tables(config.max_position_embeddings, rotary_dim, config.rope_theta)
+        cos, sin = rotary_tables(config.max_position_embeddings, rotary_dim, config.rope_theta, config.rope_scaling)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
@@ -67,27 +73,32 @@ class Decoder(nn.Module):
         """An empty cache; start[b] unused columns at the front of row b."""
         return Cache(len(self.layers), self.cache_widths(), start, capacity, self.dtype)
 
-    def forward(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, ids_BT: Tensor, cache: Columns | None = None, real_BT: Tensor | None = None) -> Tensor:
         """Hidden states [B, T, D] after the last norm.
 
         Without a cache rows begin at column 0 and are padded at the end, if at all. With one, the tokens
-        continue each row's columns, which are then counted as written.
+        continue each row's columns, which are then counted as written. `real` is True at the tokens that are
+        no padding: it changes no output, experts' loads and balance losses count those alone (all, if None).
         """
         T = ids_BT.shape[1]
-        if cache is None:
-            rotary = (self.cos[:T, None], self.sin[:T, None])
-            bias = causal_bias(T, self.dtype)
-        else:
-            positions = cache.positions(T)
-            rotary = (self.cos[positions][:, :, None], self.sin[positions][:, :, None])
-            bias = cache.bias(T, self.dtype)
-        rotary = (rotary[0].to(self.dtype), rotary[1].to(self.dtype))
+        rotary, bias = self._surroundings(T, cache)
         x = self.embed(ids_BT)
         for index, layer in enumerate(self.layers):
-            x = layer(x, rotary, bias, cache, index)
+            x = layer(x, rotary, bias, cache, index, real_BT)
         if cache is not None:
             cache.advance(T)
         return self.norm(x)
+
+    def _surroundings(self, tokens: int, cache: Columns | None) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """cos and sin [., T, 1, R/2] of the next tokens, and what each may look at."""
+        if cache is None:
+            cos, sin = self.cos[:tokens, None], self.sin[:tokens, None]
+            bias = causal_bias(tokens, self.dtype)
+        else:
+            positions = cache.positions(tokens)
+            cos, sin = self.cos[positions][:, :, None], self.sin[positions][:, :, None]
+            bias = cache.bias(tokens, self.dtype)
+        return (cos.to(self.dtype), sin.to(self.dtype)), bias
 
     def logits(self, hidden_D: Tensor) -> Tensor:
         """Float32 logits [..., V] (float64 for a float64 model)."""
@@ -102,6 +113,7 @@ class Decoder(nn.Module):
         residual_scale = (2 * len(self.layers)) ** -0.5
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
+                parameter.fill_(0 if name.endswith(".bias") else 1)  # all others are norms
                 continue
             std = self.config.initializer_range if name == "embed.weight" else parameter.shape[-1] ** -0.5
             if name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
@@ -110,6 +122,13 @@ class Decoder(nn.Module):
 
     def after_update(self, router_bias_rate: float) -> None:
         """What an architecture does once the optimiser has stepped (experts are balanced); nothing here."""
+
+    def load_metrics(self) -> list[dict[str, float]]:
+        """How evenly each layer's experts were visited since the last `after_update`; none here.
+
+        One dict a layer: `layer`, and what `hadal.models.balance.load_metrics` gives.
+        """
+        return []
 
     def extra_state(self) -> dict[str, Tensor]:
         """Tensors besides the parameters that a resumed run needs (router biases); none here."""

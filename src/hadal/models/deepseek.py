@@ -1,6 +1,7 @@
-"""The DeepSeek-V3 decoder: multi-head latent attention (MLA), shared and routed experts, multi-token prediction.
+"""The DeepSeek decoders: multi-head latent attention (MLA), shared and routed experts, multi-token prediction.
 
-Source: DeepSeek-V3 Technical Report, section 2 (arXiv 2412.19437), and the conventions of the released weights.
+Source: DeepSeek-V2 (arXiv 2405.04434) and DeepSeek-V3 (arXiv 2412.19437), section 2 of each, and the conventions of
+the released weights where the two differ.
 Axes as in `hadal.models.decoder`, and: C latent (kv_lora_rank), R rotated channels, N tokens of a batch in one
 row, E routed experts, P experts of a token.
 """
@@ -12,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hadal.configs.models import DeepseekConfig
-from hadal.models.cache import Cache
+from hadal.configs.rope import YarnScaling
+from hadal.models.balance import balance_loss, load_metrics, with_loss
+from hadal.models.cache import Cache, Columns
 from hadal.models.decoder import Decoder, Norm
 from hadal.models.dense import FeedForward
-from hadal.ops.attention import attend, causal_bias
+from hadal.ops.attention import attend
 from hadal.ops.experts import routed_experts
 from hadal.ops.norm import rotate_pairs
 
@@ -34,20 +37,23 @@ class LatentAttention(nn.Module):
         self.heads = config.num_attention_heads
         self.nope, self.rope, self.value = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
         self.rank, self.q_rank = config.kv_lora_rank, config.q_lora_rank
-        hidden, query = config.hidden_size, self.heads * (self.nope + self.rope)
+        self.scale = (self.nope + self.rope) ** -0.5
+        if isinstance(config.rope_scaling, YarnScaling):
+            self.scale *= config.rope_scaling.softmax_factor
+        hidden, query, bias = config.hidden_size, self.heads * (self.nope + self.rope), config.attention_bias
         if self.q_rank is None:
             self.q_proj = nn.Linear(hidden, query, bias=False)
         else:
-            self.q_a_proj = nn.Linear(hidden, self.q_rank, bias=False)
+            self.q_a_proj = nn.Linear(hidden, self.q_rank, bias=bias)
             self.q_a_layernorm = Norm(self.q_rank, LATENT_EPS)
             self.q_b_proj = nn.Linear(self.q_rank, query, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(hidden, self.rank + self.rope, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(hidden, self.rank + self.rope, bias=bias)
         self.kv_a_layernorm = Norm(self.rank, LATENT_EPS)
         self.kv_b_proj = nn.Linear(self.rank, self.heads * (self.nope + self.value), bias=False)
-        self.o_proj = nn.Linear(self.heads * self.value, hidden, bias=False)
+        self.o_proj = nn.Linear(self.heads * self.value, hidden, bias=bias)
 
     def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Cache | None, index: int
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Columns | None, index: int
     ) -> Tensor:
         B, T, _ = x_BTD.shape
         H = self.heads
@@ -60,36 +66,52 @@ class LatentAttention(nn.Module):
         latent, key = self.kv_a_layernorm(latent)[:, None], rotate_pairs(key[:, :, None], *rotary).transpose(1, 2)
         if cache is not None:
             latent, key = cache.update(index, latent, key)
-        if cache is not None and T == 1:
-            return self.o_proj(self._absorbed(q_BTHK, latent, key, bias))
-        S = latent.shape[2]
-        expanded = self.kv_b_proj(latent[:, 0]).view(B, S, H, self.nope + self.value).transpose(1, 2)
-        k_nope, v_BHSV = expanded.split([self.nope, self.value], dim=-1)
-        k_BHSK = torch.cat([k_nope, key.expand(B, H, S, self.rope)], dim=-1)
-        return self.o_proj(attend(q_BTHK, k_BHSK, v_BHSV, bias, (self.nope + self.rope) ** -0.5))
+        if cache is not None and self.absorbs(T, latent.shape[2]):
+            return self.o_proj(self.absorbed(q_BTHK, latent, key, bias))
+        return self.o_proj(self.expanded(q_BTHK, latent, key, bias))
 
-    def _absorbed(self, q_B1HK: Tensor, latent_B1SC: Tensor, key_B1SR: Tensor, bias: Tensor) -> Tensor:
-        """Attention over the latents themselves: the expansion is applied to the query and to the result."""
-        B, H = len(q_B1HK), self.heads
+    def absorbs(self, tokens: int, columns: int) -> bool:
+        """Whether the absorbed form needs fewer multiplications for this many queries than expanding every column."""
+        wider = 2 * self.rank + self.rope - (self.nope + self.rope + self.value)  # for each query and column
+        return tokens == 1 or (columns > tokens and tokens * wider < self.rank * (self.nope + self.value))
+
+    def expanded(self, q_BTHK: Tensor, latent_B1SC: Tensor, key_B1SR: Tensor, bias: Tensor) -> Tensor:
+        """Attention over keys and values that are expanded from the latents; [B, T, H * V]."""
+        B, S, H = len(q_BTHK), latent_B1SC.shape[2], self.heads
+        up = self.kv_b_proj(latent_B1SC[:, 0]).view(B, S, H, self.nope + self.value).transpose(1, 2)
+        k_nope, v_BHSV = up.split([self.nope, self.value], dim=-1)
+        k_BHSK = torch.cat([k_nope, key_B1SR.expand(B, H, S, self.rope)], dim=-1)
+        return attend(q_BTHK, k_BHSK, v_BHSV, bias, self.scale)
+
+    def absorbed(self, q_BTHK: Tensor, latent_B1SC: Tensor, key_B1SR: Tensor, bias: Tensor) -> Tensor:
+        """Attention over the latents themselves, [B, T, H * V]: the expansion is applied to query and result.
+
+        (W_UK c)^T q = c^T (W_UK^T q), and a sum of weighted W_UV c is W_UV of the weighted sum.
+        """
+        B, T, H, _ = q_BTHK.shape
         up_HOC = self.kv_b_proj.weight.view(H, self.nope + self.value, self.rank)
-        q_nope, q_rope = q_B1HK[:, 0].split([self.nope, self.rope], dim=-1)
-        query = torch.bmm(q_nope.transpose(0, 1), up_HOC[:, : self.nope]).transpose(0, 1)
-        scale = (self.nope + self.rope) ** -0.5
-        scores = torch.baddbmm(bias.expand(B, H, -1), query, latent_B1SC[:, 0].mT, alpha=scale, beta=1)
-        scores = torch.baddbmm(scores, q_rope, key_B1SR[:, 0].mT, alpha=scale)
-        mixed_BHC = torch.bmm(torch.softmax(scores, dim=-1), latent_B1SC[:, 0])
-        out = torch.bmm(mixed_BHC.transpose(0, 1), up_HOC[:, self.nope :].mT)
-        return out.transpose(0, 1).reshape(B, 1, H * self.value)
+        q_nope, q_rope = q_BTHK.split([self.nope, self.rope], dim=-1)
+        q_HNO = q_nope.permute(2, 0, 1, 3).reshape(H, B * T, self.nope)
+        query = torch.bmm(q_HNO, up_HOC[:, : self.nope]).view(H, B, T, -1).transpose(0, 1).reshape(B, H * T, -1)
+        q_rope = q_rope.transpose(1, 2).reshape(B, H * T, self.rope)
+        mask = bias.view(-1, 1, *bias.shape[-2:]).expand(B, H, -1, -1).reshape(B, H * T, -1)
+        scores = torch.baddbmm(mask, query, latent_B1SC[:, 0].mT, alpha=self.scale, beta=1)
+        scores = torch.baddbmm(scores, q_rope, key_B1SR[:, 0].mT, alpha=self.scale)
+        mixed = torch.bmm(torch.softmax(scores, dim=-1), latent_B1SC[:, 0])
+        mixed_HNC = mixed.view(B, H, T, -1).transpose(0, 1).reshape(H, B * T, -1)
+        out = torch.bmm(mixed_HNC, up_HOC[:, self.nope :].mT).view(H, B, T, -1)
+        return out.permute(1, 2, 0, 3).reshape(B, T, H * self.value)
 
 
 class Router(nn.Module):
     """Which experts a token visits, and with what weight; float32 whatever the model computes in.
 
-    The bias decides the choice only: it moves against the load, so that experts are balanced without a loss
-    (arXiv 2412.19437, section 2.1.2).
+    V3's bias decides the choice only: it moves against the load, so that experts are balanced without a loss
+    (arXiv 2412.19437, section 2.1.2). A balance loss, where the config weighs one, reaches the gradient through
+    the weights that this returns and needs nothing of the caller.
     """
 
-    e_score_correction_bias: Tensor
+    e_score_correction_bias: Tensor | None
     load: Tensor
 
     def __init__(self, config: DeepseekConfig) -> None:
@@ -97,30 +119,59 @@ class Router(nn.Module):
         self.config = config
         experts = config.n_routed_experts
         self.weight = nn.Parameter(torch.empty(experts, config.hidden_size))
-        self.register_buffer("e_score_correction_bias", torch.zeros(experts))
-        # Choices that fell on each expert since the last update, in training passes only.
-        self.register_buffer("load", torch.zeros(experts, dtype=torch.long), persistent=False)
+        biased = config.topk_method == "noaux_tc"
+        self.register_buffer("e_score_correction_bias", torch.zeros(experts) if biased else None)
+        # Choices that real tokens made of each expert since the last update, in training passes only.
+        self.register_buffer("load", torch.zeros(experts, dtype=torch.long, device="cpu"), persistent=False)
+        self.balance_share = 1.0
+        """What part of an update this pass is: 1/n where gradients of n passes are added up."""
 
-    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+    def forward(self, x_BTD: Tensor, real_BT: Tensor | None) -> tuple[Tensor, Tensor, list[int]]:
         """Experts [N, P], their weights [N, P], and how many choices fell on each expert."""
         c = self.config
-        wide = torch.float64 if x_ND.dtype == torch.float64 else torch.float32
-        scores_NE = F.linear(x_ND.to(wide), self.weight.to(wide)).sigmoid()
+        wide = torch.float64 if x_BTD.dtype == torch.float64 else torch.float32
+        logits = F.linear(x_BTD.to(wide), self.weight.to(wide))
+        scores_BTE = logits.sigmoid() if c.scoring_func == "sigmoid" else logits.softmax(-1)
+        scores_NE = scores_BTE.flatten(0, -2)
         with torch.no_grad():
-            preference = scores_NE + self.e_score_correction_bias
-            if c.n_group > 1:
-                grouped = preference.view(len(x_ND), c.n_group, -1)
-                best = grouped.topk(2, dim=-1)[0].sum(-1).topk(c.topk_group, dim=-1)[1]
-                shut = torch.ones(grouped.shape[:2], dtype=torch.bool, device=x_ND.device).scatter_(1, best, False)
-                preference = grouped.masked_fill(shut[:, :, None], float("-inf")).flatten(1)
-            expert_NP = preference.topk(c.num_experts_per_tok, dim=-1)[1]
+            expert_NP = self.choose(scores_NE)
             load = expert_NP.flatten().bincount(minlength=c.n_routed_experts)
-        if self.training and torch.is_grad_enabled():
-            self.load += load
         weight_NP = scores_NE.gather(1, expert_NP)
         if c.norm_topk_prob:
             weight_NP = weight_NP / weight_NP.sum(-1, keepdim=True)
-        return expert_NP, weight_NP * c.routed_scaling_factor, load.tolist()
+        if not (c.norm_topk_prob and c.scoring_func == "softmax"):  # V2's released code scales or normalises
+            weight_NP = weight_NP * c.routed_scaling_factor
+        if self.training and torch.is_grad_enabled():
+            real = x_BTD.new_ones(x_BTD.shape[:-1], dtype=torch.bool) if real_BT is None else real_BT
+            self.load += expert_NP[real.flatten()].flatten().bincount(minlength=c.n_routed_experts)
+            if c.aux_loss_alpha:
+                loss = self._balance_loss(scores_BTE, expert_NP, real)
+                weight_NP = with_loss(weight_NP, c.aux_loss_alpha * self.balance_share * loss)
+        return expert_NP, weight_NP, load.tolist()
+
+    def choose(self, scores_NE: Tensor) -> Tensor:
+        """The P experts [N, P] of each token, by the config's method."""
+        c = self.config
+        preference = scores_NE
+        if self.e_score_correction_bias is not None:
+            preference = scores_NE + self.e_score_correction_bias
+        if c.n_group > 1 and c.topk_method != "greedy":
+            grouped = preference.view(len(scores_NE), c.n_group, -1)
+            # A group is worth its best expert in V2, its best two in V3.
+            best = grouped.topk(2, dim=-1)[0].sum(-1) if c.topk_method == "noaux_tc" else grouped.amax(-1)
+            open_ = best.topk(c.topk_group, dim=-1)[1]
+            shut = torch.ones_like(best, dtype=torch.bool).scatter_(1, open_, False)
+            preference = grouped.masked_fill(shut[:, :, None], float("-inf")).flatten(1)
+        return preference.topk(c.num_experts_per_tok, dim=-1)[1]
+
+    def _balance_loss(self, scores_BTE: Tensor, expert_NP: Tensor, real_BT: Tensor) -> Tensor:
+        if self.config.scoring_func == "sigmoid":  # V3's loss speaks of the scores alone, without bias and groups
+            expert_NP = scores_BTE.detach().topk(expert_NP.shape[1], dim=-1)[1]
+            scores_BTE = scores_BTE / scores_BTE.sum(-1, keepdim=True)
+        expert_BTP = expert_NP.view(*scores_BTE.shape[:2], -1)
+        if not self.config.seq_aux:
+            scores_BTE, expert_BTP, real_BT = (x.flatten(0, 1)[None] for x in (scores_BTE, expert_BTP, real_BT))
+        return balance_loss(scores_BTE, expert_BTP, real_BT)
 
 
 class Experts(nn.Module):
@@ -142,9 +193,9 @@ class MixtureOfExperts(nn.Module):
         self.experts = Experts(config)
         self.shared_experts = FeedForward(config.hidden_size, config.n_shared_experts * config.moe_intermediate_size)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, real_BT: Tensor | None) -> Tensor:
         x_ND = x_BTD.flatten(0, -2)
-        expert_NP, weight_NP, loads = self.gate(x_ND)
+        expert_NP, weight_NP, loads = self.gate(x_BTD, real_BT)
         experts = self.experts
         routed = routed_experts(x_ND, expert_NP, weight_NP, experts.gate_up_proj, experts.down_proj, loads)
         return self.shared_experts(x_BTD) + routed.view_as(x_BTD)
@@ -158,14 +209,24 @@ class DeepseekLayer(nn.Module):
         self.input_norm = Norm(config.hidden_size, config.rms_norm_eps)
         self.attention = LatentAttention(config)
         self.post_norm = Norm(config.hidden_size, config.rms_norm_eps)
-        dense = (config.hidden_size, config.intermediate_size)
-        self.mlp = MixtureOfExperts(config) if mixture else FeedForward(*dense)
+        self.mlp: MixtureOfExperts | FeedForward
+        if mixture:
+            self.mlp = MixtureOfExperts(config)
+        else:
+            self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
 
     def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Cache | None, index: int
+        self,
+        x_BTD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        bias: Tensor,
+        cache: Columns | None,
+        index: int,
+        real_BT: Tensor | None,
     ) -> Tensor:
         x = x_BTD + self.attention(self.input_norm(x_BTD), rotary, bias, cache, index)
-        return x + self.mlp(self.post_norm(x))
+        normed = self.post_norm(x)
+        return x + (self.mlp(normed, real_BT) if isinstance(self.mlp, MixtureOfExperts) else self.mlp(normed))
 
 
 class NextToken(nn.Module):
@@ -181,7 +242,7 @@ class NextToken(nn.Module):
 
 
 class Deepseek(Decoder):
-    """DeepSeek-V3-shaped decoder."""
+    """Decoder of the DeepSeek V2 and V3 families."""
 
     config: DeepseekConfig
 
@@ -196,19 +257,42 @@ class Deepseek(Decoder):
     def cache_widths(self) -> list[tuple[int, int]]:
         return self.widths
 
-    def mtp_hidden(self, hidden_BTD: Tensor, next_ids_BT: Tensor) -> Tensor:
+    def new_mtp_cache(self, start: Tensor, capacity: int) -> Cache:
+        """An empty cache of the prediction module alone; start[b] unused columns at the front of row b."""
+        return Cache(1, self.widths, start, capacity, self.dtype)
+
+    def mtp_hidden(
+        self,
+        hidden_BTD: Tensor,
+        next_ids_BT: Tensor,
+        cache: Columns | None = None,
+        real_BT: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states [B, T, D] whose `logits` predict the token after the next one.
 
-        hidden: what `forward` gave for positions 0..T-1; next_ids: the tokens of positions 1..T.
+        hidden: what `forward` gave for T positions, after the last norm; next_ids: the token that follows each.
+        With a cache of the module's own the positions continue its columns, so that it can draft while decoding.
         """
         T = hidden_BTD.shape[1]
-        rotary = (self.cos[:T, None].to(self.dtype), self.sin[:T, None].to(self.dtype))
+        rotary, bias = self._surroundings(T, cache)
         joined = torch.cat([self.mtp.enorm(self.embed(next_ids_BT)), self.mtp.hnorm(hidden_BTD)], dim=-1)
-        x = self.mtp.layer(self.mtp.eh_proj(joined), rotary, causal_bias(T, self.dtype), None, len(self.layers))
+        x = self.mtp.layer(self.mtp.eh_proj(joined), rotary, bias, cache, 0, real_BT)
+        if cache is not None:
+            cache.advance(T)
         return self.mtp.head_norm(x)
 
     def after_update(self, router_bias_rate: float) -> None:
         update_router_biases(self, router_bias_rate)
+
+    def load_metrics(self) -> list[dict[str, float]]:
+        layers = {id(module): index for index, module in enumerate(self.layers)}
+        if self.config.num_nextn_predict_layers:
+            layers[id(self.mtp.layer)] = len(self.layers)
+        return [
+            {"layer": index} | load_metrics(module.mlp.gate.load)
+            for module in self.modules()
+            if (index := layers.get(id(module))) is not None and isinstance(module.mlp, MixtureOfExperts)
+        ]
 
     def extra_state(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in self.state_dict().items() if name.endswith("correction_bias")}
@@ -227,6 +311,7 @@ def routers(model: nn.Module) -> list[Router]:
 def update_router_biases(model: nn.Module, rate: float) -> None:
     """Aux-loss-free balancing after an update: b += rate * sign(mean load - load), then count anew."""
     for router in routers(model):
-        load = router.load.to(torch.float64)
-        router.e_score_correction_bias += rate * (load.mean() - load).sign().to(router.e_score_correction_bias.dtype)
+        if router.e_score_correction_bias is not None:
+            load = router.load.to(torch.float64)
+            router.e_score_correction_bias += rate * (load.mean() - load).sign().to(torch.float32)
         router.load.zero_()

@@ -1,4 +1,4 @@
-"""The dense decoder (Qwen3): grouped-query attention with normalised queries and keys, SwiGLU.
+"""The dense decoders (Qwen2, Qwen3, Llama): grouped-query attention, SwiGLU.
 
 Query, key and value projections are one matrix here, gate and up another; the checkpoint layout has them
 apart (`hadal.models.checkpoint`).
@@ -7,14 +7,13 @@ apart (`hadal.models.checkpoint`).
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hadal.configs.models import DenseConfig
-from hadal.models.cache import Cache
+from hadal.models.cache import Columns
 from hadal.models.decoder import Decoder, Norm
 from hadal.ops.attention import attend, swiglu
-from hadal.ops.norm import norm_rotate
+from hadal.ops.norm import norm_rotate, rotate
 
 
 class Attention(nn.Module):
@@ -23,21 +22,26 @@ class Attention(nn.Module):
     def __init__(self, config: DenseConfig) -> None:
         super().__init__()
         self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
-        self.width, self.eps = config.head_dim, config.rms_norm_eps
+        self.width, self.eps, self.qk_norm = config.head_dim, config.rms_norm_eps, config.qk_norm
         rows = (self.heads + 2 * self.key_heads) * self.width
-        self.qkv_proj = nn.Linear(config.hidden_size, rows, bias=False)
-        self.q_norm = nn.Parameter(torch.ones(self.width))
-        self.k_norm = nn.Parameter(torch.ones(self.width))
-        self.o_proj = nn.Linear(self.heads * self.width, config.hidden_size, bias=False)
+        self.qkv_proj = nn.Linear(config.hidden_size, rows, bias=config.qkv_bias)
+        if self.qk_norm:
+            self.q_norm = nn.Parameter(torch.ones(self.width))
+            self.k_norm = nn.Parameter(torch.ones(self.width))
+        self.o_proj = nn.Linear(self.heads * self.width, config.hidden_size, bias=config.attention_bias)
 
     def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Cache | None, index: int
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Columns | None, index: int
     ) -> Tensor:
         B, T, _ = x_BTD.shape
         H, J, K = self.heads, self.key_heads, self.width
         heads = self.qkv_proj(x_BTD).view(B, T, H + 2 * J, K)
-        weight_HK = torch.cat([self.q_norm.expand(H, K), self.k_norm.expand(J, K)])
-        qk = norm_rotate(heads[:, :, : H + J], weight_HK, *rotary, self.eps)
+        qk = heads[:, :, : H + J]
+        if self.qk_norm:
+            weight_HK = torch.cat([self.q_norm.expand(H, K), self.k_norm.expand(J, K)])
+            qk = norm_rotate(qk, weight_HK, *rotary, self.eps)
+        else:
+            qk = rotate(qk, *rotary)
         k, v = qk[:, :, H:].transpose(1, 2), heads[:, :, H + J :].transpose(1, 2)
         if cache is not None:
             k, v = cache.update(index, k, v)
@@ -47,13 +51,13 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """down(silu(gate x) * up x)."""
 
-    def __init__(self, hidden: int, width: int) -> None:
+    def __init__(self, hidden: int, width: int, bias: bool = False) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Linear(hidden, 2 * width, bias=False)
-        self.down_proj = nn.Linear(width, hidden, bias=False)
+        self.gate_up_proj = nn.Linear(hidden, 2 * width, bias=bias)
+        self.down_proj = nn.Linear(width, hidden, bias=bias)
 
     def forward(self, x_D: Tensor) -> Tensor:
-        return F.linear(swiglu(self.gate_up_proj(x_D)), self.down_proj.weight)
+        return self.down_proj(swiglu(self.gate_up_proj(x_D)))
 
 
 class DenseLayer(nn.Module):
@@ -64,17 +68,23 @@ class DenseLayer(nn.Module):
         self.input_norm = Norm(config.hidden_size, config.rms_norm_eps)
         self.attention = Attention(config)
         self.post_norm = Norm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
+        self.mlp = FeedForward(config.hidden_size, config.intermediate_size, config.mlp_bias)
 
     def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Cache | None, index: int
+        self,
+        x_BTD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        bias: Tensor,
+        cache: Columns | None,
+        index: int,
+        real_BT: Tensor | None,
     ) -> Tensor:
         x = x_BTD + self.attention(self.input_norm(x_BTD), rotary, bias, cache, index)
         return x + self.mlp(self.post_norm(x))
 
 
 class Dense(Decoder):
-    """Qwen3-shaped decoder."""
+    """Decoder of the Qwen and Llama families."""
 
     def __init__(self, config: DenseConfig) -> None:
         layers = nn.ModuleList(DenseLayer(config) for _ in range(config.num_hidden_layers))

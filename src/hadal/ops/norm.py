@@ -7,11 +7,14 @@ what tests hold them to.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
+
+from hadal.configs.rope import Llama3Scaling, RopeScaling
 
 
 def plain_rms_norm(x_D: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -53,11 +56,39 @@ def rms_norm(x_D: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return _RMSNorm.apply(x_D, weight_D, eps)
 
 
-def rotary_tables(positions: int, dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin [positions, dim/2] in float32 for RoPE of `dim` channels (arXiv 2104.09864)."""
-    frequencies = 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
-    angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
-    return angles.cos(), angles.sin()
+def rotary_frequencies(dim: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
+    """Angles [dim/2] in float32 that each pair of channels turns by for one position (arXiv 2104.09864)."""
+    pair = torch.arange(0, dim, 2, dtype=torch.float32, device="cpu")
+    plain = 1.0 / (theta ** (pair / dim))
+    if scaling is None:
+        return plain
+    length = scaling.original_max_position_embeddings
+    if isinstance(scaling, Llama3Scaling):
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        kept = ((length * plain / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+    else:
+
+        def channel(turns: float) -> float:
+            """The pair that turns this often over the original length."""
+            return dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+        fast, slow = channel(scaling.beta_fast), channel(scaling.beta_slow)
+        if scaling.truncate:
+            fast, slow = math.floor(fast), math.ceil(slow)
+        fast, slow = max(fast, 0), min(slow, dim - 1)
+        kept = 1 - ((pair / 2 - fast) / (slow - fast if slow != fast else 0.001)).clamp(0, 1)
+    return plain * kept + plain / scaling.factor * (1 - kept)
+
+
+def rotary_tables(positions: int, dim: int, theta: float, scaling: RopeScaling | None = None) -> tuple[Tensor, Tensor]:
+    """cos and sin [positions, dim/2] in float32 for RoPE of `dim` channels, times the scaling's factor.
+
+    Made on the CPU, also while a model is built without memory for its weights.
+    """
+    position = torch.arange(positions, dtype=torch.float32, device="cpu")
+    angles = torch.outer(position, rotary_frequencies(dim, theta, scaling))
+    factor = 1.0 if scaling is None else scaling.rotary_factor
+    return angles.cos() * factor, angles.sin() * factor
 
 
 def _rotate(x_K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -70,11 +101,32 @@ def _rotate(x_K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
+def plain_rotate(x_K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE on all channels, halves apart; cos and sin broadcast to [..., K/2]."""
+    a, b = x_K.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+class _Rotate(Function):
+    @staticmethod
+    def forward(ctx: Any, x_K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x_K, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotate(grads[0], cos, -sin), None, None
+
+
+def rotate(x_K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE of families without q/k norm; the same function as `plain_rotate`."""
+    return _Rotate.apply(x_K, cos, sin)
+
+
 def plain_norm_rotate(x_BTHK: Tensor, weight_HK: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
     """Per-head RMSNorm, then RoPE; cos and sin broadcast to [B, T, 1, K/2]."""
-    x = plain_rms_norm(x_BTHK, weight_HK, eps)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    return plain_rotate(plain_rms_norm(x_BTHK, weight_HK, eps), cos, sin)
 
 
 class _NormRotate(Function):

@@ -17,9 +17,9 @@ from hadal.engine import LLM, SamplingParams
 from hadal.tasks import Rng, Task
 from hadal.train.algorithms import ALGORITHMS
 from hadal.train.curriculum import Curriculum
-from hadal.train.losses import entropy, log_probabilities, predict
+from hadal.train.losses import entropy, log_probabilities
 from hadal.train.optim import Optimizer
-from hadal.train.rollouts import Group, pack, sample_groups
+from hadal.train.rollouts import Group, pack, predict_rows, sample_groups
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class RLConfig:
     samples: int = 16
     max_tokens: int = 160
     temperature: float = 1.0
+    negative_weight: float = 1.0
+    """How much samples below their group's mean weigh against those above."""
     clip_low: float = 0.2
     clip_high: float = 0.28
     epochs: int = 1
@@ -50,12 +52,10 @@ class UpdateResult:
     seconds_training: float
 
 
-def rl_update(
-    llm: LLM, optimizer: Optimizer, tasks: Mapping[str, Task], curriculum: Curriculum, config: RLConfig,
-    seed: int, step: int, scale: float = 1.0,
-) -> UpdateResult:  # fmt: skip
-    """Sample a batch with the live weights, score it, and take the algorithm's step on it."""
-    began = time.perf_counter()
+def draw_groups(
+    llm: LLM, tasks: Mapping[str, Task], curriculum: Curriculum, config: RLConfig, seed: int, step: int
+) -> list[Group]:
+    """A batch of scored groups at the difficulties that the curriculum asks for; it takes in how they went."""
     rng = Rng("rl", seed, step)
     names = list(tasks)
     problems = []
@@ -67,11 +67,21 @@ def rl_update(
     groups = sample_groups(llm, tasks, problems, params, config.samples)
     for group in groups:
         curriculum.record(group.task, group.problem.meta["difficulty"], group.success)
+    return groups
+
+
+def rl_update(
+    llm: LLM, optimizer: Optimizer, tasks: Mapping[str, Task], curriculum: Curriculum, config: RLConfig,
+    seed: int, step: int, scale: float = 1.0,
+) -> UpdateResult:  # fmt: skip
+    """Sample a batch with the live weights, score it, and take the algorithm's step on it."""
+    began = time.perf_counter()
+    groups = draw_groups(llm, tasks, curriculum, config, seed, step)
     sampled = time.perf_counter()
 
     algorithm = ALGORITHMS[config.algorithm]
     rewards = torch.tensor([[r.total for r in g.rewards] for g in groups])
-    advantages = algorithm.advantages(rewards)
+    advantages = algorithm.advantages(rewards, negative_weight=config.negative_weight)
     # A group whose samples all earned the same teaches nothing relative to itself: it is dropped.
     items = [
         (group.prompt, sample, float(advantage))
@@ -83,6 +93,7 @@ def rl_update(
     sums: dict[str, float] = defaultdict(float)
     trained = 0
     updates = 0
+    rng = Rng("minibatches", seed, step)
     for epoch in range(config.epochs):
         order = rng.sample(items, len(items)) if config.minibatches > 1 else items
         size = -(-len(order) // config.minibatches)
@@ -90,8 +101,8 @@ def rl_update(
             part = order[begin : begin + size]
             tokens = sum(len(sample.token_ids) for _, sample, _ in part)
             for rows in pack(part, llm.tokenizer.pad_id, config.micro_tokens):
-                logits, targets = predict(llm.model, rows.ids, rows.mask, llm.forbidden)
-                logprobs = log_probabilities(logits, targets)
+                logits = predict_rows(llm.model, rows, llm.forbidden)
+                logprobs = log_probabilities(logits, rows.targets)
                 terms = algorithm.loss(
                     logprobs,
                     rows.old_logprobs,
@@ -103,8 +114,8 @@ def rl_update(
                 if epoch == 0:
                     sums["entropy"] += float(entropy(logits).sum())
                     sums["mismatch"] += float((logprobs.detach() - rows.old_logprobs).abs().sum())
-                    sums["tokens"] += len(targets)
-                trained += rows.ids.numel()
+                    sums["tokens"] += len(rows.targets)
+                trained += rows.tokens
             sums["grad_norm"] += optimizer.step(scale)
             updates += 1
     done = time.perf_counter()

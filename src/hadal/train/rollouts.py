@@ -1,4 +1,4 @@
-"""Sampling groups of responses and scoring them."""
+"""Sampling groups of responses, scoring them, and what an update computes on them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from hadal.engine import LLM, Sample, SamplingParams
+from hadal.models.cache import SharedPrefix
+from hadal.models.decoder import Decoder
 from hadal.tasks import Problem, Reward, Task
 from hadal.text.tokenizer import THINK
 
@@ -48,23 +50,35 @@ def sample_groups(
 
 @dataclass(frozen=True)
 class Rows:
-    """Token rows for a policy update, padded at their ends. N counts the masked positions, row by row."""
+    """Responses as token rows for a policy update, and the prompts that they continue, each once.
 
-    ids: Tensor  # [B, T]
-    mask: Tensor  # [B, T], the sampled tokens
+    A row begins with the last token of its prompt, so that every sampled token is predicted from the row itself.
+    N counts the sampled tokens, row by row.
+    """
+
+    prompts: Tensor  # [P, S] all but the last token of each prompt, aligned at their ends
+    start: Tensor  # [P] unused columns at the front of each prompt
+    prompt: Tensor  # [B] which prompt a row continues
+    inputs: Tensor  # [B, T]
+    mask: Tensor  # [B, T], where a sampled token comes next
+    targets: Tensor  # [N] the sampled tokens
     old_logprobs: Tensor  # [N]
     advantages: Tensor  # [N]
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that a pass over the rows computes, padding included."""
+        return self.prompts.numel() + self.inputs.numel()
+
 
 def pack(items: Sequence[tuple[list[int], Sample, float]], pad_id: int, tokens: int) -> list[Rows]:
-    """(prompt, sample, advantage) as micro-batches of at most about `tokens` padded tokens, by length."""
-    ordered = sorted(items, key=lambda item: len(item[0]) + len(item[1].token_ids))
+    """(prompt, sample, advantage) as micro-batches of at most about `tokens` padded response tokens, by length."""
+    ordered = sorted(items, key=lambda item: len(item[1].token_ids))
     out, begin = [], 0
     while begin < len(ordered):
         end = begin + 1
         while end < len(ordered):
-            width = len(ordered[end][0]) + len(ordered[end][1].token_ids)
-            if width * (end + 1 - begin) > tokens:
+            if len(ordered[end][1].token_ids) * (end + 1 - begin) > tokens:
                 break
             end += 1
         out.append(_rows(ordered[begin:end], pad_id))
@@ -73,15 +87,39 @@ def pack(items: Sequence[tuple[list[int], Sample, float]], pad_id: int, tokens: 
 
 
 def _rows(items: Sequence[tuple[list[int], Sample, float]], pad_id: int) -> Rows:
-    width = max(len(prompt) + len(sample.token_ids) for prompt, sample, _ in items)
-    ids = torch.full((len(items), width), pad_id)
+    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(tuple(prompt) for prompt, _, _ in items))}
+    prefix = max(len(prompt) for prompt in number) - 1
+    prompts = torch.full((len(number), prefix), pad_id)
+    start = torch.tensor([prefix + 1 - len(prompt) for prompt in number])
+    for known, i in number.items():
+        prompts[i, int(start[i]) :] = torch.tensor(known[:-1], dtype=torch.long)
+    width = max(len(sample.token_ids) for _, sample, _ in items)
+    inputs = torch.full((len(items), width), pad_id)
     mask = torch.zeros(len(items), width, dtype=torch.bool)
+    targets: list[int] = []
     old: list[float] = []
     advantages: list[float] = []
     for i, (prompt, sample, advantage) in enumerate(items):
-        row = prompt + sample.token_ids
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, len(prompt) : len(row)] = True
+        ids = sample.token_ids
+        inputs[i, : len(ids)] = torch.tensor([prompt[-1], *ids[:-1]])
+        mask[i, : len(ids)] = True
+        targets += ids
         old += sample.logprobs
-        advantages += [advantage] * len(sample.token_ids)
-    return Rows(ids, mask, torch.tensor(old), torch.tensor(advantages))
+        advantages += [advantage] * len(ids)
+    rows = torch.tensor([number[tuple(prompt)] for prompt, _, _ in items])
+    return Rows(
+        prompts, start, rows, inputs, mask, torch.tensor(targets), torch.tensor(old), torch.tensor(advantages)
+    )
+
+
+def predict_rows(model: Decoder, rows: Rows, forbidden: Tensor) -> Tensor:
+    """Logits [N, V] of the distribution that each sampled token was drawn from; `forbidden` ids have -inf."""
+    prefix = SharedPrefix(rows.start)
+    width = rows.prompts.shape[1]
+    if width:
+        model(rows.prompts, prefix, torch.arange(width) >= rows.start[:, None])
+        prefix.fork(rows.prompt)
+        hidden = model(rows.inputs, prefix, rows.mask)
+    else:  # prompts of a single token, which stands in the rows
+        hidden = model(rows.inputs, real_BT=rows.mask)
+    return model.logits(hidden[rows.mask]).index_fill(1, forbidden, float("-inf"))

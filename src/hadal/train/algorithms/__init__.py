@@ -14,7 +14,7 @@ from hadal.train.algorithms import expert_iteration, grpo
 class Algorithm:
     """advantages: rewards [P, G] -> [P, G]; loss: per-token terms [N] to be summed and divided by the token count."""
 
-    advantages: Callable[[Tensor], Tensor]
+    advantages: Callable[..., Tensor]
     loss: Callable[..., Tensor]
 
 

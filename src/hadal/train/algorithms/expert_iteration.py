@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def advantages(rewards_PG: Tensor) -> Tensor:
+def advantages(rewards_PG: Tensor, **_: float) -> Tensor:
     """1 for a right sample, 0 for a wrong one, [P, G]."""
     return (rewards_PG > 0.5).to(rewards_PG.dtype)
 

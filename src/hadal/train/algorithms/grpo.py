@@ -3,7 +3,8 @@
 Differences from the print, each an option that later work found better and that TRL, prime-rl and others
 share: the advantage is centred but not divided by the group's standard deviation (Dr.GRPO, arXiv 2503.20783);
 every token of the batch weighs the same (DAPO, arXiv 2503.14476); the clip range is wider above than below
-(DAPO); no KL term.
+(DAPO); no KL term. One option is hadal's own measurement (docs/log.md): wrong samples may weigh less than right
+ones, in the direction of AsymRE (arXiv 2506.20520), whose lower baseline favours right samples as well.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 
-def advantages(rewards_PG: Tensor) -> Tensor:
-    """Reward minus the mean of the prompt's group, [P, G]."""
-    return rewards_PG - rewards_PG.mean(dim=1, keepdim=True)
+def advantages(rewards_PG: Tensor, negative_weight: float = 1.0) -> Tensor:
+    """Reward minus the mean of the prompt's group, [P, G]; what is below the mean times `negative_weight`."""
+    centred = rewards_PG - rewards_PG.mean(dim=1, keepdim=True)
+    return torch.where(centred < 0, centred * negative_weight, centred)
 
 
 def loss(

@@ -1,0 +1,79 @@
+"""Models by their Hugging Face id: resolved to a folder, downloaded once, refused in one clear line.
+
+The cache is the one that other tools share (HF_HOME), HF_ENDPOINT names another hub, HF_TOKEN opens gated models.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from hadal.errors import UserError
+
+_WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def resolve(model: str | Path, revision: str | None = None, cache: Path | None = None, offline: bool = False) -> Path:
+    """The folder of a model: a local folder as it is, an id such as `owner/name` from the hub's cache or the hub.
+
+    offline: use the cache only (HF_HUB_OFFLINE=1 does the same). UserError where there is no such folder or id,
+    where access has to be asked for, where the hub cannot be reached, and where a model has no safetensors.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    name = str(model)
+    if isinstance(model, Path) or not _ID.fullmatch(name):
+        raise UserError(f"{model} is no folder.", "Give a run, a checkpoint folder, or a Hugging Face id (owner/name).")
+    offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    return _download(name, revision, cache, offline)
+
+
+def _download(name: str, revision: str | None, cache: Path | None, offline: bool) -> Path:
+    try:
+        from huggingface_hub import HfApi, errors
+    except ImportError:
+        raise UserError(f"{name} is a Hugging Face id.", "Install huggingface_hub to use those.") from None
+    api = HfApi(os.environ.get("HF_ENDPOINT") or None, token=os.environ.get("HF_TOKEN") or None)
+    at = f"{name} at revision {revision}" if revision else name
+    try:
+        folder = api.snapshot_download(
+            name, revision=revision, cache_dir=cache, local_files_only=offline, allow_patterns=_WANTED
+        )
+        assert isinstance(folder, str)
+        if not any(Path(folder).glob("*.safetensors")):
+            raise _no_weights(name, [] if offline else api.list_repo_files(name, revision=revision))
+    except errors.GatedRepoError:
+        raise UserError(
+            f"{name} is gated.", f"Ask for access at its page ({api.endpoint}/{name}), then set HF_TOKEN to your token."
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            f"{name} is neither a folder here nor a model on {api.endpoint}.",
+            "Check the spelling; a private model needs HF_TOKEN.",
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{name} has no revision {revision}.", "Give a branch, a tag or a commit of it.") from None
+    except errors.LocalEntryNotFoundError as error:
+        if offline:
+            raise UserError(f"{at} is not in the cache, and offline mode is on.", "Download it once online.") from None
+        raise _failed(at, error) from None
+    except (errors.HTTPError, errors.HFValidationError, OSError) as error:
+        raise _failed(at, error) from None
+    return Path(folder)
+
+
+def _failed(at: str, error: Exception) -> UserError:
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(f"{at} cannot be downloaded ({line}).", "Check the connection, or give a local folder.")
+
+
+def _no_weights(name: str, files: list[str]) -> UserError:
+    pickles = sorted(file for file in files if file.endswith((".bin", ".pt", ".pth")))
+    if pickles:
+        return UserError(
+            f"{name} has {pickles[0]}, a pickle, which can run anything when it is opened.",
+            "hadal reads safetensors only: another revision may have them.",
+        )
+    return UserError(f"{name} has no safetensors.", "Give a model whose files hold weights.")

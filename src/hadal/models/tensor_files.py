@@ -1,0 +1,219 @@
+"""Reading safetensors files straight into memory that is already there.
+
+safetensors' own reader maps a file, so that what was read counts twice until the file is let go. Here the bytes
+of each tensor go to where they are wanted, converted a piece at a time: a model is loaded in its own size. Every
+number of a header is checked before it is believed. Format: https://github.com/huggingface/safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from hadal.errors import UserError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
+FP8_BLOCK = 128
+"""Rows and columns of the blocks that share a scale in DeepSeek's FP8 weights."""
+_PIECE = 4 << 20  # elements that are converted at a time
+_LONGEST_HEADER = 100 << 20
+_REMEDY = "It is truncated or corrupt: download or save it again."
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies; `offset` from the file's beginning, in bytes."""
+
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """The tensors of a safetensors file; UserError for a file that is none or not whole."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _LONGEST_HEADER):
+                raise ValueError(f"{size} bytes are too few for its header")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        entries = {name: _entry(path, name, data, 8 + length, size) for name, data in header.items()}
+        end = max((e.offset + e.dtype.itemsize * math.prod(e.shape) for e in entries.values()), default=8 + length)
+        if end != size:
+            raise ValueError(f"it has {size} bytes where its header speaks of {end}")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing.", "Give a folder that holds a finished run or a checkpoint.") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}).", _REMEDY) from None
+    return entries
+
+
+def _entry(path: Path, name: str, data: dict[str, object], data_begin: int, size: int) -> Entry:
+    kind, shape, offsets = data["dtype"], data["shape"], data["data_offsets"]
+    if kind not in DTYPES:
+        raise UserError(f"{path}: {name} has the dtype {kind}.", f"hadal reads {', '.join(DTYPES)}.")
+    if not isinstance(shape, list) or not isinstance(offsets, list):
+        raise ValueError(f"the entry of {name} is malformed")
+    if not all(isinstance(n, int) and 0 <= n <= size for n in [*shape, *offsets]) or len(offsets) != 2:
+        raise ValueError(f"the entry of {name} is malformed")
+    dtype = DTYPES[str(kind)]
+    begin, end = offsets
+    if end - begin != dtype.itemsize * math.prod(shape):
+        raise ValueError(f"{name} has {end - begin} bytes, which are not its shape's")
+    if data_begin + end > size:
+        raise ValueError(f"{name} ends at byte {data_begin + end} of {size}")
+    return Entry(path, dtype, tuple(shape), data_begin + begin)
+
+
+class TensorFiles:
+    """The tensors of a checkpoint folder by their names, from one file or from shards with an index."""
+
+    def __init__(self, folder: Path) -> None:
+        single, self.index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+        self.source = single
+        self._file: BinaryIO | None = None
+        if single.is_file() or not self.index.is_file():
+            if not single.is_file():
+                _refuse_pickles(folder)
+            self.entries = read_header(single)
+        else:
+            self.source = self.index
+            self.entries = self._indexed(folder)
+
+    def _indexed(self, folder: Path) -> dict[str, Entry]:
+        try:
+            places = json.loads(self.index.read_text())["weight_map"]
+            files = sorted(set(places.values()))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{self.index} cannot be read ({error!r}).", _REMEDY) from None
+        entries: dict[str, Entry] = {}
+        for file in files:
+            if not isinstance(file, str) or Path(file).name != file:
+                raise UserError(f"{self.index} names the file {file!r}.", "Shards lie beside their index.")
+            if not file.endswith(".safetensors"):
+                raise UserError(f"{self.index} names {file}.", "hadal reads safetensors only: convert the model first.")
+            if not (folder / file).is_file():
+                raise UserError(f"{self.index} names {file}, which is missing.", "Download or save that shard again.")
+            header = read_header(folder / file)
+            entries |= header
+            listed = {name for name, place in places.items() if place == file}
+            if listed != header.keys():
+                name = min(listed ^ header.keys())
+                which = "lacks" if name in listed else "has, unlike its index,"
+                raise UserError(f"{folder / file} {which} the tensor {name}.", "Do shards and index belong together?")
+        return entries
+
+    def __enter__(self) -> TensorFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def where(self, name: str) -> Path:
+        """The file that holds a tensor, or what should have named it."""
+        return self.entries[name].path if name in self.entries else self.source
+
+    def is_scale(self, name: str) -> bool:
+        """Whether a tensor holds the scales of an FP8 one."""
+        owner = self.entries.get(name.removesuffix("_scale_inv"))
+        return name.endswith("_scale_inv") and owner is not None and owner.dtype == torch.float8_e4m3fn
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """UserError unless there is a tensor of that name and shape, with its scales if it is FP8."""
+        if name not in self.entries:
+            raise UserError(f"{self.source} lacks the tensor {name}.", "The file is incomplete or of another model.")
+        entry = self.entries[name]
+        if entry.shape != shape:
+            raise UserError(
+                f"{entry.path}: {name} is {entry.shape} where the config wants {shape}.",
+                "Do config.json and weights belong together?",
+            )
+        if entry.dtype == torch.float8_e4m3fn:
+            scale = name + "_scale_inv"
+            if len(shape) != 2 or scale not in self.entries:
+                raise UserError(f"{entry.path}: {name} is FP8, without {scale}.", "hadal reads FP8 in scaled blocks.")
+            self.check(scale, (-(-shape[0] // FP8_BLOCK), -(-shape[1] // FP8_BLOCK)))
+
+    def read_into(self, name: str, out: Tensor) -> None:
+        """Fill a contiguous tensor of the same shape and any float dtype; UserError for values that are not finite."""
+        path = self.entries[name].path
+        begin = 0
+        for piece in self.pieces(name, out):
+            target = out.view(-1)[begin : begin + piece.numel()]
+            begin += piece.numel()
+            if piece.data_ptr() != target.data_ptr():
+                target.copy_(piece)
+            if not torch.isfinite(target).all():
+                if torch.isfinite(piece).all():
+                    raise UserError(f"{path}: {name} does not fit {out.dtype}.", "Load it in a wider dtype.")
+                raise UserError(
+                    f"{path}: {name} holds values that are not finite.",
+                    "The checkpoint is broken: download it again, or go back to an earlier one.",
+                )
+
+    def pieces(self, name: str, out: Tensor | None = None) -> Iterator[Tensor]:
+        """The values, flat and piece by piece, each good until the next; in place in `out` where its dtype allows."""
+        entry = self.entries[name]
+        if entry.dtype == torch.float8_e4m3fn:
+            yield from self._dequantised(name, entry)
+            return
+        total = math.prod(entry.shape)
+        in_place = out is not None and out.dtype == entry.dtype
+        room = torch.empty(0 if in_place else min(_PIECE, total), dtype=entry.dtype)
+        for begin in range(0, total, _PIECE):
+            size = min(_PIECE, total - begin)
+            piece = out.view(-1)[begin : begin + size] if out is not None and in_place else room[:size]
+            self._read(entry, begin, piece)
+            yield piece
+
+    def _dequantised(self, name: str, entry: Entry) -> Iterator[Tensor]:
+        """Bands of blocks: each value times its block's scale, in float32."""
+        rows, columns = entry.shape
+        scale_entry = self.entries[name + "_scale_inv"]
+        scales = torch.empty(scale_entry.shape)
+        self.read_into(name + "_scale_inv", scales)
+        for band, row in enumerate(range(0, rows, FP8_BLOCK)):
+            raw = torch.empty(min(FP8_BLOCK, rows - row), columns, dtype=entry.dtype)
+            self._read(entry, row * columns, raw)
+            yield (raw.float() * scales[band].repeat_interleave(FP8_BLOCK)[:columns]).view(-1)
+
+    def _read(self, entry: Entry, begin: int, out: Tensor) -> None:
+        """Bytes of a tensor from element `begin` on."""
+        if self._file is None or self._file.name != str(entry.path):
+            if self._file is not None:
+                self._file.close()
+            self._file = entry.path.open("rb", buffering=0)
+        self._file.seek(entry.offset + begin * out.itemsize)
+        view = memoryview(out.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        while view:
+            count = self._file.readinto(view)  # type: ignore[attr-defined]
+            if not count:
+                raise UserError(f"{entry.path} became shorter while it was read.", _REMEDY)
+            view = view[count:]
+
+
+def _refuse_pickles(folder: Path) -> None:
+    for pattern in _PICKLES:
+        for path in sorted(folder.glob(pattern)):
+            raise UserError(
+                f"{path} is a pickle, which can run anything when it is opened.",
+                "hadal reads safetensors only: take the model's safetensors files, or convert it in a sandbox.",
+            )
