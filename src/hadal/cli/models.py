@@ -8,7 +8,8 @@ from pathlib import Path
 
 from hadal.cli.arguments import Parser, size, whole
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+"""Each dtype's name in safetensors files."""
 Add = Callable[[str, Callable[[argparse.Namespace], int | None], str, str], Parser]
 """Makes the parser of a command from its name, function, purpose and example."""
 
@@ -36,7 +37,7 @@ def add_model(add: Add) -> None:
     )
     action.add_argument("source", metavar="SRC", help="a checkpoint folder or a Hugging Face id")
     action.add_argument("target", type=Path, metavar="DST", help="a folder, made if it is not there")
-    action.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: bfloat16")
+    action.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="default: bfloat16")
     action.add_argument(
         "--shard", type=size, default=5_000_000_000, metavar="SIZE", help="largest file, such as 5GB (default: 5GB)"
     )
@@ -51,7 +52,7 @@ def add_verify(add: Add) -> None:
         "  hadal verify models/mine --gsm8k test.jsonl --items 20",
     )
     command.add_argument("model", metavar="MODEL", help="a checkpoint folder or a Hugging Face id")
-    command.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
+    command.add_argument("--dtype", choices=list(DTYPES), default="float32", help="default: float32")
     command.add_argument("--items", type=whole(0), default=100, metavar="N", help="GSM8K problems (default: 100)")
     command.add_argument("--gsm8k", type=Path, metavar="FILE", help="GSM8K as JSON lines (default: from the hub)")
     command.add_argument("--max-tokens", type=whole(1), default=4096, metavar="N", help="of an answer (default: 4096)")
@@ -68,12 +69,11 @@ def model(options: argparse.Namespace) -> None:
         info = model_info(options.model, options.context)
         print(json.dumps(info, indent=2) if options.json else describe(info))
         return
-    import torch
-
     from hadal.models.checkpoint import convert
     from hadal.models.hub import resolve
+    from hadal.models.tensor_files import DTYPES as TORCH
 
-    convert(resolve(options.source), options.target, getattr(torch, options.dtype), options.shard)
+    convert(resolve(options.source), options.target, TORCH[DTYPES[options.dtype]], options.shard)
     print(f"{options.target} holds {options.source} in {options.dtype}.")
 
 
@@ -81,13 +81,12 @@ def verify(options: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    import torch
-
     from hadal.evaluate.verify import verdict, verify
+    from hadal.models.tensor_files import DTYPES as TORCH
 
     checks = verify(
         options.model,
-        dtype=getattr(torch, options.dtype),
+        dtype=TORCH[DTYPES[options.dtype]],
         items=options.items,
         max_tokens=options.max_tokens,
         gsm8k=options.gsm8k,
