@@ -38,7 +38,7 @@ from hadal.terminal.view import make_view
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.corpus import batches
 from hadal.train.curriculum import Curriculum
-from hadal.train.losses import cross_entropy, log_probabilities, predict
+from hadal.train.losses import log_probabilities, pretraining_loss
 from hadal.train.optim import Optimizer, OptimizerConfig
 from hadal.train.rl import draw_groups, rl_update
 from hadal.train.rollouts import pack, predict_rows
@@ -61,18 +61,17 @@ def rl_flops(run: Run) -> float:
 
 
 def more_pretraining(run: Run, budget: float) -> Decoder:
-    """The base trained on, on new batches of the corpus's first mixture, its rate falling from full to zero."""
+    """The base trained on, on new batches of the corpus, its rate falling from full to zero."""
     config = run.recipe.pretrain
     model = run.stage_model("pretrain").train()
     optimizer = Optimizer(model, config.optimizer, run.dtype)
     llm = run.engine(model)
     first = 1_000_000  # batches that pre-training never reached
     used = 0.0
-    for number, batch in enumerate(
-        batches(list(run.tasks.values()), run.tokenizer, run.recipe.corpus, run.recipe.seed, first, 1 << 60)
-    ):
-        logits, targets = predict(model, batch.ids, batch.mask, llm.forbidden)
-        cross_entropy(logits, targets).backward()
+    stream = batches(list(run.tasks.values()), run.tokenizer, run.recipe.corpus, run.recipe.seed, first)
+    for number, batch in enumerate(stream):
+        loss, _ = pretraining_loss(model, batch, llm.forbidden, config.mtp_weight)
+        loss.backward()
         optimizer.step(min(1.0, (number + 1) / config.warmup) * (1 - used / budget))
         model.after_update(config.router_bias_rate)
         run.count_trained(batch.ids.numel(), batch.ids.shape[1])

@@ -32,7 +32,8 @@ from torch import Tensor
 from hadal.configs.models import ModelConfig
 from hadal.cost.flops import mean_context, training_flops
 from hadal.models.checkpoint import build, save_model
-from hadal.train.losses import cross_entropy, predict
+from hadal.train.corpus import Batch
+from hadal.train.losses import pretraining_loss
 from hadal.train.optim import Optimizer, OptimizerConfig
 
 LENGTH = 64
@@ -43,11 +44,11 @@ def hadal_step(config: ModelConfig, ids: Tensor, dtype: str, muon_lr: float) -> 
     model = build(config)
     model.initialise(0)
     optimizer = Optimizer(model, OptimizerConfig(lr=1e-4, muon_lr=muon_lr), getattr(torch, dtype))
-    mask = torch.ones_like(ids, dtype=torch.bool)
+    batch = Batch(ids, torch.ones(ids.shape))
     forbidden = torch.tensor([0, 2])
 
     def step() -> None:
-        cross_entropy(*predict(model, ids, mask, forbidden)).backward()
+        pretraining_loss(model, batch, forbidden)[0].backward()
         optimizer.step()
         model.after_update(0.001)
 

@@ -34,8 +34,7 @@ kv_lora_rank = 16
 tokens = 384
 pool = 16
 [pretrain]
-steps = 40
-decay_steps = 13
+steps = 53
 extra_steps = 10
 extra_rounds = 1
 warmup = 5

@@ -17,7 +17,7 @@ from hadal.models.decoder import Decoder
 from hadal.tasks import load_tasks
 from hadal.tasks.words import build_tokenizer
 from hadal.train.corpus import CorpusConfig, batches
-from hadal.train.losses import cross_entropy, log_probabilities, predict
+from hadal.train.losses import log_probabilities, pretraining_loss
 from hadal.train.optim import Optimizer, OptimizerConfig
 from hadal.train.rollouts import pack, predict_rows
 
@@ -47,9 +47,9 @@ def llm(request: pytest.FixtureRequest) -> LLM:
     model.initialise(0)
     optimizer = Optimizer(model, OptimizerConfig())
     engine = LLM(model, TOKENIZER)
-    stream = batches(list(TASKS.values()), TOKENIZER, CorpusConfig(tokens=768, pool=4), 0, 0, 1 << 60)
+    stream = batches(list(TASKS.values()), TOKENIZER, CorpusConfig(tokens=768, pool=4), 0, 0)
     for batch in islice(stream, 60):
-        cross_entropy(*predict(model, batch.ids, batch.mask, engine.forbidden)).backward()
+        pretraining_loss(model, batch, engine.forbidden)[0].backward()
         optimizer.step()
         model.after_update(0.001)
     return engine

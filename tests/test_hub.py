@@ -133,7 +133,9 @@ def refused(*words: str, **arguments: Any) -> None:
         assert word in line, line
 
 
-def test_a_model_is_downloaded_once_and_then_found_offline(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_model_is_downloaded_once_and_then_found_offline(
+    hub: Hub, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.repositories["someone/small"] = {"main": files}
     cache = tmp_path / "cache"
     folder = resolve("someone/small", cache=cache)
@@ -145,6 +147,8 @@ def test_a_model_is_downloaded_once_and_then_found_offline(hub: Hub, files: dict
     hub.requests.clear()
     assert resolve("someone/small", cache=cache, offline=True) == folder
     assert not hub.requests
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # a hub out of reach is no loss either
+    assert resolve("someone/small", cache=cache) == folder
 
 
 def test_a_revision_is_the_one_that_was_asked_for(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:

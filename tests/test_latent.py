@@ -19,6 +19,7 @@ from hadal.models.balance import balance_loss, load_metrics, with_loss
 from hadal.models.cache import SharedPrefix
 from hadal.models.checkpoint import build, save_model
 from hadal.models.deepseek import Deepseek, LatentAttention, routers, update_router_biases
+from hadal.train.corpus import Batch
 from hadal.train.losses import pretraining_loss
 
 VOCABULARY = 61
@@ -285,7 +286,7 @@ def test_the_modules_loss_stops_where_packed_documents_meet() -> None:
     document = torch.tensor([[0] * 5 + [1] * 7, [0] * 3 + [1] * 2 + [2] * 7])
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[1, 10:] = False
-    total, next_token = pretraining_loss(model, ids, mask, torch.tensor([0]), 0.3, document)
+    total, next_token = pretraining_loss(model, Batch(ids, mask.float(), None, document), torch.tensor([0]), 0.3)
     ahead = []
     with torch.no_grad():
         hidden = model.mtp_hidden(model(ids[:, :-1])[:, :-1], ids[:, 1:-1])
@@ -404,7 +405,7 @@ def test_a_training_step_counts_what_is_trained_and_the_module_too() -> None:
     mask = torch.zeros_like(ids, dtype=torch.bool)
     mask[0, 3:] = True
     mask[1, 2:6] = True  # the rest of the row is padding
-    pretraining_loss(model, ids, mask, torch.tensor([0]), 0.3)
+    pretraining_loss(model, Batch(ids, mask.float()), torch.tensor([0]), 0.3)
     # Row 0 predicts from columns 0 to 8, row 1 from 0 to 4; the module from one fewer each.
     assert [int(r.load.sum()) for r in routers(model)] == [3 * (9 + 5), 3 * (9 + 5), 3 * (8 + 4)]
     metrics = model.load_metrics()

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
+from hadal.configs.rope import YarnScaling
 from hadal.errors import UserError
 from hadal.models.checkpoint import build, load_model, save_model
 from hadal.models.decoder import Decoder
@@ -26,12 +27,15 @@ from hadal.ops.norm import (
     norm_rotate,
     plain_norm_rotate,
     plain_rms_norm,
+    plain_rotate,
     plain_rotate_pairs,
     rms_norm,
     rotary_tables,
+    rotate,
     rotate_pairs,
 )
-from hadal.train.losses import cross_entropy, predict
+from hadal.train.corpus import Batch
+from hadal.train.losses import pretraining_loss
 from hadal.train.optim import Optimizer, OptimizerConfig
 
 VOCABULARY = 61
@@ -195,12 +199,21 @@ def _tables() -> tuple[Tensor, Tensor]:
     return cos[:, None].double(), sin[:, None].double()
 
 
+def _scaled_tables() -> tuple[Tensor, Tensor]:
+    """As YaRN makes them, with a factor on both."""
+    cos, sin = rotary_tables(5, 6, 100.0, YarnScaling(4.0, 16, attention_factor=1.3))
+    return cos[:, None].double(), sin[:, None].double()
+
+
 PAIRS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[tuple[int, ...], ...]]] = {
     "rms_norm": (lambda x, w: rms_norm(x, w, 1e-6), lambda x, w: plain_rms_norm(x, w, 1e-6), ((2, 5, 6), (6,))),
     "norm_rotate": (
         lambda x, w: norm_rotate(x, w, *_tables(), 1e-6),
         lambda x, w: plain_norm_rotate(x, w, *_tables(), 1e-6),
         ((2, 5, 3, 6), (3, 6)),
+    ),
+    "rotate": (
+        lambda x: rotate(x, *_scaled_tables()), lambda x: plain_rotate(x, *_scaled_tables()), ((2, 5, 3, 6),),
     ),
     "rotate_pairs": (
         lambda x: rotate_pairs(x, *_tables()), lambda x: plain_rotate_pairs(x, *_tables()), ((2, 5, 3, 9),),
@@ -280,11 +293,11 @@ def test_initial_matrices_keep_the_scale_of_their_inputs() -> None:
 
 def test_two_passes_over_the_experts_give_the_same_bits() -> None:
     model = fresh(CONFIGS["deepseek-rich"])
-    ids, mask = tokens(4, 20), torch.ones(4, 20, dtype=torch.bool)
+    ids = tokens(4, 20)
     grads = []
     for _ in range(2):
         model.zero_grad()
-        cross_entropy(*predict(model, ids, mask, torch.tensor([0]))).backward()
+        pretraining_loss(model, Batch(ids, torch.ones(4, 20)), torch.tensor([0]))[0].backward()
         grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
@@ -340,10 +353,10 @@ def test_the_optimiser_trains_stacked_experts(dtype: torch.dtype) -> None:
     model = fresh(DEEPSEEK)
     optimizer = Optimizer(model, OptimizerConfig(), dtype)
     before = {name: value.clone() for name, value in optimizer.masters(model).items()}
-    ids, mask = tokens(8, 20), torch.ones(8, 20, dtype=torch.bool)
+    ids = tokens(8, 20)
     losses = []
     for _ in range(12):
-        loss = cross_entropy(*predict(model, ids, mask, torch.tensor([0])))
+        loss, _ = pretraining_loss(model, Batch(ids, torch.ones(8, 20)), torch.tensor([0]))
         loss.backward()
         optimizer.step()
         model.after_update(0.001)
@@ -394,7 +407,7 @@ def test_the_prediction_module_learns() -> None:
     ids = tokens(2, 12)
     hidden = model(ids)
     logits = model.logits(model.mtp_hidden(hidden[:, :-2], ids[:, 1:-1]))
-    cross_entropy(logits.flatten(0, 1), ids[:, 2:].flatten()).backward()
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 2:].flatten()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0 or name == "norm.weight", name
 

@@ -13,6 +13,7 @@ from hadal.models.checkpoint import build
 from hadal.tasks import BUILT_IN, Rng
 from hadal.tasks.words import build_tokenizer
 from hadal.train.algorithms import ALGORITHMS, expert_iteration, grpo
+from hadal.train.corpus import Batch
 from hadal.train.curriculum import Curriculum
 from hadal.train.losses import log_probabilities
 from hadal.train.optim import Optimizer, OptimizerConfig
@@ -207,9 +208,9 @@ def test_multi_token_prediction_adds_the_loss_of_the_token_after_the_next() -> N
     model = build(config).double()
     model.initialise(0)
     ids = torch.randint(0, 40, (3, 7), generator=torch.Generator().manual_seed(1))
-    mask = torch.zeros(3, 7, dtype=torch.bool)
-    mask[:, 3:6] = True
-    total, main = pretraining_loss(model, ids, mask, torch.tensor([0]), 0.3)
+    weight = torch.zeros(3, 7)
+    weight[:, 3:6] = 1.0
+    total, main = pretraining_loss(model, Batch(ids, weight), torch.tensor([0]), 0.3)
     # Position by position, from the paper: h'_i from the state at i and the token at i + 1, for the token at i + 2.
     with torch.no_grad():
         hidden = model(ids[:, :-1])

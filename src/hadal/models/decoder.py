@@ -73,15 +73,22 @@ class Decoder(nn.Module):
         """An empty cache; start[b] unused columns at the front of row b."""
         return Cache(len(self.layers), self.cache_widths(), start, capacity, self.dtype)
 
-    def forward(self, ids_BT: Tensor, cache: Columns | None = None, real_BT: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids_BT: Tensor,
+        cache: Columns | None = None,
+        positions_BT: Tensor | None = None,
+        real_BT: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states [B, T, D] after the last norm.
 
-        Without a cache rows begin at column 0 and are padded at the end, if at all. With one, the tokens
-        continue each row's columns, which are then counted as written. `real` is True at the tokens that are
-        no padding: it changes no output, experts' loads and balance losses count those alone (all, if None).
+        Without a cache rows begin at column 0 and are padded at the end, if at all; `positions` may then say where
+        each token stands. With a cache, the tokens continue each row's columns, which are then counted as written.
+        `real` is True at the tokens that are no padding: it changes no output, experts' loads and balance losses
+        count those alone (all, if None).
         """
         T = ids_BT.shape[1]
-        rotary, bias = self._surroundings(T, cache)
+        rotary, bias = self._surroundings(T, cache, positions_BT)
         x = self.embed(ids_BT)
         for index, layer in enumerate(self.layers):
             x = layer(x, rotary, bias, cache, index, real_BT)
@@ -89,15 +96,17 @@ class Decoder(nn.Module):
             cache.advance(T)
         return self.norm(x)
 
-    def _surroundings(self, tokens: int, cache: Columns | None) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    def _surroundings(
+        self, tokens: int, cache: Columns | None, positions_BT: Tensor | None
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """cos and sin [., T, 1, R/2] of the next tokens, and what each may look at."""
-        if cache is None:
+        bias = causal_bias(tokens, self.dtype) if cache is None else cache.bias(tokens, self.dtype)
+        if cache is not None:
+            positions_BT = cache.positions(tokens)
+        if positions_BT is None:
             cos, sin = self.cos[:tokens, None], self.sin[:tokens, None]
-            bias = causal_bias(tokens, self.dtype)
         else:
-            positions = cache.positions(tokens)
-            cos, sin = self.cos[positions][:, :, None], self.sin[positions][:, :, None]
-            bias = cache.bias(tokens, self.dtype)
+            cos, sin = self.cos[positions_BT][:, :, None], self.sin[positions_BT][:, :, None]
         return (cos.to(self.dtype), sin.to(self.dtype)), bias
 
     def logits(self, hidden_D: Tensor) -> Tensor:

@@ -266,6 +266,7 @@ class Deepseek(Decoder):
         hidden_BTD: Tensor,
         next_ids_BT: Tensor,
         cache: Columns | None = None,
+        positions_BT: Tensor | None = None,
         real_BT: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [B, T, D] whose `logits` predict the token after the next one.
@@ -274,7 +275,7 @@ class Deepseek(Decoder):
         With a cache of the module's own the positions continue its columns, so that it can draft while decoding.
         """
         T = hidden_BTD.shape[1]
-        rotary, bias = self._surroundings(T, cache)
+        rotary, bias = self._surroundings(T, cache, positions_BT)
         joined = torch.cat([self.mtp.enorm(self.embed(next_ids_BT)), self.mtp.hnorm(hidden_BTD)], dim=-1)
         x = self.mtp.layer(self.mtp.eh_proj(joined), rotary, bias, cache, 0, real_BT)
         if cache is not None:

@@ -19,7 +19,7 @@ from hadal.recipe.config import Recipe
 from hadal.tasks import Task
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.corpus import batches
-from hadal.train.losses import cross_entropy, predict
+from hadal.train.losses import pretraining_loss
 from hadal.train.optim import Optimizer
 
 MEASURED_STEPS = 6
@@ -47,7 +47,7 @@ class Plan:
         total = sum(self.seconds.values())
         length = f"about {total / 60:.0f} minutes" if total >= 90 else f"about {total:.0f} seconds"
         text = (
-            f"Expect {length}: {recipe.pretrain.steps + recipe.pretrain.decay_steps} steps of "
+            f"Expect {length}: {recipe.pretrain.steps:,} steps of "
             f"pre-training and {recipe.grpo.updates} updates of reinforcement learning."
         )
         if minutes is not None and total > minutes * 60 * 1.15:
@@ -63,13 +63,13 @@ def size_for(minutes: float) -> dict[str, int]:
 def _step_seconds(recipe: Recipe, tasks: Mapping[str, Task], tokenizer: Tokenizer, llm: LLM) -> tuple[float, float]:
     """Seconds of a training step and of a trained token, the first step left out."""
     optimizer = Optimizer(llm.model, recipe.pretrain.optimizer, getattr(torch, recipe.dtype))
-    stream = batches(list(tasks.values()), tokenizer, recipe.corpus, recipe.seed, 0, 1 << 60)
+    stream = batches(list(tasks.values()), tokenizer, recipe.corpus, recipe.seed, 0)
     seconds, tokens = 0.0, 0
     for number in range(MEASURED_STEPS):
         batch = next(stream)
         began = time.perf_counter()
-        logits, targets = predict(llm.model, batch.ids, batch.mask, llm.forbidden)
-        cross_entropy(logits, targets).backward()
+        loss, _ = pretraining_loss(llm.model, batch, llm.forbidden, recipe.pretrain.mtp_weight)
+        loss.backward()
         optimizer.step(0.0)
         if number > 0:
             seconds += time.perf_counter() - began
@@ -117,7 +117,7 @@ def forecast(recipe: Recipe, plan: Plan) -> dict[str, float]:
     responses = n * (e.problems + 7 * e.mode_problems + e.pass_problems * e.pass_samples + 12 * e.level_problems)
     evaluation = responses * RESPONSE_TOKENS * plan.sampled_token
     return {
-        "pretrain": (recipe.pretrain.steps + recipe.pretrain.decay_steps) * plan.step,
+        "pretrain": recipe.pretrain.steps * plan.step,
         "evaluate-base": evaluation,
         "grpo": recipe.grpo.updates * update * (plan.sampled_token + plan.trained_token),
         "evaluate-rl": evaluation,
@@ -132,11 +132,7 @@ def scale_recipe(recipe: Recipe, plan: Plan, minutes: float | None) -> tuple[Rec
     if factor > 1.2:
         recipe = replace(
             recipe,
-            pretrain=replace(
-                recipe.pretrain,
-                steps=int(recipe.pretrain.steps * factor),
-                decay_steps=int(recipe.pretrain.decay_steps * factor),
-            ),
+            pretrain=replace(recipe.pretrain, steps=int(recipe.pretrain.steps * factor)),
             grpo=replace(recipe.grpo, updates=int(recipe.grpo.updates * factor)),
         )
     return recipe, replace(plan, seconds=forecast(recipe, plan))

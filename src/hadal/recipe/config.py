@@ -69,12 +69,14 @@ class SizeConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Steps at full rate, extended until every task is ready for RL or a cap is met, then steps of decay."""
+    """Steps at a rate that falls to zero, and shorter rounds of the same until every task is ready or a cap is met."""
 
-    steps: int = 2400
-    extra_steps: int = 400
-    extra_rounds: int = 2
-    decay_steps: int = 1000
+    steps: int = 3000
+    decay_share: float = 0.85
+    """The last part of the steps, in which the rate falls to zero."""
+    extra_steps: int = 600
+    """Of a further round; its rate begins at half."""
+    extra_rounds: int = 1
     warmup: int = 20
     check_problems: int = 64
     margin: float = 0.05
@@ -83,6 +85,12 @@ class PretrainConfig:
     router_bias_rate: float = 0.001
     mtp_weight: float = 0.1
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def rate(self, step: int) -> float:
+        """The learning rates' factor at step `step`, the first being 0."""
+        if step >= self.steps:
+            return 0.5 * (1 - (step - self.steps) % self.extra_steps / self.extra_steps)
+        return min(1.0, (step + 1) / self.warmup, (self.steps - step) / (self.decay_share * self.steps))
 
 
 @dataclass(frozen=True)
@@ -130,8 +138,12 @@ class Recipe:
         if not self.tasks:
             raise UserError("The recipe has no tasks.", "Name at least one.")
         _check_numbers(self.to_dict(), "")
-        if not 0 < self.grpo.decay_share <= 1:
-            raise UserError(f"grpo.decay_share is {self.grpo.decay_share}.", "It must be above 0 and at most 1.")
+        for name, share in (("grpo", self.grpo.decay_share), ("pretrain", self.pretrain.decay_share)):
+            if not 0 < share <= 1:
+                raise UserError(f"{name}.decay_share is {share}.", "It must be above 0 and at most 1.")
+        for name in ("thinking_share", "habit_share"):
+            if not 0 < getattr(self.corpus, name) < 1:
+                raise UserError(f"corpus.{name} is {getattr(self.corpus, name)}.", "It must be between 0 and 1.")
         if self.model.hidden_size % self.model.num_attention_heads:
             raise UserError(
                 f"model.hidden_size is {self.model.hidden_size}, not a multiple of "

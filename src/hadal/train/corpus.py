@@ -1,5 +1,9 @@
 """The pre-training corpus: worked thoughts up to each task's gold limit, bare answers everywhere.
 
+Most documents think, since thoughts are what there is to learn; but the first token of a response, which decides
+between thinking and answering at once, is weighted as if few did. So the base answers at once by habit, and every
+step still teaches it to think.
+
 Batch number s is a function of the seed and s alone, so a resumed run reads on where it stopped without any
 state. Documents of a pool of batches are sorted by length, so that rows of a batch need little padding.
 """
@@ -18,23 +22,31 @@ from hadal.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """What share of documents think, early and late; how fast difficulty grows rare; tokens in a batch."""
+    """What share of documents think, how often the base is to think by itself, how fast difficulty grows rare."""
 
-    thinking_share: float = 0.6
-    late_thinking_share: float = 0.15
+    thinking_share: float = 0.8
+    habit_share: float = 0.12
+    """The share of thinking documents that the first token of a response is weighted to."""
     checking_share: float = 0.1
     gold_decay: float = 0.75
     """A gold thought one step harder is this much rarer."""
     tokens: int = 1536
+    """Of a batch."""
     pool: int = 16
+    gap_share: float = 0.04
+    """How often a position is followed by a gap, so that distances tell nothing and places are found by content."""
+    longest_gap: int = 12
 
 
 @dataclass(frozen=True)
 class Batch:
-    """ids [B, T]; loss counts where mask [B, T] is set: position t is then predicted from those before."""
+    """ids [B, T], standing at positions [B, T] (None: one after the other); predicting token t from those before
+    counts weight [B, T] in the loss, 0 on prompts and pads. documents [B, T] numbers the documents of packed rows."""
 
     ids: Tensor
-    mask: Tensor
+    weight: Tensor
+    positions: Tensor | None = None
+    documents: Tensor | None = None
 
 
 def rare_difficulty(rng: Rng, levels: range, decay: float) -> int:
@@ -76,39 +88,48 @@ def encode_documents(
     return out
 
 
-def pad(rows: Sequence[tuple[list[int], int]], pad_id: int) -> Batch:
-    """Rows of (ids, prompt length) as one batch; loss on what follows the prompt."""
+def pad(rows: Sequence[tuple[list[int], int]], tokenizer: Tokenizer, config: CorpusConfig, rng: Rng) -> Batch:
+    """Rows of (ids, prompt length) as one batch.
+
+    Positions have random gaps (in the spirit of randomised positional encodings, arXiv 2305.16843): without them a
+    small model learns at which distance a thought of D steps ends, and ends there whatever the question holds.
+    """
+    thinking = config.habit_share / config.thinking_share
+    direct = (1 - config.habit_share) / (1 - config.thinking_share)
     width = max(len(ids) for ids, _ in rows)
-    ids = torch.full((len(rows), width), pad_id)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    ids = torch.full((len(rows), width), tokenizer.pad_id)
+    weight = torch.zeros(len(rows), width)
     for i, (row, prompt) in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
-        mask[i, prompt : len(row)] = True
-    return Batch(ids, mask)
+        weight[i, prompt : len(row)] = 1.0
+        weight[i, prompt] = thinking if row[prompt] == tokenizer.think_id else direct
+    generator = torch.Generator().manual_seed(rng.bits() >> 1)
+    gap = torch.randint(1, config.longest_gap + 1, ids.shape, generator=generator)
+    gap *= torch.rand(ids.shape, generator=generator) < config.gap_share
+    return Batch(ids, weight, torch.arange(width) + gap.cumsum(1))
 
 
 def batches(
-    tasks: Sequence[Task], tokenizer: Tokenizer, config: CorpusConfig, seed: int, start: int, late_from: int
+    tasks: Sequence[Task], tokenizer: Tokenizer, config: CorpusConfig, seed: int, start: int
 ) -> Iterator[Batch]:
-    """Batches number start, start + 1, ...; from number `late_from` on most documents answer at once."""
+    """Batches number start, start + 1, ... without end."""
     number = start
     while True:
-        pool = number // config.pool
-        for batch in _pool(tasks, tokenizer, config, seed, pool, late_from)[number % config.pool :]:
+        for batch in _pool(tasks, tokenizer, config, seed, number // config.pool)[number % config.pool :]:
             yield batch
             number += 1
 
 
 def _pool(
-    tasks: Sequence[Task], tokenizer: Tokenizer, config: CorpusConfig, seed: int, pool: int, late_from: int
+    tasks: Sequence[Task], tokenizer: Tokenizer, config: CorpusConfig, seed: int, pool: int
 ) -> list[Batch]:
     rng = Rng("corpus", seed, pool)
-    late = pool * config.pool >= late_from
-    share = config.late_thinking_share if late else config.thinking_share
     rows: list[tuple[list[int], int]] = []
     budget = config.tokens * config.pool
     while budget > 0:
-        drawn = [document(rng.choice(tasks), rng, rng.random() < share, config) for _ in range(128)]
+        drawn = [
+            document(rng.choice(tasks), rng, rng.random() < config.thinking_share, config) for _ in range(128)
+        ]
         fresh = encode_documents(tokenizer, drawn)
         rows += fresh
         budget -= sum(len(ids) for ids, _ in fresh)
@@ -123,4 +144,4 @@ def _pool(
     filled = [group for group in groups if group]
     while len(filled) < config.pool:  # a single row longer than a batch can leave one empty
         filled.append(filled[-1])
-    return [pad(group, tokenizer.pad_id) for group in rng.sample(filled, len(filled))]
+    return [pad(group, tokenizer, config, rng) for group in rng.sample(filled, len(filled))]

@@ -117,9 +117,9 @@ def predict_rows(model: Decoder, rows: Rows, forbidden: Tensor) -> Tensor:
     prefix = SharedPrefix(rows.start)
     width = rows.prompts.shape[1]
     if width:
-        model(rows.prompts, prefix, torch.arange(width) >= rows.start[:, None])
+        model(rows.prompts, prefix, real_BT=torch.arange(width) >= rows.start[:, None])
         prefix.fork(rows.prompt)
-        hidden = model(rows.inputs, prefix, rows.mask)
+        hidden = model(rows.inputs, prefix, real_BT=rows.mask)
     else:  # prompts of a single token, which stands in the rows
         hidden = model(rows.inputs, real_BT=rows.mask)
     return model.logits(hidden[rows.mask]).index_fill(1, forbidden, float("-inf"))

@@ -1,14 +1,13 @@
 """Pre-training: from random weights to a base that answers at once but knows how to think.
 
-The rate is constant until every task is ready for RL (made to think it beats made to answer) or a cap is met,
-then falls to zero. In the second half of the fall most documents answer at once, so that thinking is a skill
-the base has and seldom uses: what R1-Zero's RL then finds out is that it pays.
+The rate falls to zero; where a task is not ready for RL by then (made to think it must beat made to answer), a
+shorter round follows, up to a cap. Thinking is a skill that the base has and seldom uses: what R1-Zero's RL then
+finds out is that it pays.
 """
 
 from __future__ import annotations
 
 import time
-from itertools import islice
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from hadal.evaluate.suite import ask
 from hadal.models.decoder import Decoder
 from hadal.recipe.run import Run
 from hadal.tasks import Problem, Task
-from hadal.train.corpus import Batch, batches
+from hadal.train.corpus import batches
 from hadal.train.losses import pretraining_loss
 from hadal.train.optim import Optimizer
 
@@ -33,36 +32,23 @@ def pretrain(run: Run) -> None:
     optimizer = Optimizer(model, config.optimizer, run.dtype)
     run.restore(STAGE, state, model, optimizer)
     llm = run.engine(model)
-    step, decay_from = (state.step, state.numbers["decay_from"]) if state else (0, -1)
-    cap = config.steps + config.extra_rounds * config.extra_steps
-    run.view.stage(STAGE, (decay_from if decay_from >= 0 else config.steps) + config.decay_steps, _about(run))
-
-    def corpus(start: int) -> Any:
-        late = decay_from + config.decay_steps // 2 if decay_from >= 0 else 1 << 60
-        return batches(list(run.tasks.values()), run.tokenizer, run.recipe.corpus, run.recipe.seed, start, late)
-
-    stream = corpus(step)
+    step, end = (state.step, state.numbers["end"]) if state else (0, config.steps)
+    run.view.stage(STAGE, end, _about(run))
+    stream = batches(list(run.tasks.values()), run.tokenizer, run.recipe.corpus, run.recipe.seed, step)
     began, tokens = time.perf_counter(), 0
-    while decay_from < 0 or step < decay_from + config.decay_steps:
-        if decay_from < 0 and step >= config.steps and (step - config.steps) % config.extra_steps == 0:
+    while True:
+        if step == end:
             ready = readiness(run, model)
             run.metrics.append({"stage": STAGE, "step": step, "readiness": ready})
-            if step >= cap or all(r["ready"] for r in ready.values()):
-                decay_from = step
-                stream = corpus(step)
-            else:
-                behind = ", ".join(name for name, r in ready.items() if not r["ready"])
-                run.view.note(f"Not ready for RL yet: {behind}. {config.extra_steps} more steps.")
-            run.view.stage(
-                STAGE,
-                (decay_from if decay_from >= 0 else step + config.extra_steps) + config.decay_steps,
-                _about(run),
-            )
-        batch: Batch = next(islice(stream, 1))
-        scale = min(1.0, (step + 1) / config.warmup)
-        if decay_from >= 0:
-            scale *= 1 - (step - decay_from) / config.decay_steps
-        loss, next_token = pretraining_loss(model, batch.ids, batch.mask, llm.forbidden, config.mtp_weight)
+            behind = ", ".join(name for name, r in ready.items() if not r["ready"])
+            if not behind or step >= config.steps + config.extra_rounds * config.extra_steps:
+                break
+            run.view.note(f"Not ready for RL yet: {behind}. {config.extra_steps} more steps.")
+            end += config.extra_steps
+            run.view.stage(STAGE, end, _about(run))
+        batch = next(stream)
+        scale = config.rate(step)
+        loss, next_token = pretraining_loss(model, batch, llm.forbidden, config.mtp_weight)
         loss.backward()
         norm = optimizer.step(scale)
         model.after_update(config.router_bias_rate)
@@ -89,11 +75,9 @@ def pretrain(run: Run) -> None:
             )
             began, tokens = time.perf_counter(), 0
         if step % config.checkpoint_every == 0:
-            run.checkpoint(STAGE, step, model, optimizer, {"decay_from": decay_from})
+            run.checkpoint(STAGE, step, model, optimizer, {"end": end})
 
     run.view.step(STAGE, step, {"cost_usd": run.cost_so_far()})
-    ready = readiness(run, model)
-    run.metrics.append({"stage": STAGE, "step": step, "readiness": ready})
     run.save_stage_model(STAGE, model, optimizer)
     run.finish(STAGE, {"steps": step, "readiness": ready})
 
