@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hadal.cost.flops import Shape, forward_flops, mean_context, parameters, training_flops
+from hadal.cost.flops import (
+    Shape,
+    cache_bytes,
+    forward_flops,
+    mean_context,
+    parameters,
+    plain_cache_bytes,
+    training_flops,
+)
 from hadal.cost.ledger import Ledger, LedgerRecord, by_stage, totals
 from hadal.cost.prices import LAPTOP, O1, R1
 from hadal.errors import UserError
@@ -34,16 +42,24 @@ V2_LITE = Shape(
 
 
 @pytest.mark.parametrize(
-    ("shape", "total", "active"),
-    # Totals: sums of the released shapes. Active: as the reports round them, 37B, 21B and 2.4B; the
-    # last leaves out the embedding.
-    [(V3, 671.03e9, 37e9), (V2, 235.74e9, 21e9), (V2_LITE, 15.71e9, 2.4e9 + 102400 * 2048)],
+    ("shape", "total", "active", "cache"),
+    # Totals: sums of the released shapes. Active: as the reports round them. Cache: V3's is also in arXiv 2505.09343.
+    [(V3, 671.03e9, "37", 70_272), (V2, 235.74e9, "21", 69_120), (V2_LITE, 15.71e9, "2", 31_104)],
     ids=["V3", "V2", "V2-Lite"],
 )
-def test_parameters_of_released_models(shape: Shape, total: float, active: float) -> None:
+def test_sizes_of_released_models(shape: Shape, total: float, active: str, cache: int) -> None:
     counted = parameters(shape)
-    assert counted.total == pytest.approx(total, abs=0.005e9)
-    assert counted.active == pytest.approx(active, rel=0.025)
+    assert counted.total == pytest.approx(total, abs=0.005e9) == sum(counted.parts.values())
+    digits = len(active.partition(".")[2])
+    assert f"{counted.active / 1e9:.{digits}f}" == active
+    assert cache_bytes(shape) == cache
+
+
+def test_grouped_queries_shrink_the_cache() -> None:
+    """Llama-3.1-405B: 516.096 KB a token, 16 query heads to a key (arXiv 2505.09343, Table 1)."""
+    llama = Shape(16384, 126, 128, 53248, 128256, num_key_value_heads=8, qk_norm=False)
+    assert cache_bytes(llama) == 516_096
+    assert plain_cache_bytes(llama) == 16 * 516_096
 
 
 def test_multi_token_prediction_of_v3_has_the_published_size() -> None:

@@ -32,6 +32,9 @@ class Shape:
     num_key_value_heads: int = 0  # 0: as many as num_attention_heads
     head_dim: int = 0  # 0: hidden_size / num_attention_heads
     qk_norm: bool = True  # Qwen3 has norms over the head's dimension, Llama has none
+    qkv_bias: bool = False  # of a dense model: biases on query, key and value
+    attention_bias: bool = False  # on the output; of latent attention also on the down projections
+    mlp_bias: bool = False
     q_lora_rank: int = 0
     kv_lora_rank: int = 0
     qk_nope_head_dim: int = 0
@@ -88,41 +91,70 @@ class Shape:
 
 @dataclass(frozen=True)
 class Parameters:
-    """`total` of the main model; `active` of it for one token; `mtp` of the extra prediction layers.
+    """`total` of the main model and its `parts`; `active` of it for one token; `mtp` of the extra prediction layers.
 
-    `active` leaves out the routed experts that a token does not visit, and nothing else: the
-    embedding and the head count whole, as in DeepSeek's own 37B for V3.
+    `active` leaves out the routed experts that a token does not visit, and the embedding, of which it reads one row:
+    what it is multiplied with. So counted, DeepSeek's reports say 37B for V3, 21B for V2 and 2.4B for V2-Lite.
     """
 
     total: int
     active: int
     embedding: int
     mtp: int
+    parts: dict[str, int]
 
 
 def parameters(config: Any) -> Parameters:
-    """Count the parameters of a model, MTP layers apart (without their shared embedding and head)."""
+    """Count the parameters of a model, MTP layers apart (without their shared embedding and head).
+
+    The selection biases of a router are no parameters here: no gradient reaches them.
+    """
     s = Shape.of(config)
     d = s.hidden_size
     embedding = s.vocab_size * d
-    head = 0 if s.tie_word_embeddings else embedding
-    layer_norms = 2 * d
+    layers, dense, moe = s.num_hidden_layers, s.num_dense_layers, s.num_moe_layers
     expert = 3 * d * s.moe_intermediate_size
-    dense_layer = _attention_weights(s) + _attention_norms(s) + layer_norms + 3 * d * s.intermediate_size
+    feed_forward = 3 * d * s.intermediate_size + (2 * s.intermediate_size + d if s.mlp_bias else 0)
+    attention = _attention_weights(s) + _attention_biases(s)
+    norms = _attention_norms(s) + 2 * d
     router = d * s.n_routed_experts
-    moe_rest = (
-        _attention_weights(s) + _attention_norms(s) + layer_norms + router + s.n_shared_experts * expert
-    )
-    ends = embedding + head + d  # the final norm
-    body = s.num_dense_layers * dense_layer + s.num_moe_layers * moe_rest
+    parts = {
+        "embedding": embedding,
+        "attention": layers * attention,
+        "feed_forward": dense * feed_forward,
+        "routed_experts": moe * s.n_routed_experts * expert,
+        "shared_experts": moe * s.n_shared_experts * expert,
+        "routers": moe * router,
+        "norms": layers * norms + d,
+        "head": 0 if s.tie_word_embeddings else embedding,
+    }
+    total = sum(parts.values())
+    idle = moe * (s.n_routed_experts - s.num_experts_per_tok) * expert
     # An MTP layer is a whole block, two norms before its projection of 2d to d, and one norm after.
-    block = moe_rest + s.n_routed_experts * expert if s.n_routed_experts else dense_layer
+    experts = router + (s.n_routed_experts + s.n_shared_experts) * expert
+    block = attention + norms + (experts if s.n_routed_experts else feed_forward)
     return Parameters(
-        total=ends + body + s.num_moe_layers * s.n_routed_experts * expert,
-        active=ends + body + s.num_moe_layers * s.num_experts_per_tok * expert,
+        total=total,
+        active=total - idle - (0 if s.tie_word_embeddings else embedding),  # a tied one is the head as well
         embedding=embedding,
         mtp=s.num_nextn_predict_layers * (block + 3 * d + 2 * d * d),
+        parts=parts,
     )
+
+
+def cache_bytes(config: Any, value_bytes: float = 2) -> float:
+    """Bytes that the cache keeps for one position: the latent and the rotary key, or every key and value head."""
+    s = Shape.of(config)
+    if s.is_latent:
+        return value_bytes * s.num_hidden_layers * (s.kv_lora_rank + s.qk_rope_head_dim)
+    heads = s.num_key_value_heads or s.num_attention_heads
+    return value_bytes * s.num_hidden_layers * heads * (s.qk_dim + s.value_dim)
+
+
+def plain_cache_bytes(config: Any, value_bytes: float = 2) -> float:
+    """`cache_bytes` of the same model with plain attention: a key and a value for every query head."""
+    s = Shape.of(config)
+    return value_bytes * s.num_hidden_layers * s.num_attention_heads * (s.qk_dim + s.value_dim)
 
 
 def forward_flops(config: Any, context: float, head: bool = True) -> float:
@@ -175,6 +207,15 @@ def _attention_weights(s: Shape) -> int:
     down = d * (s.kv_lora_rank + s.qk_rope_head_dim)
     up = s.kv_lora_rank * heads * (s.qk_nope_head_dim + s.v_head_dim)
     return query + down + up + heads * s.v_head_dim * d
+
+
+def _attention_biases(s: Shape) -> int:
+    d = s.hidden_size
+    if s.is_latent:
+        return (s.q_lora_rank + s.kv_lora_rank + s.qk_rope_head_dim + d) if s.attention_bias else 0
+    kv_heads = s.num_key_value_heads or s.num_attention_heads
+    qkv = (s.num_attention_heads + kv_heads) * s.qk_dim + kv_heads * s.value_dim
+    return (qkv if s.qkv_bias else 0) + (d if s.attention_bias else 0)
 
 
 def _attention_norms(s: Shape) -> int:

@@ -17,7 +17,7 @@ from hadal.engine.sampling import SamplingParams, draw
 from hadal.errors import UserError
 from hadal.models.checkpoint import load_model
 from hadal.models.decoder import Decoder
-from hadal.text.tokenizer import Tokenizer
+from hadal.text.tokenizer import THINK, Tokenizer
 
 MAX_ROWS = 1024
 ROOM = 32  # columns by which the cache grows
@@ -58,8 +58,8 @@ class LLM:
         return cls(load_model(Path(folder), dtype).eval(), Tokenizer.load(Path(folder)))
 
     def _blocked(self, params: SamplingParams) -> Tensor:
-        if params.thinking is False:
-            return torch.cat([self.forbidden, torch.tensor([self.tokenizer.think_id])])
+        if params.thinking is False and (think_id := self.tokenizer.controls.get(THINK)) is not None:
+            return torch.cat([self.forbidden, torch.tensor([think_id])])
         return self.forbidden
 
     def _limits(self, prompts: Sequence[list[int]], params: SamplingParams) -> list[int]:
@@ -80,7 +80,7 @@ class LLM:
         if not all(prompts):
             raise UserError("A prompt is empty.", "Give it at least one token.")
         if params.thinking:
-            prompts = [p if p[-1] == self.tokenizer.think_id else [*p, self.tokenizer.think_id] for p in prompts]
+            prompts = [p if self.tokenizer.in_thought(p) else [*p, self.tokenizer.think_id] for p in prompts]
         generator = torch.Generator().manual_seed(params.seed)
         outputs: list[RequestOutput] = []
         share = max(1, MAX_ROWS // n)
@@ -149,7 +149,7 @@ class LLM:
         """The tokens of one sample as they are drawn, without the end token."""
         if not prompt:
             raise UserError("The prompt is empty.", "Give it at least one token.")
-        if params.thinking and prompt[-1] != self.tokenizer.think_id:
+        if params.thinking and not self.tokenizer.in_thought(prompt):
             prompt = [*prompt, self.tokenizer.think_id]
         (limit,) = self._limits([prompt], params)
         blocked = self._blocked(params)

@@ -15,11 +15,18 @@ _WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "to
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def resolve(model: str | Path, revision: str | None = None, cache: Path | None = None, offline: bool = False) -> Path:
+def resolve(
+    model: str | Path,
+    revision: str | None = None,
+    cache: Path | None = None,
+    offline: bool = False,
+    weights: bool = True,
+) -> Path:
     """The folder of a model: a local folder as it is, an id such as `owner/name` from the hub's cache or the hub.
 
-    offline: use the cache only (HF_HUB_OFFLINE=1 does the same). UserError where there is no such folder or id,
-    where access has to be asked for, where the hub cannot be reached, and where a model has no safetensors.
+    weights: whether more is needed than config.json. offline: use the cache only (HF_HUB_OFFLINE=1 does the same).
+    UserError where there is no such folder or id, where access has to be asked for, where the hub cannot be reached,
+    and where a model has no safetensors.
     """
     if Path(model).is_dir():
         return Path(model)
@@ -27,10 +34,10 @@ def resolve(model: str | Path, revision: str | None = None, cache: Path | None =
     if isinstance(model, Path) or not _ID.fullmatch(name):
         raise UserError(f"{model} is no folder.", "Give a run, a checkpoint folder, or a Hugging Face id (owner/name).")
     offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    return _download(name, revision, cache, offline)
+    return _download(name, revision, cache, offline, weights)
 
 
-def _download(name: str, revision: str | None, cache: Path | None, offline: bool) -> Path:
+def _download(name: str, revision: str | None, cache: Path | None, offline: bool, weights: bool) -> Path:
     try:
         from huggingface_hub import HfApi, errors
     except ImportError:
@@ -39,10 +46,14 @@ def _download(name: str, revision: str | None, cache: Path | None, offline: bool
     at = f"{name} at revision {revision}" if revision else name
     try:
         folder = api.snapshot_download(
-            name, revision=revision, cache_dir=cache, local_files_only=offline, allow_patterns=_WANTED
+            name,
+            revision=revision,
+            cache_dir=cache,
+            local_files_only=offline,
+            allow_patterns=_WANTED if weights else ["config.json"],
         )
         assert isinstance(folder, str)
-        if not any(Path(folder).glob("*.safetensors")):
+        if weights and not any(Path(folder).glob("*.safetensors")):
             raise _no_weights(name, [] if offline else api.list_repo_files(name, revision=revision))
     except errors.GatedRepoError:
         raise UserError(

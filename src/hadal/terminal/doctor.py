@@ -63,7 +63,7 @@ def examine() -> Iterator[Finding]:
     yield memory()
     yield disk(Path.cwd())
     yield terminal()
-    for package in ("numpy", "safetensors", "tokenizers", "rich"):
+    for package in ("numpy", "safetensors", "tokenizers", "rich", "jinja2"):
         if (error := import_error(package)) is not None:
             yield Finding(package, "missing", error, reinstall())
     if (error := import_error("torch")) is not None:

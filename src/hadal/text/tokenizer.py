@@ -1,26 +1,36 @@
-"""A byte-level tokenizer for models grown from nothing, in the Hugging Face file format.
+"""Tokenizers in the Hugging Face file format: encoding, decoding and chat prompts; and one to grow a model with.
 
-Text is cut into words, whole numbers (with a sign of result or place before them), single signs and white
-space, each with the space before it. A piece that stands in the vocabulary is one token: every number from 0 to
-99, single letters, and the words that the tasks themselves use. Any other piece falls apart into its bytes, so
-that all Unicode text comes back exactly and a word nobody foresaw is read letter by letter. There are no merges.
+Control tokens exist as ids only. `encode` never yields one, whatever the text says and whatever the file marks as
+special; chat prompts are put together from ids (`chat`). Control is every added token that is marked as special,
+that a config names (`bos_token`, ...), or that stands in brackets (`<think>`, `[INST]`): DeepSeek and Qwen leave
+the mark off some. Other added tokens are ordinary text.
 
-Control tokens exist as ids only. `encode` never yields one, whatever the text says; chat prompts are put
-together from ids (`chat`).
+The tokenizer of a model grown from nothing is byte-level. Text is cut into words, whole numbers (with a sign of
+result or place before them), single signs and white space, each with the space before it. A piece that stands in
+the vocabulary is one token: every number from 0 to 99, single letters, and the words that the tasks themselves use.
+Any other piece falls apart into its bytes, so that all Unicode text comes back exactly and a word nobody foresaw is
+read letter by letter. There are no merges.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as _Tokenizer
 
 from hadal.errors import UserError
+from hadal.text.encodings import ENCODINGS
+
+if TYPE_CHECKING:
+    from hadal.text.template import ChatTemplate
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
@@ -59,69 +69,234 @@ def _byte_alphabet() -> list[str]:
     return out
 
 
-class Tokenizer:
-    """Encoding, decoding and the R1 chat form over a `tokenizers` object."""
+_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "vocab.json", "merges.txt", "tokenizer.model",
+)  # fmt: skip
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_BRACKETED = re.compile(r"<\S.*>|\[\S+\]", re.DOTALL)
+_USUAL_ENDS = (EOS, "<|eot_id|>", "<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
 
-    def __init__(self, inner: _Tokenizer) -> None:
+
+class Tokenizer:
+    """Encoding, decoding and chat prompts over a `tokenizers` object.
+
+    config, generation: what tokenizer_config.json and generation_config.json say; template: the chat template,
+    None for hadal's own form; files: what `save` writes, by name, as it was read.
+    """
+
+    def __init__(
+        self,
+        inner: _Tokenizer,
+        config: Mapping[str, Any] | None = None,
+        generation: Mapping[str, Any] | None = None,
+        template: str | None = CHAT_TEMPLATE,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
         self.inner = inner
-        inner.encode_special_tokens = True  # content that spells a control token stays content
-        ids: dict[str, int] = {}
-        for token in SPECIAL:
-            index = inner.token_to_id(token)
-            if index is None:
-                raise UserError(f"The tokenizer lacks {token}.", "Is tokenizer.json the run's own?")
-            ids[token] = index
-        self.bos_id, self.eos_id, self.pad_id = ids[BOS], ids[EOS], ids[PAD]
-        self.user_id, self.assistant_id = ids[USER], ids[ASSISTANT]
-        self.think_id, self.end_think_id = ids[THINK], ids[END_THINK]
-        self.control_ids = frozenset(ids.values())
         self.size = inner.get_vocab_size()
+        self._files = dict(files or {})
+        self._template = template
+        own = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
+        added = inner.get_added_tokens_decoder()
+        self._named: dict[str, str] = {}
+        self.controls: dict[str, int] = {}
+        for name in _NAMED:
+            spelling = _spelling((config or own).get(name))
+            index = None if spelling is None else inner.token_to_id(spelling)
+            if spelling is not None and index is not None:
+                self._named[name], self.controls[spelling] = spelling, index
+        for index, extra in added.items():
+            if extra.special or _BRACKETED.fullmatch(extra.content):
+                self.controls[extra.content] = index
+        self.control_ids = frozenset(self.controls.values())
+        inner.add_special_tokens([_special(added.get(i), text) for text, i in self.controls.items()])
+        inner.encode_special_tokens = True  # content that spells a control token stays content
+
+        ends = (generation or {}).get("eos_token_id")
+        ends = [e for e in (ends if isinstance(ends, list) else [ends]) if isinstance(e, int)]
+        if "eos_token" in self._named:
+            ends.insert(0, self.controls[self._named["eos_token"]])
+        ends += [self.controls[t] for t in _USUAL_ENDS if not ends and t in self.controls]
+        if not ends:
+            raise UserError(
+                "The tokenizer names no end token.", "Add eos_token to tokenizer_config.json, as the release has it."
+            )
+        self.eos_id = ends[0]
+        self.eos_ids = frozenset(ends)
+        """Every id that ends a response, `eos_id` among them."""
+        self.pad_id = self.controls[self._named["pad_token"]] if "pad_token" in self._named else self.eos_id
+        if self.is_own:
+            self.forbidden_ids = sorted(self.control_ids - {self.eos_id, self.think_id, self.end_think_id})
+        else:
+            self.forbidden_ids = sorted(set((generation or {}).get("suppress_tokens") or []))
+        """Ids that a response never holds: a model is never allowed to emit them."""
 
     @property
-    def forbidden_ids(self) -> list[int]:
-        """Control ids that a response never holds: a model is never allowed to emit them."""
-        return sorted(self.control_ids - {self.eos_id, self.think_id, self.end_think_id})
+    def is_own(self) -> bool:
+        """Whether the chat form is hadal's own, of models grown from nothing."""
+        return self._template == CHAT_TEMPLATE and all(t in self.controls for t in SPECIAL)
+
+    def token_id(self, spelling: str) -> int:
+        """The id of a control token. UserError where the tokenizer has none of that spelling."""
+        index = self.controls.get(spelling)
+        if index is None:
+            raise UserError(f"The tokenizer lacks {spelling}.", "Use a model whose tokenizer has it.")
+        return index
+
+    @property
+    def bos_id(self) -> int:
+        return self.token_id(self._named.get("bos_token", BOS))
+
+    @property
+    def user_id(self) -> int:
+        return self.token_id(USER)
+
+    @property
+    def assistant_id(self) -> int:
+        return self.token_id(ASSISTANT)
+
+    @property
+    def think_id(self) -> int:
+        return self.token_id(THINK)
+
+    @property
+    def end_think_id(self) -> int:
+        return self.token_id(END_THINK)
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; never a control id. UserError for lone surrogates, which are no Unicode text."""
+        return self._encode(self.inner, text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` for many texts at once."""
+        encoded = self.inner.encode_batch(texts, add_special_tokens=False)
+        return [
+            self.encode(text) if self.control_ids.intersection(e.ids) else e.ids
+            for text, e in zip(texts, encoded, strict=True)
+        ]
+
+    def _encode(self, inner: _Tokenizer, text: str) -> list[int]:
         try:
-            return self.inner.encode(text, add_special_tokens=False).ids
+            encoded = inner.encode(text, add_special_tokens=False)
         except TypeError:
             if not isinstance(text, str):
                 raise
             raise UserError(f"{ascii(text)} is not Unicode text.", "Give it in UTF-8.") from None
+        if self.control_ids.isdisjoint(encoded.ids):
+            return encoded.ids
+        # The vocabulary itself makes control tokens of plain text: cut the text inside each of them.
+        cuts = [0]
+        for index, (begin, end) in zip(encoded.ids, encoded.offsets, strict=True):
+            if index in self.control_ids and end - begin < 2:
+                raise UserError(f"The tokenizer reads {ascii(text[begin:end])} as a control token.", "Leave it out.")
+            if index in self.control_ids:
+                cuts.append(begin + 1)
+        ids: list[int] = []
+        for begin, end in zip(cuts, [*cuts[1:], len(text)], strict=True):
+            ids += self._encode(self._inside if begin else inner, text[begin:end])
+        return ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` for many texts at once."""
-        return [e.ids for e in self.inner.encode_batch(texts, add_special_tokens=False)]
+    @cached_property
+    def _inside(self) -> _Tokenizer:
+        """The tokenizer for text that is not the beginning of its prompt."""
+        state = json.loads(self.inner.to_str())
+        step = state.get("pre_tokenizer") or {}
+        steps = [s for s in step.get("pretokenizers", [step]) if s.get("prepend_scheme") == "first"]
+        if not steps:
+            return self.inner
+        for s in steps:  # SentencePiece puts a space before the first word only
+            s["prepend_scheme"] = "never"
+        inner = _Tokenizer.from_str(json.dumps(state))
+        inner.encode_special_tokens = True
+        return inner
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """Text of ids; control tokens are left out, or spelled where `special`."""
         kept = [i for i in ids if special or i not in self.control_ids]
         return self.inner.decode(kept, skip_special_tokens=False)
 
-    def chat(self, messages: list[dict[str, str]], thinking: bool | None = None) -> list[int]:
-        """Prompt ids in R1's form; of earlier answers only the text after the last `</think>` is kept.
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        encoding: str | None = None,
+    ) -> list[int]:
+        """Prompt ids for the model's next turn, in the tokenizer's own form or a built-in one (`ENCODINGS`).
 
-        thinking: True opens the thought, None and False leave the first token to the model (a sampler
-        that must not think forbids `think_id`).
+        thinking: True opens the thought, False sees to it that there is none, None leaves it to the form. hadal's
+        own leaves the first token to the model, also for False (a sampler that must not think forbids `think_id`).
+        Of earlier answers DeepSeek's forms keep only the text after the last `</think>`.
         """
-        ids = [self.bos_id]
-        for message in messages:
-            role, content = message["role"], message["content"]
-            if role == "system":
-                ids += self.encode(content)
-            elif role == "user":
-                ids += [self.user_id, *self.encode(content)]
-            elif role == "assistant":
-                ids += [self.assistant_id, *self.encode(content.split(END_THINK)[-1]), self.eos_id]
-            else:
-                raise ValueError(f"unknown role {role!r}")
-        ids.append(self.assistant_id)
-        return [*ids, self.think_id] if thinking else ids
+        if encoding is None and not self.is_own:
+            return self._chat_by_template(messages, thinking, tools)
+        name = encoding or "own"
+        if name not in ENCODINGS:
+            raise UserError(f"There is no chat form {name!r}.", f"Known are {', '.join(ENCODINGS)}.")
+        parts = ENCODINGS[name](messages, thinking, tools)
+        return self._assemble([part if isinstance(part, str) else self.token_id(part.decode()) for part in parts])
+
+    def _chat_by_template(
+        self, messages: Sequence[Mapping[str, Any]], thinking: bool | None, tools: Sequence[Mapping[str, Any]] | None
+    ) -> list[int]:
+        # The two names that releases give to the switch: DeepSeek-V3.1's and Qwen3's.
+        switch = {} if thinking is None else {"thinking": thinking, "enable_thinking": thinking}
+        ids = self._assemble(self._jinja.pieces(messages, tools, **switch))
+        opened = self.in_thought(ids)
+        if thinking and not opened:
+            return [*ids, self.think_id]
+        if thinking is False and opened:
+            last = len(ids) - ids[::-1].index(self.think_id)
+            return [*ids[:last], *self.encode("\n\n"), self.end_think_id, *self.encode("\n\n")]
+        return ids
+
+    def in_thought(self, ids: Sequence[int]) -> bool:
+        """Whether a prompt ends inside a thought that it has opened."""
+        marks = {self.controls.get(THINK): True, self.controls.get(END_THINK): False}
+        return next((marks[i] for i in reversed(ids) if i in marks), False)
+
+    @cached_property
+    def _jinja(self) -> ChatTemplate:
+        from hadal.text.template import ChatTemplate
+
+        if self._template is None or self._template == CHAT_TEMPLATE:
+            raise UserError(
+                "The tokenizer has no chat template: is it a base model's?",
+                f"Name a chat form: {', '.join(ENCODINGS)}.",
+            )
+        return ChatTemplate(self._template, self.controls, self._named)
+
+    def _assemble(self, pieces: Iterable[str | int]) -> list[int]:
+        """Ids of a prompt. Text between two control tokens is encoded as one, whoever wrote its parts."""
+        flags = self._flags
+        ids: list[int] = []
+        text = ""
+        strips = False  # whether the control token before takes the white space behind it
+
+        def flush() -> None:
+            if text:
+                ids.extend(self._encode(self._inside if ids else self.inner, text))
+
+        for piece in pieces:
+            if isinstance(piece, str):
+                text += piece.lstrip() if strips and not text else piece
+                continue
+            before, strips = flags.get(piece, (False, False))
+            text = text.rstrip() if before else text
+            flush()
+            ids.append(piece)
+            text = ""
+        flush()
+        return ids
+
+    @cached_property
+    def _flags(self) -> dict[int, tuple[bool, bool]]:
+        """Which control tokens take the white space before and behind them."""
+        return {i: (t.lstrip, t.rstrip) for i, t in self.inner.get_added_tokens_decoder().items()}
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json as transformers reads them."""
+        """Write the tokenizer's files as transformers reads them; one that was loaded, as it was read."""
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": BOS, "eos_token": EOS, "pad_token": PAD,
@@ -129,26 +304,34 @@ class Tokenizer:
             "split_special_tokens": False,
             "chat_template": CHAT_TEMPLATE,
         }  # fmt: skip
-        for name, text in (
-            ("tokenizer.json", self.inner.to_str()),
-            ("tokenizer_config.json", json.dumps(config, indent=2)),
-        ):
+        own = {"tokenizer.json": self.inner.to_str(), "tokenizer_config.json": json.dumps(config, indent=2)}
+        for name, data in (self._files or {name: text.encode() for name, text in own.items()}).items():
             temporary = folder / (name + ".part")
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(data)
             os.replace(temporary, folder / name)
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """The tokenizer of a checkpoint folder."""
-        path = Path(folder) / "tokenizer.json"
+        """The tokenizer of a checkpoint folder in the Hugging Face layout."""
+        folder = Path(folder)
+        path = folder / "tokenizer.json"
+        files = {name: (folder / name).read_bytes() for name in _FILES if (folder / name).is_file()}
+        if path.name not in files:
+            raise UserError(
+                f"{path} is missing.", "Give a folder that holds a finished run or a checkpoint with its tokenizer."
+            )
+        config = _object(folder / "tokenizer_config.json")
+        generation = _object(folder / "generation_config.json")
+        template = config.get("chat_template") if config else CHAT_TEMPLATE
+        if isinstance(template, list):  # several templates by name
+            template = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}.get("default")
+        if "chat_template.jinja" in files:
+            template = files["chat_template.jinja"].decode(errors="replace")
         try:
-            return cls(_Tokenizer.from_str(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise UserError(f"{path} is missing.", "Give a folder that holds a finished run or a checkpoint.") from None
-        except UserError:
-            raise
+            inner = _Tokenizer.from_str(files[path.name].decode())
         except Exception as error:  # the library raises bare Exception for any malformed file
             raise UserError(f"{path} cannot be read ({error}).", "Restore it or start anew.") from None
+        return cls(inner, config or None, generation, template if isinstance(template, str) else None, files)
 
     @classmethod
     def from_words(cls, words: Iterable[str]) -> Tokenizer:
@@ -186,3 +369,30 @@ class Tokenizer:
         for text in texts:
             seen.update({piece for piece, _ in splitter.pre_tokenize_str(text)})
         return cls.from_words(piece for piece, n in seen.items() if n >= share * len(texts) and len(piece) > 1)
+
+
+def _spelling(named: Any) -> str | None:
+    """A token that a config names, as text or as an object with its flags."""
+    text = named.get("content") if isinstance(named, dict) else named
+    return text if isinstance(text, str) and text else None
+
+
+def _special(token: AddedToken | None, text: str) -> AddedToken:
+    """An added token marked as special, its other flags as they were."""
+    if token is None:
+        return AddedToken(text, special=True, normalized=False)
+    flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip", "normalized")}
+    return AddedToken(text, special=True, **flags)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """A JSON file's object; an absent file has none."""
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is not a JSON object.", "Restore it from where the model came from.")
+    return data

@@ -7,16 +7,16 @@ torch does not. A function here reads its arguments and calls the room that does
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NoReturn
 
 from hadal import __version__
+from hadal.cli.arguments import Parser, assignment, nearest, positive, whole
+from hadal.cli.models import add_model, add_verify
 from hadal.errors import UserError
 
 CARRIES_ON = {"quickstart", "train"}  # commands that resume where they were stopped
@@ -83,24 +83,6 @@ def dispatch(arguments: list[str]) -> int:
         return 0
     run: Callable[[argparse.Namespace], int | None] = options.run
     return run(options) or 0
-
-
-def nearest(word: str, known: Any, command: str | None = None) -> str:
-    """The remedy for a mistyped word."""
-    page = " ".join(["hadal", *([command] if command else []), "--help"])
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"Did you mean {matches[0]}? See {page}." if matches else f"See {page}."
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line."""
-
-    def __init__(self, **settings: Any) -> None:
-        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(allow_abbrev=False, **settings)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message[:1].upper()}{message[1:]}.", f"See {self.prog} --help.")
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
@@ -212,6 +194,9 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     )
     action.add_argument("--all", action="store_true", help="all built-in tasks")
 
+    add_model(add)
+    add_verify(add)
+
     command = add(
         "doctor", doctor, "Say what works on this machine, what does not, and the remedy", "  hadal doctor"
     )
@@ -236,39 +221,6 @@ def add_overrides(command: Parser) -> None:
         metavar="KEY=VALUE",
         help="change one setting of the recipe; may be given several times",
     )
-
-
-# Types of arguments. argparse puts the message of an ArgumentTypeError behind the flag's name.
-
-
-def whole(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
-        return value
-
-    return parse
-
-
-def positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
-
-
-def assignment(text: str) -> str:
-    key, equals, _ = text.partition("=")
-    if not equals or not key.strip():
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE, such as grpo.steps=100")
-    return text
 
 
 # The commands
@@ -352,7 +304,7 @@ def doctor(options: argparse.Namespace) -> int:
 
 def test(arguments: list[str]) -> int:
     """Run pytest over the clone; paths among the arguments stay relative to the caller's folder."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     if not (root / "tests").is_dir():
         raise UserError(
             "The tests are not part of the installed package.", "Clone the repository and run ./hadal test."
@@ -370,6 +322,3 @@ def test(arguments: list[str]) -> int:
     os.chdir(root)
     return int(pytest.main(placed))
 
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,71 @@
+"""Reading arguments: a parser whose errors are one line, and the types of what it reads."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from hadal.errors import UserError
+
+
+def nearest(word: str, known: Any, command: str | None = None) -> str:
+    """The remedy for a mistyped word."""
+    page = " ".join(["hadal", *([command] if command else []), "--help"])
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"Did you mean {matches[0]}? See {page}." if matches else f"See {page}."
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[:1].upper()}{message[1:]}.", f"See {self.prog} --help.")
+
+
+# Types of arguments; argparse puts the message of an ArgumentTypeError behind the flag's name.
+
+
+def whole(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        return value
+
+    return parse
+
+
+def positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def assignment(text: str) -> str:
+    key, equals, _ = text.partition("=")
+    if not equals or not key.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE, such as grpo.steps=100")
+    return text
+
+
+def size(text: str) -> int:
+    """Bytes, from `5GB` or `500MB`."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    unit = units.get(text[-2:].upper(), 0)
+    try:
+        return int(positive(text[:-2]) * unit) or 1 if unit else whole(1)(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5GB or 500MB") from None
