@@ -231,7 +231,7 @@ def test_logprobs_are_those_of_the_distribution_that_was_drawn_from(llm: LLM) ->
 
 
 def test_sampler_and_trainer_agree_on_log_probabilities(llm: LLM) -> None:
-    outputs = llm.generate(_prompts(), SamplingParams(max_tokens=48, seed=2), n=64)
+    outputs = llm.generate(_prompts(), SamplingParams(max_tokens=48, seed=2, thinking=True), n=64)
     items = [(o.prompt_token_ids, sample, 1.0) for o in outputs for sample in o.outputs]
     tokens = 0
     for rows in pack(items, TOKENIZER.pad_id, 2048):
