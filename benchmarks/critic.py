@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=500, help="held-out problems a level")
     parser.add_argument("--levels", type=int, default=8, help="levels above D to look at")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--ei-lr", type=float, default=1e-3, help="learning rate of expert iteration")
+    parser.add_argument("--ei-lr", type=float, help="learning rate of both forms of expert iteration (default: RL's)")
     parser.add_argument("--ei-epochs", type=int, default=1)
     parser.add_argument("--ei-minibatches", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="few problems, for trying the script out")
@@ -183,7 +183,7 @@ def main() -> None:
         algorithm="expert_iteration",
         epochs=options.ei_epochs,
         minibatches=options.ei_minibatches,
-        optimizer=OptimizerConfig(**{**vars(rl.optimizer), "lr": options.ei_lr}),
+        optimizer=OptimizerConfig(**{**vars(rl.optimizer), "lr": options.ei_lr or rl.optimizer.lr}),
     )
     trained = arms(run, options.arms.split(","), expert)
     config = EvaluationConfig(
