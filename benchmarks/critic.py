@@ -88,7 +88,10 @@ def ready_tasks(run: Run) -> dict[str, Task]:
 
 
 def own_samples(run: Run, budget: float, config: GrpoConfig) -> Decoder:
-    """Supervised training on the base's own verified samples: half of the budget to draw them, half to learn."""
+    """Supervised training on the base's own verified thoughts: half of the budget to draw them, half to learn.
+
+    It is made to think: left to itself the base would spend the budget on answering at once, right by luck.
+    """
     model = run.stage_model("pretrain").train()
     optimizer = Optimizer(model, config.optimizer, run.dtype)
     llm = run.engine(model)
@@ -96,7 +99,7 @@ def own_samples(run: Run, budget: float, config: GrpoConfig) -> Decoder:
     curriculum = Curriculum(tasks)
     right = []
     for step in count():
-        for group in draw_groups(llm, tasks, curriculum, config, run.recipe.seed, step):
+        for group in draw_groups(llm, tasks, curriculum, config, run.recipe.seed, step, thinking=True):
             kept = {tuple(s.token_ids): s for s, r in zip(group.samples, group.rewards, strict=True) if r.total > 0.5}
             right += [(group.prompt, sample, 1.0) for sample in kept.values()]
         if run.books.flops >= budget / 2:

@@ -1,6 +1,7 @@
-"""Several finished runs side by side, as the tables of docs/results.md.
+"""Several finished runs side by side, as the tables of docs/results.md; and what the critic found on each.
 
-python benchmarks/seeds.py runs/dense-seed0 runs/dense-seed1 runs/dense-seed2
+    python benchmarks/seeds.py runs/dense-seed0 runs/dense-seed1 runs/dense-seed2
+    python benchmarks/seeds.py --critic critic-seed0.json critic-seed1.json critic-seed2.json
 """
 
 from __future__ import annotations
@@ -87,13 +88,42 @@ def by_task(reports: list[Report], folders: list[Path]) -> None:
         table(head, rows)
 
 
+def critic(found: list[Report], levels: int = 3) -> None:
+    """The first levels past each base's frontier, all arms; a star where an arm's interval lies above nothing's."""
+    for task in found[0]["tasks"]:
+        rows = []
+        arms = list(found[0]["tasks"][task]["arms"])
+        for report in found:
+            points = {
+                arm: {p["difficulty"]: p for p in entry["by_difficulty"]}
+                for arm, entry in report["tasks"][task]["arms"].items()
+            }
+            base = points["nothing"]
+            past = [level for level, p in base.items() if p["accuracy"] < 0.5 and p["n"] >= 50]
+            missing = {"accuracy": 0.0, "low": 0.0, "high": 0.0}  # the look upwards stops where an arm is at its end
+            for level in past[:levels]:
+                cells = []
+                for arm in arms:
+                    point = points[arm].get(level, missing)
+                    cells.append(interval(point) + ("*" if point["low"] > base[level]["high"] else ""))
+                rows.append((f"seed {report['seed']}, {level} (n = {base[level]['n']})", cells))
+        print(f"{task} (D = {found[0]['tasks'][task]['gold_limit']}):\n")
+        table([arm.replace("_", " ") for arm in arms], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="finished run folders")
-    folders = parser.parse_args().runs
-    reports = [json.loads((folder / "report.json").read_text()) for folder in folders]
-    whole(reports, folders)
-    by_task(reports, folders)
+    parser.add_argument("runs", type=Path, nargs="*", help="finished run folders")
+    parser.add_argument("--critic", type=Path, nargs="+", metavar="FILE", help="what benchmarks/critic.py --json wrote")
+    options = parser.parse_args()
+    if options.critic:
+        critic([json.loads(path.read_text()) for path in options.critic])
+        return
+    if not options.runs:
+        parser.error("give run folders, or --critic with files")
+    reports = [json.loads((folder / "report.json").read_text()) for folder in options.runs]
+    whole(reports, options.runs)
+    by_task(reports, options.runs)
 
 
 if __name__ == "__main__":

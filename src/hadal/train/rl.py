@@ -53,9 +53,13 @@ class UpdateResult:
 
 
 def draw_groups(
-    llm: LLM, tasks: Mapping[str, Task], curriculum: Curriculum, config: RLConfig, seed: int, step: int
-) -> list[Group]:
-    """A batch of scored groups at the difficulties that the curriculum asks for; it takes in how they went."""
+    llm: LLM, tasks: Mapping[str, Task], curriculum: Curriculum, config: RLConfig, seed: int, step: int,
+    thinking: bool | None = None,
+) -> list[Group]:  # fmt: skip
+    """A batch of scored groups at the difficulties that the curriculum asks for; it takes in how they went.
+
+    thinking: as in SamplingParams; None leaves it to the model, as RL does.
+    """
     rng = Rng("rl", seed, step)
     names = list(tasks)
     problems = []
@@ -63,7 +67,8 @@ def draw_groups(
         name = names[(i + step) % len(names)]
         level = curriculum.draw(name, rng)
         problems.append((name, tasks[name].generate(rng.bits(), "train", level)))
-    params = SamplingParams(config.temperature, max_tokens=config.max_tokens, seed=rng.bits() >> 1)
+    seed = rng.bits() >> 1
+    params = SamplingParams(config.temperature, max_tokens=config.max_tokens, seed=seed, thinking=thinking)
     groups = sample_groups(llm, tasks, problems, params, config.samples)
     for group in groups:
         curriculum.record(group.task, group.problem.meta["difficulty"], group.success)
