@@ -41,6 +41,9 @@ warmup = 5
 check_problems = 16
 margin = -1.0
 checkpoint_every = 10
+[pretrain.optimizer]
+lr = 0.004
+muon_lr = 0.02
 [grpo]
 updates = 7
 prompts = 4
