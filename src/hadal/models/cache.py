@@ -76,10 +76,10 @@ class Cache(Columns):
         self, layers: int, widths: list[tuple[int, int]], start: Tensor, capacity: int, dtype: torch.dtype
     ) -> None:
         super().__init__(start)
-        rows = len(start)
+        rows, where = len(start), start.device
         self.capacity = capacity
         self.layers = [
-            tuple(torch.empty(rows, heads, capacity, width, dtype=dtype, device=start.device) for heads, width in widths)
+            tuple(torch.empty(rows, heads, capacity, width, dtype=dtype, device=where) for heads, width in widths)
             for _ in range(layers)
         ]
 

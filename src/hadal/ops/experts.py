@@ -146,7 +146,10 @@ def routed_experts(
     down_EDI: Tensor,
     linear: Callable[[Tensor, Tensor, Tensor], Tensor] = grouped_linear,
 ) -> Tensor:
-    """Sum over a token's P experts of weight * down(swiglu(gate_up x)); [N, D]. linear: `grouped_linear` or its like."""
+    """Sum over a token's P experts of weight * down(swiglu(gate_up x)); [N, D].
+
+    linear: `grouped_linear` or a function like it.
+    """
     expert_M, place_M = expert_NP.flatten().sort(stable=True)  # choices (token * P + p), ordered by expert
     every_E = torch.arange(len(gate_up_EOD), device=expert_M.device)
     ends_E = torch.searchsorted(expert_M, every_E, right=True, out_int32=True)
