@@ -73,15 +73,15 @@ class _Combine(Function):
 
 
 def takes_grouped(x_MK: Tensor, weight_EOK: Tensor) -> bool:
-    """Whether torch's grouped product and its backward pass take these: rows of 16-byte multiples, aligned on a GPU."""
-    if x_MK.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return False
+    """Whether torch's grouped product and its backward pass take these: rows of a multiple of 16 bytes, on a CPU in
+    float32, bf16 or fp16, on a GPU (of compute capability 8.0 or more) in bf16 that is aligned."""
     if any(size * x_MK.itemsize % 16 for size in weight_EOK.shape[1:]):
         return False
     if x_MK.device.type == "cuda":
         aligned = all(tensor.data_ptr() % 16 == 0 for tensor in (x_MK, weight_EOK))
-        return aligned and torch.cuda.get_device_capability(x_MK.device) >= (8, 0)
-    return x_MK.device.type == "cpu"
+        capable = torch.cuda.get_device_capability(x_MK.device) >= (8, 0)
+        return x_MK.dtype == torch.bfloat16 and aligned and capable
+    return x_MK.device.type == "cpu" and x_MK.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _loads(ends_E: Tensor) -> list[int]:
