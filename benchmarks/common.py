@@ -10,7 +10,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,16 @@ class Result:
     seconds: list[float]
 
 
-def arguments(about: str | None) -> argparse.Namespace:
-    """The options that every benchmark takes."""
+def arguments(about: str | None, models: Sequence[str] = ()) -> argparse.Namespace:
+    """The options that every benchmark takes; which of its `models` to run where it has its own, else --arch."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller batches, under a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
     parser.add_argument("--threads", type=int, default=0, help="threads of torch (default: its own choice)")
-    parser.add_argument("--arch", choices=sorted(SHAPES), default="dense")
+    if models:
+        parser.add_argument("--models", nargs="+", choices=models, help="these alone")
+    else:
+        parser.add_argument("--arch", choices=sorted(SHAPES), default="dense")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     args = parser.parse_args()
     if args.threads:
@@ -72,12 +75,13 @@ def peer_dtypes(dtype: str, rates: dict[str, float]) -> list[str]:
     return [dtype, "bfloat16"]
 
 
-def measured_rates(args: argparse.Namespace) -> tuple[dict[str, float], str]:
-    """The machine's matrix rates in FLOP/s, and the dtype to compute in."""
-    rates = matmul_rates(1.0)
+def measured_rates(args: argparse.Namespace, device: str = "cpu") -> tuple[dict[str, float], str]:
+    """The device's matrix rates in FLOP/s, and the dtype to compute in."""
+    rates = matmul_rates(1.0, device)
     dtype = fastest_dtype(rates) if args.dtype == "auto" else args.dtype
     shown = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items())
-    print(f"{torch.get_num_threads()} thread(s), matrix rate in GFLOP/s: {shown}; computing in {dtype}.")
+    where = f"{torch.get_num_threads()} thread(s)" if device == "cpu" else torch.cuda.get_device_name()
+    print(f"{where}, matrix rate in GFLOP/s: {shown}; computing in {dtype}.")
     return rates, dtype
 
 
@@ -107,6 +111,16 @@ def interleave(sides: dict[str, Callable[[], object]], seconds: float, least: in
     return times
 
 
+def shapes(args: argparse.Namespace) -> dict[str, Any]:
+    """What --arch chose, for the written results."""
+    return {"arch": args.arch, "parameters": counted(SHAPES[args.arch])}
+
+
+def counted(configs: dict[str, ModelConfig]) -> dict[str, Any]:
+    """Parameters of each model, for the written results."""
+    return {size: asdict(parameters(config)) for size, config in configs.items()}
+
+
 def results(
     size: str, times: dict[str, list[float]], dtypes: dict[str, str], tokens: int, flops: float, rates: dict[str, float]
 ) -> list[Result]:
@@ -126,16 +140,17 @@ def show(
     args: argparse.Namespace, name: str, found: list[Result], rates: dict[str, float], about: dict[str, Any]
 ) -> None:
     """Print the table; write it where --json says."""
-    print(f"\n{'size':6}{'side':32}{'dtype':10}{'tokens/s':>10}{'of matrix rate':>16}{'hadal is':>11}{'n':>4}")
+    wide, wider = (max(len(getattr(r, key)) for r in found) + 2 for key in ("size", "side"))
+    heads = f"{'dtype':10}{'tokens/s':>10}{'of matrix rate':>16}{'hadal is':>11}{'n':>4}"
+    print(f"\n{'size':{wide}}{'side':{wider}}{heads}")
     for r in found:
         ratio = f"{r.ratio:.2f}x"
         print(
-            f"{r.size:6}{r.side:32}{r.dtype:10}{r.tokens_per_second:10.0f}{r.share:16.1%}{ratio:>11}{len(r.seconds):4}"
+            f"{r.size:{wide}}{r.side:{wider}}{r.dtype:10}{r.tokens_per_second:10.0f}{r.share:16.1%}{ratio:>11}{len(r.seconds):4}"
         )
     if args.json:
         data = {
             "benchmark": name,
-            "arch": args.arch,
             "quick": args.quick,
             "date": time.strftime("%Y-%m-%d"),
             "hadal": hadal.__version__,
@@ -145,7 +160,6 @@ def show(
             "threads": torch.get_num_threads(),
             "matrix_flops_per_second": rates,
             **about,
-            "parameters": {size: asdict(parameters(config)) for size, config in SHAPES[args.arch].items()},
             "results": [asdict(r) for r in found],
         }
         args.json.write_text(json.dumps(data, indent=2) + "\n")

@@ -23,6 +23,7 @@ from common import (
     measured_rates,
     peer_dtypes,
     results,
+    shapes,
     show,
     transformers_or_none,
 )
@@ -101,7 +102,7 @@ def main() -> None:
         prefill = PROMPT * forward_flops(config, PROMPT / 2, head=False) / new
         flops = forward_flops(config, PROMPT + new / 2) + prefill
         found += results(size, times, dtypes, len(rows) * new, flops, rates)
-    show(args, "rollout", found, rates, {"sequences": len(rows), "prompt": PROMPT, "new_tokens": new})
+    show(args, "rollout", found, rates, shapes(args) | {"sequences": len(rows), "prompt": PROMPT, "new_tokens": new})
 
 
 if __name__ == "__main__":

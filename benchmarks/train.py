@@ -24,6 +24,7 @@ from common import (
     measured_rates,
     peer_dtypes,
     results,
+    shapes,
     show,
     transformers_or_none,
 )
@@ -108,7 +109,7 @@ def main() -> None:
         times = interleave(sides, 6.0 if args.quick else 60.0)
         flops = training_flops(config, mean_context(LENGTH))
         found += results(size, times, dtypes, ids.numel(), flops, rates)
-    show(args, "train", found, rates, {"rows": rows, "length": LENGTH})
+    show(args, "train", found, rates, shapes(args) | {"rows": rows, "length": LENGTH})
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from hadal.models.decoder import Decoder
 from hadal.models.deepseek import Deepseek, routers, update_router_biases
 from hadal.models.names import to_released
 from hadal.ops.attention import plain_swiglu, swiglu
-from hadal.ops.experts import plain_experts, routed_experts
+from hadal.ops.experts import grouped_linear, loop_linear, plain_experts, routed_experts, takes_grouped
 from hadal.ops.norm import (
     norm_rotate,
     plain_norm_rotate,
@@ -254,11 +254,10 @@ def test_routed_experts_equal_a_loop_over_experts(case: str) -> None:
     if case == "all on two experts":
         scores[:, 1:3] += 100
     expert = scores.topk(P, dim=1)[1]
-    loads = expert.flatten().bincount(minlength=E).tolist()
     inputs = [doubles(N, D, seed=1), doubles(N, P, seed=2), doubles(E, 2 * I, D, seed=3), doubles(E, D, I, seed=4)]
 
     def fast(x: Tensor, weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        return routed_experts(x, expert, weight, up, down, loads)
+        return routed_experts(x, expert, weight, up, down)
 
     x, weight, up, down = inputs
     ours, reference = fast(*inputs), plain_experts(x, expert, weight, up, down)
@@ -269,6 +268,26 @@ def test_routed_experts_equal_a_loop_over_experts(case: str) -> None:
     ):
         torch.testing.assert_close(mine, right, atol=1e-10, rtol=0)
     assert torch.autograd.gradcheck(fast, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("widths", [(16, 24), (10, 24), (16, 7)], ids=str)
+def test_the_grouped_product_equals_one_product_after_the_other(dtype: torch.dtype, widths: tuple[int, int]) -> None:
+    K, O = widths
+    loads = [3, 0, 9, 1, 0]
+    ends = torch.tensor(loads).cumsum(0).int()
+    # An odd offset in memory: the optimiser lays parameters end to end.
+    x = doubles(13 * K + 1, seed=1).detach().to(dtype)[1:].view(13, K).requires_grad_()
+    weight = doubles(5 * O * K + 1, seed=2).detach().to(dtype)[1:].view(5, O, K).requires_grad_()
+    assert takes_grouped(x, weight) == (K * x.itemsize % 16 == O * x.itemsize % 16 == 0)
+    reference = torch.cat([part @ matrix.t() for part, matrix in zip(x.split(loads), weight, strict=True)])
+    upstream = doubles(13, O, seed=3).detach().to(dtype)
+    wanted = [reference, *torch.autograd.grad(reference, (x, weight), upstream)]
+    for form in (grouped_linear, loop_linear):
+        out = form(x, weight, ends)
+        for mine, right in zip([out, *torch.autograd.grad(out, (x, weight), upstream)], wanted, strict=True):
+            torch.testing.assert_close(mine, right, atol=1e-5 if dtype == torch.float32 else 0.05, rtol=1e-2)
+        assert grouped_linear(x[:0], weight, torch.zeros(5, dtype=torch.int32)).shape == (0, O)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(config: ModelConfig) -> None:
@@ -351,7 +370,7 @@ def test_router_state_comes_back() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_optimiser_trains_stacked_experts(dtype: torch.dtype) -> None:
     model = fresh(DEEPSEEK)
-    optimizer = Optimizer(model, OptimizerConfig(), dtype)
+    optimizer = Optimizer(model, OptimizerConfig(muon_lr=0.02), dtype)
     before = {name: value.clone() for name, value in optimizer.masters(model).items()}
     ids = tokens(8, 20)
     losses = []

@@ -117,10 +117,18 @@ def test_a_kill_between_each_two_writes(part: int, whole: tuple[Outcome, int, Pa
 
 
 def test_experts_resume_too(tmp_path: Path) -> None:
-    lab = Lab(tmp_path, "--set", 'arch="deepseek"', "--set", "model.num_nextn_predict_layers=1")
+    settings = ('arch="deepseek"', "model.num_nextn_predict_layers=1", "model.num_hidden_layers=2")
+    lab = Lab(tmp_path, *(word for setting in settings for word in ("--set", setting)))
     runs = lab("kill", 0, 45, 120, 0)
     assert [run["status"] for run in runs] == [0, -signal.SIGKILL, -signal.SIGKILL, 0], runs
     assert lab.outcome(1) == lab.outcome(2)
+    lines = [json.loads(line) for line in lab.outcome(1)["metrics.jsonl"].splitlines()]
+    trained = [line for line in lines if line["stage"] == "pretrain" and "loss" in line]
+    assert trained and all([layer["layer"] for layer in line["experts"]] == [1, 2] for line in trained)
+    updates = [line["experts"] for line in lines if line["stage"] == "grpo" and "experts" in line]
+    assert updates and all([layer["layer"] for layer in layers] == [1] for layers in updates)
+    for layer in (layer for layers in [*updates, *(line["experts"] for line in trained)] for layer in layers):
+        assert 1 <= layer["load_max"] <= 4 / 2 and 0.5 <= layer["load_entropy"] <= 1 and 0 <= layer["load_dead"] <= 2
 
 
 # By the clock, in processes of their own, as users stop them

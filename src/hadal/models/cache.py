@@ -27,17 +27,17 @@ class Columns:
 
     def positions(self, tokens: int) -> Tensor:
         """Positions [B, T] of the next `tokens` columns, 0 at each row's first real token."""
-        columns = torch.arange(self.length, self.length + tokens)
+        columns = torch.arange(self.length, self.length + tokens, device=self.start.device)
         return (columns - self.start[:, None]).clamp_(min=0)
 
     def bias(self, tokens: int, dtype: torch.dtype) -> Tensor:
         """Additive mask [B, T, S] for the next `tokens` columns over all columns up to them."""
         end = self.length + tokens
-        column = torch.arange(end)
-        query = torch.arange(self.length, end)[:, None]
+        column = torch.arange(end, device=self.start.device)
+        query = column[self.length :, None]
         seen = (column <= query) & (column >= self.start[:, None, None])
         seen |= column == query  # an unused column looks at itself, so that its softmax is defined
-        return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
 class SharedPrefix(Columns):
@@ -69,17 +69,17 @@ class SharedPrefix(Columns):
 class Cache(Columns):
     """Per layer a tuple of tensors [B, J, capacity, C]; which ones is the architecture's business.
 
-    widths: (J, C) of each tensor that a layer keeps for a token, e.g. keys and values.
+    widths: (J, C) of each tensor that a layer keeps for a token, e.g. keys and values; they live where `start` does.
     """
 
     def __init__(
         self, layers: int, widths: list[tuple[int, int]], start: Tensor, capacity: int, dtype: torch.dtype
     ) -> None:
         super().__init__(start)
-        rows = len(start)
+        rows, where = len(start), start.device
         self.capacity = capacity
         self.layers = [
-            tuple(torch.empty(rows, heads, capacity, width, dtype=dtype) for heads, width in widths)
+            tuple(torch.empty(rows, heads, capacity, width, dtype=dtype, device=where) for heads, width in widths)
             for _ in range(layers)
         ]
 

@@ -100,7 +100,7 @@ class Decoder(nn.Module):
         self, tokens: int, cache: Columns | None, positions_BT: Tensor | None
     ) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """cos and sin [., T, 1, R/2] of the next tokens, and what each may look at."""
-        bias = causal_bias(tokens, self.dtype) if cache is None else cache.bias(tokens, self.dtype)
+        bias = causal_bias(tokens, self.dtype, self.cos.device) if cache is None else cache.bias(tokens, self.dtype)
         if cache is not None:
             positions_BT = cache.positions(tokens)
         if positions_BT is None:

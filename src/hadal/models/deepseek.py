@@ -126,8 +126,8 @@ class Router(nn.Module):
         self.balance_share = 1.0
         """What part of an update this pass is: 1/n where gradients of n passes are added up."""
 
-    def forward(self, x_BTD: Tensor, real_BT: Tensor | None) -> tuple[Tensor, Tensor, list[int]]:
-        """Experts [N, P], their weights [N, P], and how many choices fell on each expert."""
+    def forward(self, x_BTD: Tensor, real_BT: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Experts [N, P] and their weights [N, P]."""
         c = self.config
         wide = torch.float64 if x_BTD.dtype == torch.float64 else torch.float32
         logits = F.linear(x_BTD.to(wide), self.weight.to(wide))
@@ -135,7 +135,6 @@ class Router(nn.Module):
         scores_NE = scores_BTE.flatten(0, -2)
         with torch.no_grad():
             expert_NP = self.choose(scores_NE)
-            load = expert_NP.flatten().bincount(minlength=c.n_routed_experts)
         weight_NP = scores_NE.gather(1, expert_NP)
         if c.norm_topk_prob:
             weight_NP = weight_NP / weight_NP.sum(-1, keepdim=True)
@@ -147,7 +146,7 @@ class Router(nn.Module):
             if c.aux_loss_alpha:
                 loss = self._balance_loss(scores_BTE, expert_NP, real)
                 weight_NP = with_loss(weight_NP, c.aux_loss_alpha * self.balance_share * loss)
-        return expert_NP, weight_NP, load.tolist()
+        return expert_NP, weight_NP
 
     def choose(self, scores_NE: Tensor) -> Tensor:
         """The P experts [N, P] of each token, by the config's method."""
@@ -195,9 +194,9 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x_BTD: Tensor, real_BT: Tensor | None) -> Tensor:
         x_ND = x_BTD.flatten(0, -2)
-        expert_NP, weight_NP, loads = self.gate(x_BTD, real_BT)
+        expert_NP, weight_NP = self.gate(x_BTD, real_BT)
         experts = self.experts
-        routed = routed_experts(x_ND, expert_NP, weight_NP, experts.gate_up_proj, experts.down_proj, loads)
+        routed = routed_experts(x_ND, expert_NP, weight_NP, experts.gate_up_proj, experts.down_proj)
         return self.shared_experts(x_BTD) + routed.view_as(x_BTD)
 
 

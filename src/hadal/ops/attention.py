@@ -1,7 +1,9 @@
-"""Attention and the gated feed-forward product, in the form that is fastest on a CPU at short lengths.
+"""Attention and the gated feed-forward product, in the form that is fastest where they run.
 
-torch's own scaled_dot_product_attention is two to four times slower there when single tokens are decoded, and
-in bf16 when trained; in float32 training the two are equal (docs/log.md has the figures).
+Attention has three forms of one function. On a CPU short passes are two batched products (torch's own
+scaled_dot_product_attention is two to four times slower there when single tokens are decoded, and in bf16 when
+trained), and longer ones go block by block, skip what causality hides and keep no weights for the backward pass.
+On a GPU it is torch's. docs/log.md has the figures behind the choice.
 """
 
 from __future__ import annotations
@@ -13,31 +15,119 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+BLOCK = 64
+"""Queries that `blockwise_attend` takes at a time."""
+LONG = 128
+"""Passes of more queries go block by block on a CPU."""
+
 
 def attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """Softmax attention of T queries over S keys; H query heads share J key heads (H a multiple of J).
+    """Causal softmax attention of the last T of S positions; H query heads share J key heads (H a multiple of J).
 
-    bias: additive mask, [T, S] or [B, T, S], 0 where a query may look and -inf where not.
-    Returns [B, T, H * V].
+    bias: additive mask, 0 where a query may look and -inf where not, which is never past its own column S - T + t:
+    [B, T, S], or [T, S] where that is all it says. Returns [B, T, H * V].
     """
+    if q_BTHK.device.type == "cuda":
+        return fused_attend(q_BTHK, k_BJSK, v_BJSV, bias, scale)
+    form = blockwise_attend if q_BTHK.shape[1] > LONG else plain_attend
+    return form(q_BTHK, k_BJSK, v_BJSV, bias, scale)
+
+
+def plain_attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """The same function as `attend`, all T x S weights at once and left to autograd."""
+    B, T, H, _ = q_BTHK.shape
+    q, k, v = _by_key_head(q_BTHK, k_BJSK, v_BJSV)
+    weights = torch.softmax(torch.baddbmm(_mask(bias, q), q.flatten(1, 2), k.mT, alpha=scale), dim=-1)
+    return _by_token(torch.bmm(weights, v).view(*q.shape[:3], -1), B)
+
+
+def blockwise_attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """The same function as `attend`, `BLOCK` queries at a time over the columns that these can see."""
+    return _by_token(_Blockwise.apply(*_by_key_head(q_BTHK, k_BJSK, v_BJSV), bias, scale), len(q_BTHK))
+
+
+def fused_attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """The same function as `attend` by torch's scaled_dot_product_attention."""
+    T, H, J, S = *q_BTHK.shape[1:3], *k_BJSK.shape[1:3]
+    plain = bias.dim() == 2 and T == S
+    mask = None if plain else bias.view(-1, 1, T, S)
+    out = F.scaled_dot_product_attention(
+        q_BTHK.transpose(1, 2), k_BJSK, v_BJSV, mask, is_causal=plain, scale=scale, enable_gqa=H != J
+    )
+    return out.transpose(1, 2).flatten(2)
+
+
+def _by_key_head(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [B * J, G, T, K], of the G heads that share a key head; keys [B * J, S, K]; values [B * J, S, V]."""
     B, T, H, K = q_BTHK.shape
     J, S = k_BJSK.shape[1:3]
-    G = H // J
-    q = q_BTHK.view(B, T, J, G, K).permute(0, 2, 3, 1, 4).reshape(B * J, G * T, K)
-    k = k_BJSK.reshape(B * J, S, K)
-    v = v_BJSV.reshape(B * J, S, v_BJSV.shape[-1])
+    q = q_BTHK.view(B, T, J, H // J, K).permute(0, 2, 3, 1, 4).reshape(B * J, H // J, T, K)
+    return q, k_BJSK.reshape(B * J, S, K), v_BJSV.reshape(B * J, S, v_BJSV.shape[-1])
+
+
+def _by_token(out_NGTV: Tensor, rows: int) -> Tensor:
+    """[N = B * J, G, T, V] to [B, T, J * G * V]."""
+    N, G, T, V = out_NGTV.shape
+    return out_NGTV.view(rows, N // rows, G, T, V).permute(0, 3, 1, 2, 4).reshape(rows, T, -1)
+
+
+def _mask(bias: Tensor, q_NGTK: Tensor) -> Tensor:
+    """bias [T, S] or [B, T, S] as [N, G * T, S]."""
+    N, G, T, _ = q_NGTK.shape
+    S = bias.shape[-1]
     if bias.dim() == 2:
-        mask = bias.expand(G, T, S).reshape(1, G * T, S).expand(B * J, G * T, S)
-    else:
-        mask = bias.view(B, 1, 1, T, S).expand(B, J, G, T, S).reshape(B * J, G * T, S)
-    weights = torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale), dim=-1)
-    out = torch.bmm(weights, v)
-    return out.view(B, J, G, T, -1).permute(0, 3, 1, 2, 4).reshape(B, T, -1)
+        return bias.expand(G, T, S).reshape(1, G * T, S).expand(N, G * T, S)
+    B = len(bias)
+    return bias.view(B, 1, 1, T, S).expand(B, N // B, G, T, S).reshape(N, G * T, S)
 
 
-def causal_bias(length: int, dtype: torch.dtype) -> Tensor:
+class _Blockwise(Function):
+    """Weights are computed anew in the backward pass: memory grows with T and S, not with their product.
+
+    Blocks are added up in one order, in at least float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_NGTK: Tensor, k_NSK: Tensor, v_NSV: Tensor, bias: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(q_NGTK, k_NSK, v_NSV, bias)
+        ctx.scale = scale
+        out = q_NGTK.new_empty(*q_NGTK.shape[:3], v_NSV.shape[-1])
+        for begin in range(0, q_NGTK.shape[2], BLOCK):
+            q, end, weights = _block_weights(q_NGTK, k_NSK, bias, scale, begin)
+            out[:, :, begin : begin + BLOCK] = torch.bmm(weights, v_NSV[:, :end]).view(*q.shape[:3], -1)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        q_NGTK, k_NSK, v_NSV, bias = ctx.saved_tensors
+        wide = torch.promote_types(q_NGTK.dtype, torch.float32)
+        grad_q = torch.empty_like(q_NGTK)
+        grad_k, grad_v = torch.zeros_like(k_NSK, dtype=wide), torch.zeros_like(v_NSV, dtype=wide)
+        for begin in range(0, q_NGTK.shape[2], BLOCK):
+            q, end, weights = _block_weights(q_NGTK, k_NSK, bias, ctx.scale, begin)
+            grad = grads[0][:, :, begin : begin + BLOCK].flatten(1, 2)
+            grad_v[:, :end] += torch.bmm(weights.mT, grad)
+            grad_weights = torch.bmm(grad, v_NSV[:, :end].mT)
+            scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(ctx.scale)
+            grad_q[:, :, begin : begin + BLOCK] = torch.bmm(scores, k_NSK[:, :end]).view(q.shape)
+            grad_k[:, :end] += torch.bmm(scores.mT, q.flatten(1, 2))
+        return grad_q, grad_k.to(k_NSK.dtype), grad_v.to(v_NSV.dtype), None, None
+
+
+def _block_weights(
+    q_NGTK: Tensor, k_NSK: Tensor, bias: Tensor, scale: float, begin: int
+) -> tuple[Tensor, int, Tensor]:
+    """A block's queries [N, G, t, K], how many columns they can see, and their weights [N, G * t, columns]."""
+    q = q_NGTK[:, :, begin : begin + BLOCK]
+    last = begin + q.shape[2]
+    end = k_NSK.shape[1] - q_NGTK.shape[2] + last
+    mask = _mask(bias[..., begin:last, :end], q)
+    return q, end, torch.softmax(torch.baddbmm(mask, q.flatten(1, 2), k_NSK[:, :end].mT, alpha=scale), dim=-1)
+
+
+def causal_bias(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[T, T] additive mask: each position sees itself and what came before."""
-    return torch.full((length, length), float("-inf"), dtype=dtype).triu_(1)
+    return torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu_(1)
 
 
 class _SwiGLU(Function):

@@ -1,12 +1,17 @@
-"""The routed experts' feed-forward, in the form that is fastest on a CPU: sort by expert, multiply, sort back.
+"""The routed experts' feed-forward: sort by expert, multiply group by group, sort back.
 
 Every token is computed, whatever the load: nothing is dropped and nothing padded. Moving tokens to their
 experts and back is done by gathers in both directions (a gather's own backward pass would add into rows in an
 order of the library's choosing), so the same inputs give the same bits. `plain_experts` is what tests hold it to.
+
+The product is torch's grouped one wherever it takes the tensors. On a CPU that gives the bits of a loop of `mm`, and
+up to twice its speed where an expert has few rows (docs/log.md has the figures); on a GPU it is one kernel, and
+nothing here makes the host wait for the loads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -67,15 +72,31 @@ class _Combine(Function):
         return grad_M.mul_(by_row[:, None].to(y.dtype)), grad_weight.to(weight.dtype), None, None
 
 
-class _GroupedLinear(Function):
-    """Rows begin[e]..begin[e+1] of x times the transpose of matrix e, for every e."""
+def takes_grouped(x_MK: Tensor, weight_EOK: Tensor) -> bool:
+    """Whether torch's grouped product and its backward pass take these: rows of a multiple of 16 bytes, on a CPU in
+    float32, bf16 or fp16, on a GPU (of compute capability 8.0 or more) in bf16 that is aligned."""
+    if any(size * x_MK.itemsize % 16 for size in weight_EOK.shape[1:]):
+        return False
+    if x_MK.device.type == "cuda":
+        aligned = all(tensor.data_ptr() % 16 == 0 for tensor in (x_MK, weight_EOK))
+        capable = torch.cuda.get_device_capability(x_MK.device) >= (8, 0)
+        return x_MK.dtype == torch.bfloat16 and aligned and capable
+    return x_MK.device.type == "cpu" and x_MK.dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _loads(ends_E: Tensor) -> list[int]:
+    return torch.diff(ends_E, prepend=ends_E.new_zeros(1)).tolist()
+
+
+class _LoopLinear(Function):
+    """`grouped_linear` as one product after the other."""
 
     @staticmethod
-    def forward(ctx: Any, x_MK: Tensor, weight_EOK: Tensor, loads: list[int]) -> Tensor:
+    def forward(ctx: Any, x_MK: Tensor, weight_EOK: Tensor, ends_E: Tensor) -> Tensor:
         ctx.save_for_backward(x_MK, weight_EOK)
-        ctx.loads = loads
+        ctx.loads = _loads(ends_E)
         out = x_MK.new_empty(len(x_MK), weight_EOK.shape[1])
-        for x, weight, y in zip(x_MK.split(loads), weight_EOK, out.split(loads), strict=True):
+        for x, weight, y in zip(x_MK.split(ctx.loads), weight_EOK, out.split(ctx.loads), strict=True):
             torch.mm(x, weight.t(), out=y)
         return out
 
@@ -90,19 +111,53 @@ class _GroupedLinear(Function):
         return grad_x, grad_weight, None
 
 
+class _GroupedLinear(Function):
+    """`grouped_linear` by torch's grouped product; its own backward pass may ask for strides that it then refuses."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MK: Tensor, weight_EOK: Tensor, ends_E: Tensor) -> Tensor:
+        ctx.save_for_backward(x_MK, weight_EOK, ends_E)
+        return F.grouped_mm(x_MK, weight_EOK.mT, offs=ends_E)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        x_MK, weight_EOK, ends_E = ctx.saved_tensors
+        grad_MO = grads[0].contiguous()
+        grad_x = F.grouped_mm(grad_MO, weight_EOK, offs=ends_E)
+        return grad_x, F.grouped_mm(grad_MO.t(), x_MK, offs=ends_E), None
+
+
+def loop_linear(x_MK: Tensor, weight_EOK: Tensor, ends_E: Tensor) -> Tensor:
+    """The same function as `grouped_linear` for any dtype and width, in a loop over the experts."""
+    return _LoopLinear.apply(x_MK, weight_EOK, ends_E)
+
+
+def grouped_linear(x_MK: Tensor, weight_EOK: Tensor, ends_E: Tensor) -> Tensor:
+    """Rows ends[e - 1]..ends[e] of x times the transpose of matrix e, for every e; [M, O]. ends: int32."""
+    form = _GroupedLinear if takes_grouped(x_MK, weight_EOK) else _LoopLinear
+    return form.apply(x_MK, weight_EOK, ends_E)
+
+
 def routed_experts(
-    x_ND: Tensor, expert_NP: Tensor, weight_NP: Tensor, gate_up_EOD: Tensor, down_EDI: Tensor, loads: list[int]
+    x_ND: Tensor,
+    expert_NP: Tensor,
+    weight_NP: Tensor,
+    gate_up_EOD: Tensor,
+    down_EDI: Tensor,
+    linear: Callable[[Tensor, Tensor, Tensor], Tensor] = grouped_linear,
 ) -> Tensor:
     """Sum over a token's P experts of weight * down(swiglu(gate_up x)); [N, D].
 
-    loads: how many of the N * P choices fell on each expert.
+    linear: `grouped_linear` or a function like it.
     """
-    place_M = expert_NP.flatten().argsort(stable=True)  # choices (token * P + p), ordered by expert
+    expert_M, place_M = expert_NP.flatten().sort(stable=True)  # choices (token * P + p), ordered by expert
+    every_E = torch.arange(len(gate_up_EOD), device=expert_M.device)
+    ends_E = torch.searchsorted(expert_M, every_E, right=True, out_int32=True)
     token_M = place_M // expert_NP.shape[1]
     place_NP = torch.empty_like(place_M)
     place_NP[place_M] = torch.arange(len(place_M), device=place_M.device)
     place_NP = place_NP.view_as(expert_NP)
     rows = _Dispatch.apply(x_ND, token_M, place_NP)
-    hidden = swiglu(_GroupedLinear.apply(rows, gate_up_EOD, loads))
-    out = _GroupedLinear.apply(hidden, down_EDI, loads)
+    hidden = swiglu(linear(rows, gate_up_EOD, ends_E))
+    out = linear(hidden, down_EDI, ends_E)
     return _Combine.apply(out, weight_NP, token_M, place_NP)

@@ -13,32 +13,39 @@ import time
 import torch
 
 SHAPE = (1024, 512, 512)  # rows, inner, columns: a training step's linear at a small model's width
+GPU_SHAPE = (8192, 8192, 8192)  # what fills one
 # A rate close to float32's is no reason to round to 8 bits of mantissa.
 WORTH_ROUNDING = 1.2
 
 
-def matmul_rates(seconds: float) -> dict[str, float]:
+def matmul_rates(seconds: float, device: str = "cpu") -> dict[str, float]:
     """Median FLOP/s of a linear layer's product in float32 and in bfloat16.
 
     `seconds` is the time of the whole measurement, give or take one product; each dtype gets
     half of it, of which the first product is warm-up.
     """
-    rows, inner, columns = SHAPE
+    rows, inner, columns = SHAPE if device == "cpu" else GPU_SHAPE
     rates = {}
     for name in ("float32", "bfloat16"):
         dtype = getattr(torch, name)
-        x = torch.ones(rows, inner, dtype=dtype)
-        weight = torch.ones(columns, inner, dtype=dtype)
+        x = torch.ones(rows, inner, dtype=dtype, device=device)
+        weight = torch.ones(columns, inner, dtype=dtype, device=device)
         end = time.perf_counter() + seconds / 2
         with torch.no_grad():
-            torch.nn.functional.linear(x, weight)
+            _product(x, weight)
             times: list[float] = []
             while not times or time.perf_counter() < end:
                 start = time.perf_counter()
-                torch.nn.functional.linear(x, weight)
+                _product(x, weight)
                 times.append(time.perf_counter() - start)
         rates[name] = 2 * rows * inner * columns / statistics.median(times)
     return rates
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor) -> None:
+    torch.nn.functional.linear(x, weight)
+    if x.is_cuda:
+        torch.cuda.synchronize()
 
 
 def fastest_dtype(rates: dict[str, float]) -> str:

@@ -41,12 +41,14 @@ def grpo(run: Run) -> None:
     while tasks and step < config.updates:
         scale = config.rate(step / config.updates)
         result = rl_update(llm, optimizer, tasks, curriculum, config, run.recipe.seed, step, scale)
+        loads = [layer for layer in model.load_metrics() if layer["load_max"]]  # some layers are not trained here
         model.after_update(0.0)
         step += 1
         length = sum(len(g.prompt) + len(g.samples[0].token_ids) for g in result.groups) / len(result.groups)
         run.count_trained(result.tokens_trained, int(length))
         levels = {name: round(curriculum.mean_level(name), 3) for name in tasks}
-        run.metrics.append({"stage": STAGE, "step": step, **result.metrics, "difficulty": levels})
+        line = {"stage": STAGE, "step": step, **result.metrics, "difficulty": levels}
+        run.metrics.append(line | ({"experts": loads} if loads else {}))
         seconds = result.seconds_sampling + result.seconds_training
         rate = (result.tokens_sampled + result.tokens_trained) / seconds
         run.timing.append(

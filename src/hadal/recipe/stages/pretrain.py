@@ -51,6 +51,7 @@ def pretrain(run: Run) -> None:
         loss, next_token = pretraining_loss(model, batch, llm.forbidden, config.mtp_weight)
         loss.backward()
         norm = optimizer.step(scale)
+        loads = model.load_metrics() if (step + 1) % 10 == 0 else []
         model.after_update(config.router_bias_rate)
         step += 1
         tokens += batch.ids.numel()
@@ -58,7 +59,8 @@ def pretrain(run: Run) -> None:
         if step % 10 == 0:
             seconds = time.perf_counter() - began
             value = float(next_token)
-            run.metrics.append({"stage": STAGE, "step": step, "loss": value, "rate": scale, "grad_norm": norm})
+            line = {"stage": STAGE, "step": step, "loss": value, "rate": scale, "grad_norm": norm}
+            run.metrics.append(line | ({"experts": loads} if loads else {}))
             run.timing.append(
                 {
                     "stage": STAGE,
