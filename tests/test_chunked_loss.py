@@ -107,7 +107,7 @@ def test_checkpointed_layers_give_the_same_bits_and_count_loads_once(name: str) 
         saved.clear()
         model.checkpoint_activations = True
         again, loads_again = run()
-    assert sum(saved) < plain  # the second pass saves its tensors as well, but gives each layer's back before the next
+    assert sum(saved) < plain
     assert all(torch.equal(a, b) for a, b in zip(grads, again, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(loads, loads_again, strict=True))
     assert name == "dense" or all(int(load.sum()) > 0 for load in loads)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from hadal.configs.models import DeepseekConfig, ModelConfig
 from hadal.configs.reading import nearest
 from hadal.errors import UserError
-from hadal.models.checkpoint import load_model
+from hadal.models.checkpoint import load_model, outline
 from hadal.models.decoder import Decoder, LowRank
 from hadal.models.names import to_released
 from hadal.models.tensor_files import TensorFiles
@@ -231,6 +231,12 @@ def attach(model: Decoder, config: LoraConfig, seed: int) -> None:
         module.scale[site.part] = config.scale
 
 
+def adapter_size(config: ModelConfig, lora: LoraConfig) -> int:
+    """How many parameters adapters have on a model of this config, which is not built for it."""
+    wanted = set(lora.targets_of(config))
+    return sum(lora.rank * sum(site.shape) for site in _sites(outline(config)).values() if site.part in wanted)
+
+
 @torch.no_grad()
 def merge(model: Decoder) -> None:
     """Add every adapter to its matrix and take it off: the model is a plain one again, all of it trainable."""
@@ -309,7 +315,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     for key, value in data.items():
         empty = value in (None, False, {}, []) or (key == "bias" and value == "none")
         if not empty and (key == "bias" or key not in _READ | _HARMLESS):
-            raise UserError(f"{path} has {key} {value!r}.", "hadal has plain low-rank adapters only: merge it with PEFT.")
+            raise UserError(f"{path} has {key} {value!r}.", "hadal reads plain adapters: merge it with PEFT.")
     if data.get("init_lora_weights") not in _KEEPS_BASE:
         raise UserError(
             f"{path} has init_lora_weights {data['init_lora_weights']!r}, which changes the base model.",
@@ -331,7 +337,7 @@ def load_adapter(model: Decoder, folder: Path) -> None:
         for name in files.entries:
             match = _NAME.fullmatch(name)
             if match is None:
-                raise UserError(f"{files.where(name)}: {name} is no adapter of a linear layer.", "hadal reads no other.")
+                raise UserError(f"{files.where(name)}: {name} is no adapter of a linear layer.", "hadal reads those.")
             if match[1] not in sites:
                 raise UserError(
                     f"{files.where(name)} adapts {match[1]}, which the model does not have.",
@@ -347,7 +353,7 @@ def load_adapter(model: Decoder, folder: Path) -> None:
             found = files.entries[names.get("A") or names["B"]].shape
             rank = (found[0] if "A" in names else found[-1]) if len(found) == 2 else 0
             if rank < 1:
-                raise UserError(f"{files.source}: the adapter of {path} is {found}.", "It must have a rank: save it again.")
+                raise UserError(f"{files.source}: the adapter of {path} is {found}.", "It must have a rank.")
             for letter, shape in (("A", (rank, width)), ("B", (rows, rank))):
                 files.check(names.get(letter, f"base_model.model.{path}.lora_{letter}.weight"), shape)
             module = _adapted(model, site.module, sites, 0.0)
