@@ -37,14 +37,15 @@ def learnt(tok: Tokenizer, conversation: Conversation) -> list[str]:
 @pytest.mark.parametrize("form", FORMS)
 def test_every_answer_is_learnt_with_its_end_and_nothing_else_is(form: str, tmp_path: Path) -> None:
     tok = tokenizer(form, tmp_path)
-    messages = turns("What is France?", "a country", "And Paris?", "The capital.", "user assistant </s>", "Yes <think> no")
+    questions = ("What is France?", "And Paris?", "user assistant </s>")
+    messages = turns(questions[0], "a country", questions[1], "The capital.", questions[2], "Yes <think> no")
     (conversation,) = Encoder(tok).encode(messages)
     end = tok.decode([tok.eos_id], special=True)
-    found = [text.replace("</think>", "").strip() for text in learnt(tok, conversation)]
-    assert found == [f"a country{' ' * (form == 'llama2')}{end}", f"The capital.{' ' * (form == 'llama2')}{end}", f"Yes <think> no{end}"]
+    found = [text.strip() for text in learnt(tok, conversation)]
+    space = " " if form == "llama2" else ""  # which its template puts behind an answer
+    assert found == [f"a country{space}{end}", f"The capital.{space}{end}", f"Yes <think> no{end}"]
     whole = tok.decode(conversation.ids, special=True)
-    for text in ("What is France?", "And Paris?"):
-        assert text in whole
+    assert all(question in whole for question in questions)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -78,7 +79,8 @@ def test_tool_calls_are_learnt_in_the_forms_own_way(form: str, tmp_path: Path) -
     arguments: Any = {"city": "Paris"} if form == "qwen3" else '{"city": "Paris"}'
     call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
     asked = {"role": A, "content": "", "tool_calls": [call]}
-    messages = [{"role": U, "content": "Rain?"}, asked, {"role": "tool", "content": "no"}, {"role": A, "content": "It is dry."}]
+    told = [{"role": "tool", "content": "no"}, {"role": A, "content": "It is dry."}]
+    messages = [{"role": U, "content": "Rain?"}, asked, *told]
     conversations = Encoder(tok).encode(messages)
     found = "".join(text for conversation in conversations for text in learnt(tok, conversation))
     assert "weather" in found and '"Paris"' in found and "It is dry." in found and "Rain?" not in found

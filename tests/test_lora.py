@@ -40,7 +40,8 @@ def targets(config: ModelConfig) -> list[str]:
     """Every kind of linear layer that the model has."""
     if not isinstance(config, DeepseekConfig):
         return ALL if config.tie_word_embeddings else [*ALL, "lm_head"]
-    return [t for t in [*LATENT, "lm_head"] if t not in (("q_proj",) if config.q_lora_rank else ("q_a_proj", "q_b_proj"))]
+    absent = ("q_proj",) if config.q_lora_rank else ("q_a_proj", "q_b_proj")
+    return [t for t in [*LATENT, "lm_head"] if t not in absent]
 
 
 def adapted(config: ModelConfig, lora: LoraConfig, seed: int = 0) -> Decoder:

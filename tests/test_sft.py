@@ -1,4 +1,4 @@
-"""`hadal sft` on small random checkpoints of three families: it learns, resumes, refuses, and leaves what others open."""
+"""`hadal sft` on small random checkpoints of three families: it learns, resumes, refuses, leaves what others open."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def test_it_learns_what_it_is_shown(name: str, way: str, tmp_path: Path) -> None
     assert right(base) == 0
     config = FULL if way == "full" else LORA
     if name == "deepseek_v3" and way != "full":
-        targets = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "lm_head", *LORA.lora.targets]
-        config = replace(config, lora=replace(config.lora, targets=[t for t in targets if t != "lm_head"]))
+        targets = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", *LORA.lora.targets]
+        config = replace(config, lora=replace(config.lora, targets=targets))
     if way == "merged":
         config = replace(config, checkpoint_activations=True)
     before = (base / "model.safetensors").read_bytes()
@@ -191,7 +191,8 @@ def test_mistakes_give_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "pirate", "content": "x"}]}\n')
     assert "role 'pirate'" in refusal(capsys, *arguments(base, out, tmp_path / "bad.jsonl"))
     assert "is no folder" in refusal(capsys, *arguments(tmp_path / "nowhere", out, file))
-    assert "Did you mean lora.rank" not in refusal(capsys, *arguments(base, out, file, "--set", "lora.rnk=3"))
+    mistyped = arguments(base, out, file, "--set", "lora.rnk=3")
+    assert "Unknown key lora.rnk. Did you mean rank?" in refusal(capsys, *mistyped)
     assert "no linear layer 'q_prj'" in refusal(
         capsys, *arguments(base, out, file, "--lora", "2", "--set", 'lora.targets=["q_prj"]')
     )
@@ -231,7 +232,7 @@ def test_memory_that_is_not_there_is_refused_before_anything_is_loaded(
     file, out = data(tmp_path / "data.jsonl", 20), tmp_path / "out"
     assert main(arguments(base, out, file)) == 2
     told = capsys.readouterr()
-    assert "needs about 1.1" in told.err.replace(",", "") or "needs about 11" in told.err, told.err
+    assert "needs about 11" in told.err, told.err  # 16 bytes for each of 70.6B parameters, and what passes need
     assert "--checkpoint-activations, --lora 16, --dtype bfloat16" in told.err and told.err.count("\n") == 1
     assert "Memory: about" in told.out and "minutes" in told.out
     assert not list(out.glob("*.safetensors"))

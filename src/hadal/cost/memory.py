@@ -15,7 +15,7 @@ from typing import Any
 from hadal.cost.flops import Shape, forward_flops, mean_context, parameters
 
 CHUNK_LOGITS = 1 << 25
-"""Logits that a loss makes at once; `hadal.train.losses` keeps to it."""
+"""Logits that a loss makes at once, 128 MiB in float32: `hadal.train.losses` computes more in chunks of so many."""
 MATMUL_SHARE = 0.5
 """Of the measured rate of matrix products, what a whole training step comes to."""
 

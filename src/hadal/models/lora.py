@@ -96,10 +96,6 @@ class LoraLinear(nn.Linear, LowRank):
         dropped = F.dropout(x_D, self.dropout, self.training) if self.dropout else x_D
         return super().forward(x_D) + F.linear(F.linear(dropped, down), up)
 
-    def stacks(self) -> dict[str, tuple[nn.Parameter, list[str]]]:
-        """The frozen tensors, each with the released matrices that it holds."""
-        return {"weight": (self.weight, list(self.rows))}
-
     def deltas(self) -> dict[str, Tensor]:
         """What merging adds to each frozen tensor, in float32."""
         down, up = self._factors()
@@ -116,7 +112,8 @@ class LoraExperts(nn.Module):
         self.scale: dict[str, float] = {}
         self.lora_A, self.lora_B = nn.ParameterDict(), nn.ParameterDict()
 
-    def stacks(self) -> dict[str, tuple[nn.Parameter, list[str]]]:
+    def _stacks(self) -> dict[str, tuple[nn.Parameter, list[str]]]:
+        """The frozen stacks, each with the released matrices that it holds of an expert."""
         return {
             "gate_up_proj": (self.gate_up_proj, ["gate_proj", "up_proj"]),
             "down_proj": (self.down_proj, ["down_proj"]),
@@ -140,12 +137,12 @@ class LoraExperts(nn.Module):
         """The adapted stacks."""
         gate_up, down = (
             stack if (delta := self._delta(stack, parts)) is None else stack + delta
-            for stack, parts in self.stacks().values()
+            for stack, parts in self._stacks().values()
         )
         return gate_up, down
 
     def deltas(self) -> dict[str, Tensor]:
-        found = {name: self._delta(stack, parts) for name, (stack, parts) in self.stacks().items()}
+        found = {name: self._delta(stack, parts) for name, (stack, parts) in self._stacks().items()}
         return {name: delta.float() for name, delta in found.items() if delta is not None}
 
 

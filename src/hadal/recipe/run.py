@@ -150,10 +150,10 @@ class RunFiles:
         """Dollars, entered or not."""
         return self.spent + LAPTOP.cost(time.perf_counter() - self.books.since)
 
-    def count_trained(self, tokens: int, length: int) -> None:
-        """Enter trained tokens in rows of `length`."""
+    def count_trained(self, tokens: int, length: int, share: float = 1.0) -> None:
+        """Enter trained tokens in rows of `length`; `share` of a whole training step's work."""
         self.books.trained += tokens
-        self.books.flops += tokens * training_flops(self.model_config, mean_context(length))
+        self.books.flops += share * tokens * training_flops(self.model_config, mean_context(length))
 
     def count_sampled(self, tokens: int, prefilled: int, length: float) -> None:
         """Enter sampled tokens, and prompt tokens read, in rows of about `length`."""

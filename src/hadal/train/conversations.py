@@ -157,10 +157,12 @@ class Encoder:
             response = tokenizer.encode(answer["content"])
         else:
             thought = thought.rpartition(THINK)[2]
-            opened = tokenizer.in_thought(prompt)
-            if opened and thought.startswith("\n") and prompt[-1] != tokenizer.think_id:
+            opened = prompt if tokenizer.in_thought(prompt) else tokenizer.chat(history, thinking=True, tools=tools)
+            leaves_it = opened == [*prompt, tokenizer.think_id]  # to the model, which learns to open a thought
+            prompt = prompt if leaves_it else opened
+            if thought.startswith("\n") and not leaves_it and prompt[-1] != tokenizer.think_id:
                 thought = thought[1:]  # the form's own prompt has broken the line already
-            response = [] if opened else [tokenizer.think_id]
+            response = [tokenizer.think_id] if leaves_it else []
             response += [*tokenizer.encode(thought), tokenizer.end_think_id, *tokenizer.encode(rest)]
         return Conversation([*prompt, *response, self.end_id], [(len(prompt), len(prompt) + len(response) + 1)])
 

@@ -9,12 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from hadal.cost.memory import CHUNK_LOGITS
 from hadal.models.decoder import Decoder
 from hadal.models.deepseek import Deepseek
 from hadal.train.corpus import Batch
-
-CHUNK_LOGITS = 1 << 25
-"""Logits that are there at once, 128 MiB in float32; more are computed in chunks, at a third more work in the head."""
 
 
 def pretraining_loss(

@@ -108,7 +108,7 @@ def sft(
         model.after_update(config.router_bias_rate)
         tokens = sum(len(c.ids) for c in chosen)
         for conversation in chosen:
-            run.count_trained(len(conversation.ids), len(conversation.ids))
+            run.count_trained(len(conversation.ids), len(conversation.ids), 2 / 3 if config.lora.rank else 1.0)
         done = step + 1
         if not norm < float("inf"):
             run.view.note(f"The gradient of update {done} is not finite: the update is left out.")
