@@ -15,11 +15,12 @@ from contextlib import closing
 from pathlib import Path
 
 from hadal import __version__
-from hadal.cli.arguments import Parser, assignment, nearest, positive, whole
+from hadal.cli.arguments import Parser, add_overrides, nearest, positive, whole
+from hadal.cli.finetune import add_sft
 from hadal.cli.models import add_model, add_verify
 from hadal.errors import UserError
 
-CARRIES_ON = {"quickstart", "train"}  # commands that resume where they were stopped
+CARRIES_ON = {"quickstart", "train", "sft"}  # commands that resume where they were stopped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -154,15 +155,17 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     command.add_argument("--fresh", action="store_true", help="start anew, even where a run could carry on")
     command.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
 
+    add_sft(add)
+
     command = add(
         "chat", chat, "Talk to a model in the terminal, its thoughts shown", "  hadal chat runs/dense-seed0"
     )
-    command.add_argument("model", type=Path, metavar="RUN", help="a run folder")
+    command.add_argument("model", metavar="MODEL", help="a run, a checkpoint folder, adapters, or a Hugging Face id")
 
     command = add(
         "ask", ask, "Ask a model one question", '  hadal ask runs/dense-seed0 "How many r are in strawberry?"'
     )
-    command.add_argument("model", type=Path, metavar="RUN", help="a run folder")
+    command.add_argument("model", metavar="MODEL", help="a run, a checkpoint folder, adapters, or a Hugging Face id")
     command.add_argument("question", help="the question, in quotes")
     command.add_argument("--json", action="store_true", help="one JSON object instead of text")
     mode = command.add_mutually_exclusive_group()
@@ -209,18 +212,6 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         "  ./hadal test -k cost",
     )
     return parser, commands
-
-
-def add_overrides(command: Parser) -> None:
-    command.add_argument(
-        "--set",
-        dest="overrides",
-        type=assignment,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change one setting of the recipe; may be given several times",
-    )
 
 
 # The commands

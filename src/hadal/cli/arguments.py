@@ -69,3 +69,16 @@ def size(text: str) -> int:
         return int(positive(text[:-2]) * unit) or 1 if unit else whole(1)(text)
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5GB or 500MB") from None
+
+
+def add_overrides(command: Parser, of: str = "the recipe") -> None:
+    """`--set KEY=VALUE`, for what has no argument of its own."""
+    command.add_argument(
+        "--set",
+        dest="overrides",
+        type=assignment,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"change one setting of {of}; may be given several times",
+    )

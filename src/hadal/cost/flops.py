@@ -1,6 +1,6 @@
 """Parameters and FLOPs from a model's config: arithmetic, no torch.
 
-What is counted: matrix products, at two FLOPs for a multiply and an add. Norms, rotary
+What is counted: matrix products, at two FLOPs for a multiply and an add, and their biases at one. Norms, rotary
 embeddings, softmax, activations and the sampler are left out; they are under 2% at the sizes
 where FLOPs matter. Attention is counted over the positions that causality leaves, which is
 half of what a kernel without a causal skip does.
@@ -114,7 +114,7 @@ def parameters(config: Any) -> Parameters:
     embedding = s.vocab_size * d
     layers, dense, moe = s.num_hidden_layers, s.num_dense_layers, s.num_moe_layers
     expert = 3 * d * s.moe_intermediate_size
-    feed_forward = 3 * d * s.intermediate_size + (2 * s.intermediate_size + d if s.mlp_bias else 0)
+    feed_forward = 3 * d * s.intermediate_size + _mlp_biases(s)
     attention = _attention_weights(s) + _attention_biases(s)
     norms = _attention_norms(s) + 2 * d
     router = d * s.n_routed_experts
@@ -165,8 +165,9 @@ def forward_flops(config: Any, context: float, head: bool = True) -> float:
     """
     s = Shape.of(config)
     d = s.hidden_size
-    attention = 2 * _attention_weights(s) + 2 * context * s.num_attention_heads * (s.qk_dim + s.value_dim)
-    dense = 2 * 3 * d * s.intermediate_size
+    scores = 2 * context * s.num_attention_heads * (s.qk_dim + s.value_dim)
+    attention = 2 * _attention_weights(s) + _attention_biases(s) + scores
+    dense = 2 * 3 * d * s.intermediate_size + _mlp_biases(s)
     experts = s.num_experts_per_tok + s.n_shared_experts
     moe = 2 * (d * s.n_routed_experts + experts * 3 * d * s.moe_intermediate_size)
     layers = s.num_hidden_layers * attention + s.num_dense_layers * dense + s.num_moe_layers * moe
@@ -216,6 +217,10 @@ def _attention_biases(s: Shape) -> int:
     kv_heads = s.num_key_value_heads or s.num_attention_heads
     qkv = (s.num_attention_heads + kv_heads) * s.qk_dim + kv_heads * s.value_dim
     return (qkv if s.qkv_bias else 0) + (d if s.attention_bias else 0)
+
+
+def _mlp_biases(s: Shape) -> int:
+    return 2 * s.intermediate_size + s.hidden_size if s.mlp_bias else 0
 
 
 def _attention_norms(s: Shape) -> int:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from hadal.engine.sampling import SamplingParams, draw
 from hadal.errors import UserError
-from hadal.models.checkpoint import load_model
 from hadal.models.decoder import Decoder
+from hadal.models.hub import resolve
+from hadal.models.lora import open_model
 from hadal.text.tokenizer import THINK, Tokenizer
 
 MAX_ROWS = 1024
@@ -51,11 +52,14 @@ class LLM:
         never = [*tokenizer.forbidden_ids, *range(tokenizer.size, vocabulary)]
         self.forbidden = torch.tensor(never, dtype=torch.long)
         """Ids that mean nothing in a response; sampling and training both give them no probability."""
+        self.ends = torch.tensor(sorted(tokenizer.eos_ids))
+        """Ids that end a response."""
 
     @classmethod
     def load(cls, folder: Path | str, dtype: torch.dtype = torch.float32) -> LLM:
-        """The model of a run folder or checkpoint folder."""
-        return cls(load_model(Path(folder), dtype).eval(), Tokenizer.load(Path(folder)))
+        """The model of a run folder, checkpoint folder or Hugging Face id, or of adapters, merged into their base."""
+        folder = resolve(folder)
+        return cls(open_model(folder, dtype).eval(), Tokenizer.load(folder))
 
     def _blocked(self, params: SamplingParams) -> Tensor:
         if params.thinking is False and (think_id := self.tokenizer.controls.get(THINK)) is not None:
@@ -94,7 +98,7 @@ class LLM:
 
     def _sample(self, ids: Tensor, logprobs: Tensor, length: int) -> Sample:
         tokens = ids[:length].tolist()
-        ended = bool(tokens) and tokens[-1] == self.tokenizer.eos_id
+        ended = bool(tokens) and tokens[-1] in self.tokenizer.eos_ids
         text = self.tokenizer.decode(tokens[:-1] if ended else tokens, special=True)
         return Sample(tokens, logprobs[:length].tolist(), text, "stop" if ended else "length")
 
@@ -128,7 +132,7 @@ class LLM:
             token, logprob = draw(logits, params, uniform[alive])
             at = alive[going]
             tokens[at, t], logprobs[at, t] = token[going], logprob[going]
-            ended = going & (token == self.tokenizer.eos_id)
+            ended = going & torch.isin(token, self.ends)
             lengths[alive[ended]] = t + 1
             full = limits[alive] == t + 1  # at the model's last position, or at max_tokens
             going = going & ~ended & ~full
@@ -159,7 +163,7 @@ class LLM:
         for _ in range(limit):
             logits = self.model.logits(hidden).index_fill_(1, blocked, float("-inf"))
             token, _ = draw(logits, params, torch.rand(1, generator=generator))
-            if int(token) == self.tokenizer.eos_id:
+            if int(token) in self.tokenizer.eos_ids:
                 return
             yield int(token)
             if cache.length == cache.capacity:

@@ -32,7 +32,7 @@ COMPANIONS = (
 """Files that go with the weights and do not change with them."""
 
 
-def _outline(config: ModelConfig) -> Decoder:
+def outline(config: ModelConfig) -> Decoder:
     """A model of the config's family whose weights have shapes and no memory."""
     with torch.device("meta"):
         if isinstance(config, DenseConfig):
@@ -44,7 +44,7 @@ def _outline(config: ModelConfig) -> Decoder:
 
 def build(config: ModelConfig) -> Decoder:
     """An uninitialised model of the config's family, in float32."""
-    model = _outline(config)
+    model = outline(config)
     state = {
         name: torch.empty(like.shape) if like.dim() > 1 else torch.full(like.shape, float(not name.endswith("bias")))
         for name, like in model.state_dict().items()
@@ -205,11 +205,11 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
         if prefix and not any(name.startswith(prefix) for name in files.entries):
             assert isinstance(config, DeepseekConfig)  # many tools drop the module's weights and keep the number
             config = replace(config, num_nextn_predict_layers=0)
-        model = _outline(config)
-        outline = model.state_dict()
-        _check_names(files, to_released(outline, config), config)
+        model = outline(config)
+        wanted = model.state_dict()
+        _check_names(files, to_released(wanted, config), config)
         state = {}
-        for name, like in outline.items():
+        for name, like in wanted.items():
             state[name] = torch.empty(like.shape, dtype=_dtype_of(name, dtype))
             for part, view in to_released({name: state[name]}, config).items():
                 files.read_into(part, view)

@@ -6,11 +6,15 @@ F feed-forward width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hadal.configs.models import ModelConfig
 from hadal.models.cache import Cache, Columns
@@ -28,6 +32,40 @@ class Norm(nn.Module):
 
     def forward(self, x_D: Tensor) -> Tensor:
         return rms_norm(x_D, self.weight, self.eps)
+
+
+class LowRank:
+    """A linear layer that is more than its `weight` (`hadal.models.lora`)."""
+
+    def full_weight(self) -> Tensor:
+        """The matrix that the layer stands for."""
+        raise NotImplementedError
+
+
+def full_weight(linear: nn.Linear) -> Tensor:
+    """The matrix of a linear layer, for those who multiply with it themselves."""
+    return linear.full_weight() if isinstance(linear, LowRank) else linear.weight
+
+
+_recomputing: ContextVar[bool] = ContextVar("recomputing", default=False)
+
+
+def recomputing() -> bool:
+    """Whether a checkpointed layer runs for the second time, in the backward pass: what it counts was counted."""
+    return _recomputing.get()
+
+
+@contextmanager
+def _second_time() -> Iterator[None]:
+    token = _recomputing.set(True)
+    try:
+        yield
+    finally:
+        _recomputing.reset(token)
+
+
+def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _second_time()
 
 
 class Layer(Protocol):
@@ -58,6 +96,8 @@ class Decoder(nn.Module):
         self.cos: Tensor
         self.sin: Tensor
         cos, sin = rotary_tables(config.max_position_embeddings, rotary_dim, config.rope_theta, config.rope_scaling)
+        self.checkpoint_activations = False
+        """Keep of each layer its input alone, in training passes, and compute the rest again for the gradient."""
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
@@ -79,28 +119,44 @@ class Decoder(nn.Module):
         cache: Columns | None = None,
         positions_BT: Tensor | None = None,
         real_BT: Tensor | None = None,
+        documents_BT: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [B, T, D] after the last norm.
 
         Without a cache rows begin at column 0 and are padded at the end, if at all; `positions` may then say where
-        each token stands. With a cache, the tokens continue each row's columns, which are then counted as written.
+        each token stands, and `documents` which tokens of a packed row belong together: attention stays in them.
+        With a cache, the tokens continue each row's columns, which are then counted as written.
         `real` is True at the tokens that are no padding: it changes no output, experts' loads and balance losses
         count those alone (all, if None).
         """
         T = ids_BT.shape[1]
-        rotary, bias = self._surroundings(T, cache, positions_BT)
+        rotary, bias = self._surroundings(T, cache, positions_BT, documents_BT)
         x = self.embed(ids_BT)
         for index, layer in enumerate(self.layers):
-            x = layer(x, rotary, bias, cache, index, real_BT)
+            x = self._run(layer, x, rotary, bias, cache, index, real_BT)
         if cache is not None:
             cache.advance(T)
         return self.norm(x)
 
+    def _run(
+        self, layer: nn.Module, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Columns | None,
+        index: int, real_BT: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """One layer, checkpointed where that is asked for and possible."""
+        if self.checkpoint_activations and self.training and torch.is_grad_enabled() and cache is None:
+            arguments = (x_BTD, rotary, bias, None, index, real_BT)
+            out: Tensor = checkpoint(layer, *arguments, use_reentrant=False, context_fn=_contexts)
+            return out
+        out = layer(x_BTD, rotary, bias, cache, index, real_BT)
+        return out
+
     def _surroundings(
-        self, tokens: int, cache: Columns | None, positions_BT: Tensor | None
+        self, tokens: int, cache: Columns | None, positions_BT: Tensor | None, documents_BT: Tensor | None = None
     ) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """cos and sin [., T, 1, R/2] of the next tokens, and what each may look at."""
         bias = causal_bias(tokens, self.dtype, self.cos.device) if cache is None else cache.bias(tokens, self.dtype)
+        if documents_BT is not None:
+            bias = bias.masked_fill(documents_BT[:, :, None] != documents_BT[:, None, :], float("-inf"))
         if cache is not None:
             positions_BT = cache.positions(tokens)
         if positions_BT is None:
@@ -109,10 +165,13 @@ class Decoder(nn.Module):
             cos, sin = self.cos[positions_BT][:, :, None], self.sin[positions_BT][:, :, None]
         return (cos.to(self.dtype), sin.to(self.dtype)), bias
 
+    def head_weight(self) -> Tensor:
+        """The head's matrix [V, D]."""
+        return self.embed.weight if self.config.tie_word_embeddings else full_weight(self.head)
+
     def logits(self, hidden_D: Tensor) -> Tensor:
         """Float32 logits [..., V] (float64 for a float64 model)."""
-        weight = self.embed.weight if self.config.tie_word_embeddings else self.head.weight
-        logits = F.linear(hidden_D, weight)
+        logits = F.linear(hidden_D, self.head_weight())
         return logits if logits.dtype == torch.float64 else logits.float()
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from hadal.configs.models import DeepseekConfig
 from hadal.configs.rope import YarnScaling
 from hadal.models.balance import balance_loss, load_metrics, with_loss
 from hadal.models.cache import Cache, Columns
-from hadal.models.decoder import Decoder, Norm
+from hadal.models.decoder import Decoder, Norm, full_weight, recomputing
 from hadal.models.dense import FeedForward
 from hadal.ops.attention import attend
 from hadal.ops.experts import routed_experts
@@ -89,7 +89,7 @@ class LatentAttention(nn.Module):
         (W_UK c)^T q = c^T (W_UK^T q), and a sum of weighted W_UV c is W_UV of the weighted sum.
         """
         B, T, H, _ = q_BTHK.shape
-        up_HOC = self.kv_b_proj.weight.view(H, self.nope + self.value, self.rank)
+        up_HOC = full_weight(self.kv_b_proj).view(H, self.nope + self.value, self.rank)
         q_nope, q_rope = q_BTHK.split([self.nope, self.rope], dim=-1)
         q_HNO = q_nope.permute(2, 0, 1, 3).reshape(H, B * T, self.nope)
         query = torch.bmm(q_HNO, up_HOC[:, : self.nope]).view(H, B, T, -1).transpose(0, 1).reshape(B, H * T, -1)
@@ -142,7 +142,8 @@ class Router(nn.Module):
             weight_NP = weight_NP * c.routed_scaling_factor
         if self.training and torch.is_grad_enabled():
             real = x_BTD.new_ones(x_BTD.shape[:-1], dtype=torch.bool) if real_BT is None else real_BT
-            self.load += expert_NP[real.flatten()].flatten().bincount(minlength=c.n_routed_experts)
+            if not recomputing():
+                self.load += expert_NP[real.flatten()].flatten().bincount(minlength=c.n_routed_experts)
             if c.aux_loss_alpha:
                 loss = self._balance_loss(scores_BTE, expert_NP, real)
                 weight_NP = with_loss(weight_NP, c.aux_loss_alpha * self.balance_share * loss)
@@ -182,6 +183,18 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(E, 2 * I, D))
         self.down_proj = nn.Parameter(torch.empty(E, D, I))
 
+    @classmethod
+    def of(cls, gate_up_proj: nn.Parameter, down_proj: nn.Parameter) -> Experts:
+        """Experts of the given stacks."""
+        experts = cls.__new__(cls)
+        nn.Module.__init__(experts)
+        experts.gate_up_proj, experts.down_proj = gate_up_proj, down_proj
+        return experts
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """Gate and up [E, 2I, D], and down [E, D, I], as tokens are multiplied with them."""
+        return self.gate_up_proj, self.down_proj
+
 
 class MixtureOfExperts(nn.Module):
     """Shared experts, which see every token, plus the routed ones."""
@@ -195,8 +208,7 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x_BTD: Tensor, real_BT: Tensor | None) -> Tensor:
         x_ND = x_BTD.flatten(0, -2)
         expert_NP, weight_NP = self.gate(x_BTD, real_BT)
-        experts = self.experts
-        routed = routed_experts(x_ND, expert_NP, weight_NP, experts.gate_up_proj, experts.down_proj)
+        routed = routed_experts(x_ND, expert_NP, weight_NP, *self.experts.matrices())
         return self.shared_experts(x_BTD) + routed.view_as(x_BTD)
 
 
@@ -267,6 +279,7 @@ class Deepseek(Decoder):
         cache: Columns | None = None,
         positions_BT: Tensor | None = None,
         real_BT: Tensor | None = None,
+        documents_BT: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [B, T, D] whose `logits` predict the token after the next one.
 
@@ -274,9 +287,9 @@ class Deepseek(Decoder):
         With a cache of the module's own the positions continue its columns, so that it can draft while decoding.
         """
         T = hidden_BTD.shape[1]
-        rotary, bias = self._surroundings(T, cache, positions_BT)
+        rotary, bias = self._surroundings(T, cache, positions_BT, documents_BT)
         joined = torch.cat([self.mtp.enorm(self.embed(next_ids_BT)), self.mtp.hnorm(hidden_BTD)], dim=-1)
-        x = self.mtp.layer(self.mtp.eh_proj(joined), rotary, bias, cache, 0, real_BT)
+        x = self._run(self.mtp.layer, self.mtp.eh_proj(joined), rotary, bias, cache, 0, real_BT)
         if cache is not None:
             cache.advance(T)
         return self.mtp.head_norm(x)

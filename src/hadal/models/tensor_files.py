@@ -87,8 +87,8 @@ def _entry(path: Path, name: str, data: dict[str, object], data_begin: int, size
 class TensorFiles:
     """The tensors of a checkpoint folder by their names, from one file or from shards with an index."""
 
-    def __init__(self, folder: Path) -> None:
-        single, self.index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    def __init__(self, folder: Path, stem: str = "model") -> None:
+        single, self.index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
         self.source = single
         self._file: BinaryIO | None = None
         if single.is_file() or not self.index.is_file():

@@ -63,20 +63,17 @@ class Books:
     since: float = field(default_factory=time.perf_counter)
 
 
-class Run:
-    """Everything a stage needs; it keeps no state that is not on disk as well."""
+class RunFiles:
+    """A run's folder as any stage uses it: results, states, logs and books. Nothing is kept that is not on disk."""
 
-    def __init__(self, folder: Path, recipe: Recipe, tasks: dict[str, Task], tokenizer: Tokenizer, view: View) -> None:
-        self.folder, self.recipe, self.tasks = folder, recipe, tasks
-        self.tokenizer, self.view = tokenizer, view
+    def __init__(self, folder: Path, model_config: ModelConfig, view: View) -> None:
+        self.folder, self.view = folder, view
+        self.model_config = model_config
         self.metrics = JsonLines(folder / "metrics.jsonl")
         self.timing = JsonLines(folder / "timing.jsonl")
         self.ledger = Ledger(folder / "ledger.jsonl")
         self.books = Books()
         self.spent = sum(record.cost_usd for record in self.ledger.read())
-        vocabulary = -(-tokenizer.size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-        self.model_config: ModelConfig = recipe.model.model_config(recipe.arch, vocabulary)
-        self.dtype = getattr(torch, recipe.dtype)
 
     def stage_folder(self, stage: str) -> Path:
         """Where a stage keeps its results and state."""
@@ -102,32 +99,6 @@ class Run:
     def reopen(self, stage: str) -> None:
         """Take a finished stage for unfinished: it carries on from its last checkpoint."""
         (self.stage_folder(stage) / "result.json").unlink(missing_ok=True)
-
-    # Models
-
-    def new_model(self) -> Decoder:
-        """A freshly initialised model of the recipe's seed."""
-        model = build(self.model_config)
-        model.initialise(self.recipe.seed)
-        return model
-
-    def check_model(self, stage: str) -> None:
-        """DamagedModel unless a finished stage's checkpoint is what the stage wrote."""
-        if checkpoint_digest(self.stage_folder(stage)) != (self.result(stage) or {}).get("checkpoint"):
-            raise DamagedModel(stage)
-
-    def stage_model(self, stage: str) -> Decoder:
-        """The model that a finished stage left, in float32."""
-        self.check_model(stage)
-        return load_model(self.stage_folder(stage))
-
-    def engine(self, model: Decoder) -> LLM:
-        """The engine over a model and the run's tokenizer; what it samples is on the run's books."""
-        return _BookedLLM(model, self)
-
-    def save_stage_model(self, stage: str, model: Decoder, optimizer: Optimizer) -> None:
-        """Write the float32 masters as a checkpoint that transformers opens."""
-        save_checkpoint(self.stage_folder(stage), model, optimizer, self.tokenizer)
 
     # Checkpoints of a stage in progress
 
@@ -179,15 +150,49 @@ class Run:
         """Dollars, entered or not."""
         return self.spent + LAPTOP.cost(time.perf_counter() - self.books.since)
 
-    def count_trained(self, tokens: int, length: int) -> None:
-        """Enter trained tokens in rows of `length`."""
+    def count_trained(self, tokens: int, length: int, share: float = 1.0) -> None:
+        """Enter trained tokens in rows of `length`; `share` of a whole training step's work."""
         self.books.trained += tokens
-        self.books.flops += tokens * training_flops(self.model_config, mean_context(length))
+        self.books.flops += share * tokens * training_flops(self.model_config, mean_context(length))
 
     def count_sampled(self, tokens: int, prefilled: int, length: float) -> None:
         """Enter sampled tokens, and prompt tokens read, in rows of about `length`."""
         self.books.sampled += tokens
         self.books.flops += (tokens + prefilled) * forward_flops(self.model_config, mean_context(int(length) or 1))
+
+
+class Run(RunFiles):
+    """Everything a stage of a recipe needs."""
+
+    def __init__(self, folder: Path, recipe: Recipe, tasks: dict[str, Task], tokenizer: Tokenizer, view: View) -> None:
+        vocabulary = -(-tokenizer.size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        super().__init__(folder, recipe.model.model_config(recipe.arch, vocabulary), view)
+        self.recipe, self.tasks, self.tokenizer = recipe, tasks, tokenizer
+        self.dtype = getattr(torch, recipe.dtype)
+
+    def new_model(self) -> Decoder:
+        """A freshly initialised model of the recipe's seed."""
+        model = build(self.model_config)
+        model.initialise(self.recipe.seed)
+        return model
+
+    def check_model(self, stage: str) -> None:
+        """DamagedModel unless a finished stage's checkpoint is what the stage wrote."""
+        if checkpoint_digest(self.stage_folder(stage)) != (self.result(stage) or {}).get("checkpoint"):
+            raise DamagedModel(stage)
+
+    def stage_model(self, stage: str) -> Decoder:
+        """The model that a finished stage left, in float32."""
+        self.check_model(stage)
+        return load_model(self.stage_folder(stage))
+
+    def engine(self, model: Decoder) -> LLM:
+        """The engine over a model and the run's tokenizer; what it samples is on the run's books."""
+        return _BookedLLM(model, self)
+
+    def save_stage_model(self, stage: str, model: Decoder, optimizer: Optimizer) -> None:
+        """Write the float32 masters as a checkpoint that transformers opens."""
+        save_checkpoint(self.stage_folder(stage), model, optimizer, self.tokenizer)
 
 
 class _BookedLLM(LLM):

@@ -6,13 +6,9 @@ again), `running` (what was measured is frozen; stages carry on) or `complete`. 
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from hashlib import blake2b
@@ -25,10 +21,11 @@ from hadal.cost.prices import LAPTOP
 from hadal.errors import UserError
 from hadal.ops.speed import fastest_dtype, matmul_rates
 from hadal.recipe.calibrate import Plan, calibrate, fastest_threads, scale_recipe
+from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
 from hadal.recipe.config import Recipe, load_recipe_data, read_recipe, to_toml
 from hadal.recipe.report import write_report
 from hadal.recipe.run import PUBLISHED, DamagedModel, Run, checkpoint_digest
-from hadal.recipe.run_folder import open_run, read_run, write_bytes, write_run
+from hadal.recipe.run_folder import open_run, write_bytes, write_run
 from hadal.recipe.stages.evaluate import evaluate_stage, write_evaluation
 from hadal.recipe.stages.grpo import grpo
 from hadal.recipe.stages.pretrain import has_thoughts, pretrain
@@ -49,7 +46,6 @@ OWN_FILES = (
     "report.json", "report.md", "report.html", "rollouts", "stages",
 )  # fmt: skip
 """What a run writes beside run.json; nothing else is ever removed from its folder."""
-DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def train(
@@ -104,12 +100,12 @@ def grow(
     wanted = recipe.to_dict()
     del wanted["threads"]  # the run keeps those that it began with
     request = {"recipe": wanted, "minutes": minutes, "task_files": _file_digests(recipe)}
-    with _alone_in(folder), _disk_trouble_told(folder):
-        record = _existing(folder, fresh)
+    with alone_in(folder), disk_trouble_told(folder):
+        record = existing(folder, fresh)
         if record is None:
             record = _prepare(folder, recipe, tasks, minutes, request, view, command)
         else:
-            _check_same(folder, record["request"], request)
+            check_same(folder, record["request"], request)
             if record["status"] != "complete":
                 view.note(f"Carrying on in {folder}.")
         frozen = read_recipe(record["config"])
@@ -237,61 +233,6 @@ def _file_digests(recipe: Recipe) -> dict[str, str]:
     return {name: blake2b(Path(name).read_bytes(), digest_size=16).hexdigest() for name in files}
 
 
-# The folder
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """The folder, made and locked: two processes would undo each other's work. A kill frees it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(
-            f"cannot make the folder {folder}: {(error.strerror or str(error)).lower()}.",
-            "Choose another with --out.",
-        ) from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise UserError(
-            f"Another process is at work in {folder}.", "Wait for it, or choose another folder with --out."
-        ) from None
-    except OSError:
-        pass  # a file system without locks
-    try:
-        yield
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _disk_trouble_told(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in DISK_TROUBLE:
-            raise
-        raise UserError(
-            f"cannot write in {folder}: {(error.strerror or str(error)).lower()}.",
-            "Free some space or change its permissions; the same command then carries on.",
-        ) from error
-
-
-def _existing(folder: Path, fresh: bool) -> dict[str, Any] | None:
-    """The record of a run to carry on; None where one can be set up. UserError for a folder of something else."""
-    path = folder / "run.json"
-    if not path.exists():
-        if all(other.name == ".run.json.part" for other in folder.iterdir()):  # killed while it was written
-            return None
-        raise UserError(f"{folder} is not empty and holds no run.", "Choose another folder with --out.")
-    if fresh and b'"hadal_run"' in path.read_bytes():
-        return None  # of whatever version, and however damaged
-    record = read_run(folder)
-    return None if record.get("status") == "preparing" else record
-
-
 def _clear(folder: Path) -> None:
     """Remove what a run wrote beside run.json, temporary files of a killed one included."""
     for name in OWN_FILES:
@@ -299,26 +240,6 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(folder / name)
         for path in (folder / name, folder / f"{name}.part", folder / f".{name}.part"):
             path.unlink(missing_ok=True)
-
-
-def _check_same(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    remedy = "Give the same settings, another folder with --out, or --fresh to start anew."
-    for path, digest in new["task_files"].items():
-        if old.get("task_files", {}).get(path, digest) != digest:
-            raise UserError(f"{path} has changed since the run in {folder} began.", remedy)
-    if old != new:
-        raise UserError(f"{folder} holds a run of other settings ({_difference(old, new)}).", remedy)
-
-
-def _difference(old: dict[str, Any], new: dict[str, Any], where: str = "") -> str:
-    """The first setting in which two requests differ, in words."""
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if a != b:
-            if isinstance(a, dict) and isinstance(b, dict):
-                return _difference(a, b, f"{where}{key}.")
-            return f"{where}{key} {a} instead of {b}".removeprefix("recipe.")
-    return ""
 
 
 def _settings(overrides: Sequence[str]) -> list[str]:

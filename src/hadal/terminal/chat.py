@@ -23,7 +23,7 @@ from rich.live import Live
 from rich.text import Text
 
 from hadal.errors import UserError
-from hadal.recipe.run_folder import count_parameters, open_run, write_text
+from hadal.recipe.run_folder import again, open_run, read_run, write_text
 from hadal.terminal.clean import clean, one_line, strip_controls
 from hadal.terminal.interrupts import held
 from hadal.terminal.view import count
@@ -90,13 +90,15 @@ def split_stream(
     """
     kind: Kind = "thought" if thinking else "answer"
     held: list[int] = []
+    opening, closing = (tokenizer.controls.get(mark) for mark in ("<think>", "</think>"))
+    marks = {opening, closing} - {None}
     for token in ids:
         each(token)
-        if token in (tokenizer.think_id, tokenizer.end_think_id):
+        if token in marks:
             if held:
                 yield kind, tokenizer.decode(held)
             held = []
-            kind = "thought" if token == tokenizer.think_id else "answer"
+            kind = "thought" if token == opening else "answer"
             yield kind, ""
             continue
         held.append(token)
@@ -168,9 +170,12 @@ def save(path: Path, name: str, replies: list[Reply]) -> None:
 class Model:
     """A finished run with its tasks, ready to be asked."""
 
-    def __init__(self, run: Path) -> None:
-        self.run = Path(run)
-        self.record = open_run(self.run)
+    def __init__(self, model: str | Path) -> None:
+        from hadal.models.hub import resolve
+
+        self.run = resolve(model)
+        self.given = str(model)
+        self.record = _record(self.run)
         self.config: dict[str, Any] = self.record.get("config") or {}
         self.notes: list[str] = []
         self.llm = self._load()
@@ -178,8 +183,13 @@ class Model:
         self.asked = 0
 
     @property
+    def is_grown(self) -> bool:
+        """Whether it was grown from nothing, on tasks of its own."""
+        return bool(self.record.get("arch"))
+
+    @property
     def name(self) -> str:
-        return str(self.record.get("name") or self.run.name)
+        return str(self.record.get("name") or self.given)
 
     def _load(self) -> "LLM":
         from hadal.engine import LLM
@@ -216,8 +226,9 @@ class Model:
         prompt = tokenizer.chat([{"role": "user", "content": question}], thinking=thinking)
         params = SamplingParams(**self._sampling(), max_tokens=_MAX_TOKENS, seed=self.asked, thinking=thinking)
         self.asked += 1
-        reply = Reply(question, "" if thinking else None, "", "", 0, 0, 0.0, 0.0)
-        ids: list[int] = [tokenizer.think_id] if thinking else []
+        opened = bool(thinking) or tokenizer.in_thought(prompt)
+        reply = Reply(question, "" if opened else None, "", "", 0, 0, 0.0, 0.0)
+        ids: list[int] = [tokenizer.think_id] if opened else []
         began = time.perf_counter()
 
         def each(token: int) -> None:
@@ -225,7 +236,7 @@ class Model:
             reply.tokens += 1
 
         with held(passed_on=False) as interrupted:
-            for kind, text in split_stream(self.llm.stream(prompt, params), tokenizer, bool(thinking), each):
+            for kind, text in split_stream(self.llm.stream(prompt, params), tokenizer, opened, each):
                 reply.seconds = time.perf_counter() - began
                 if kind == "thought":
                     reply.thought = (reply.thought or "") + text
@@ -268,7 +279,11 @@ class Chat:
 
     def greet(self) -> None:
         model, say = self.model, self.console.print
-        size = count(count_parameters(model.run))
+        size = count(sum(parameter.numel() for parameter in model.llm.model.parameters()))
+        if not model.is_grown:
+            say(Text.assemble((one_line(model.name), "bold cyan"), f", {size} parameters."))
+            say(Text("Each question is asked on its own. /help for the rest.", style="dim"))
+            return
         say(Text.assemble((one_line(model.name), "bold cyan"), f", {size} parameters, grown from nothing."))
         say("It is tiny. It knows nothing of the world and cannot chat; it can do what it was grown for:")
         for task in model.tasks:
@@ -280,7 +295,6 @@ class Chat:
             ("hadal quickstart --task ./mine.py", "your own task, in about 30 lines"),
         ):
             say(Text.assemble("  ", (command, "cyan"), ("  " + words, "dim")))
-        say(Text("Checkpoints made elsewhere cannot be opened yet.", style="dim"))
         for note in model.notes:
             say(Text(clean(note), style="yellow"))
 
@@ -438,14 +452,26 @@ class _Thought:
                 self.console.print(Text.assemble(("▸ ", "cyan"), (fold(reply), "dim")))
 
 
-def chat(run: Path) -> None:
-    """Opens the run and talks until the user leaves.
+def _record(folder: Path) -> dict[str, Any]:
+    """run.json of a finished run; a checkpoint or adapters of another origin have none."""
+    if not (folder / "run.json").is_file():
+        return {}
+    record = read_run(folder)
+    if record.get("kind") != "sft":
+        return open_run(folder)
+    if record.get("status") != "complete":
+        raise UserError(f"the fine-tuning in {folder} is not finished.", f"Carry on where it stopped: {again(folder)}")
+    return record
+
+
+def chat(run: str | Path) -> None:
+    """Opens the run, checkpoint or adapters and talks until the user leaves.
 
     Raises UserError, naming the remedy, where the run is missing, unfinished, damaged or of another version.
     """
     _tolerate(sys.stdin, sys.stdout)
     console = Console(highlight=False)
-    model = Model(Path(run))
+    model = Model(run)
     conversation = Chat(model, console)
     conversation.greet()
     conversation.loop(_reader(console))
@@ -477,7 +503,7 @@ def _read_plainly() -> str:
     return line
 
 
-def ask(run: Path, question: str, thinking: bool | None = None, json: bool = False) -> None:
+def ask(run: str | Path, question: str, thinking: bool | None = None, json: bool = False) -> None:
     """Asks one question and prints the answer, or one JSON object.
 
     Raises UserError, naming the remedy, for a run that cannot be opened or an empty question.
@@ -486,7 +512,7 @@ def ask(run: Path, question: str, thinking: bool | None = None, json: bool = Fal
     if not question:
         raise UserError("the question is empty.", 'Ask one, such as "How many r in strawberry?"')
     _tolerate(sys.stdout)
-    model = Model(Path(run))
+    model = Model(run)
     if json:
         reply = model.reply(question, thinking, lambda kind, text, reply: None)
         print(jsonlib.dumps(reply.as_dict()))

@@ -28,7 +28,9 @@ _SHARE = 0.004  # of one core, for drawing
 _PLAIN_EVERY = 10.0  # seconds between plain lines
 _JSON_FIELDS = ("stage", "step", "total")
 _BLOCKS = "▁▂▃▄▅▆▇█"
-_TITLES = {"pretrain": "Pre-training", "grpo": "Reinforcement learning", "evaluate": "Examination"}
+_TITLES = {
+    "pretrain": "Pre-training", "sft": "Fine-tuning", "grpo": "Reinforcement learning", "evaluate": "Examination",
+}  # fmt: skip
 
 Clock = Callable[[], float]
 

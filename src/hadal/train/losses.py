@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
 
+from hadal.cost.memory import CHUNK_LOGITS
 from hadal.models.decoder import Decoder
 from hadal.models.deepseek import Deepseek
 from hadal.train.corpus import Batch
@@ -21,16 +25,18 @@ def pretraining_loss(
 
     A model with a multi-token prediction module also predicts the token after the next one, from its hidden
     state and the next token, at `mtp_weight` (DeepSeek-V3, arXiv 2412.19437, equations 21 to 25), never across
-    the border of packed documents.
+    the border of packed documents. Attention stays in a document as well.
     """
     ids_BT, weight_BT, positions_BT = batch.ids, batch.weight, None
     if batch.positions is not None:
         positions_BT = batch.positions[:, :-1].clamp(max=model.config.max_position_embeddings - 1)
     wanted = weight_BT[:, 1:] > 0
-    hidden = model(ids_BT[:, :-1], positions_BT=positions_BT, real_BT=_needed(wanted))
-    logits = model.logits(hidden[wanted]).index_fill(1, forbidden, float("-inf"))
+    documents_BT = None if batch.documents is None else batch.documents[:, :-1]
+    hidden = model(
+        ids_BT[:, :-1], positions_BT=positions_BT, real_BT=_needed(wanted, documents_BT), documents_BT=documents_BT
+    )
     weight_N = weight_BT[:, 1:][wanted]
-    loss = weighted_mean(-log_probabilities(logits, ids_BT[:, 1:][wanted]), weight_N)
+    loss = weighted_mean(-_target_logprobs(model, hidden[wanted], ids_BT[:, 1:][wanted], forbidden), weight_N)
     if not isinstance(model, Deepseek) or not model.config.num_nextn_predict_layers:
         return loss, loss.detach()
     after = weight_BT[:, 2:] > 0
@@ -38,15 +44,29 @@ def pretraining_loss(
         after = after & (batch.documents[:, 2:] == batch.documents[:, :-2])
     if positions_BT is not None:
         positions_BT = positions_BT[:, :-1]
-    ahead = model.mtp_hidden(hidden[:, :-1], ids_BT[:, 1:-1], positions_BT=positions_BT, real_BT=_needed(after))
-    ahead = model.logits(ahead[after])
-    ahead_logprobs = log_probabilities(ahead.index_fill(1, forbidden, float("-inf")), ids_BT[:, 2:][after])
+    if documents_BT is not None:
+        documents_BT = documents_BT[:, :-1]
+    ahead = model.mtp_hidden(
+        hidden[:, :-1], ids_BT[:, 1:-1], positions_BT=positions_BT, real_BT=_needed(after, documents_BT),
+        documents_BT=documents_BT,
+    )  # fmt: skip
+    ahead_logprobs = _target_logprobs(model, ahead[after], ids_BT[:, 2:][after], forbidden)
     return loss + mtp_weight * weighted_mean(-ahead_logprobs, weight_BT[:, 2:][after]), loss.detach()
 
 
-def _needed(wanted_BT: Tensor) -> Tensor:
-    """Where the next token or a later one is predicted: what is left at the end of a row is padding."""
-    return wanted_BT.flip(1).cumsum(1).flip(1) > 0
+def _needed(wanted_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+    """Where the next token or a later one of the document is predicted: the rest is padding, or read by nobody."""
+    if documents_BT is None:
+        return wanted_BT.flip(1).cumsum(1).flip(1) > 0
+    same = documents_BT[:, :, None] == documents_BT[:, None, :]
+    return (same.triu() & wanted_BT[:, None, :]).any(2)
+
+
+def _target_logprobs(model: Decoder, hidden_ND: Tensor, targets_N: Tensor, forbidden: Tensor) -> Tensor:
+    """Log-probability [N] of each target by the model's head, in chunks where there would be too many logits."""
+    if len(targets_N) * model.config.vocab_size > CHUNK_LOGITS:
+        return chunked_log_probabilities(hidden_ND, model.head_weight(), targets_N, forbidden)
+    return log_probabilities(model.logits(hidden_ND).index_fill(1, forbidden, float("-inf")), targets_N)
 
 
 def weighted_mean(values_N: Tensor, weight_N: Tensor) -> Tensor:
@@ -57,6 +77,58 @@ def weighted_mean(values_N: Tensor, weight_N: Tensor) -> Tensor:
 def log_probabilities(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     """Log-probability [N] of each target."""
     return -F.cross_entropy(logits_NV, targets_N, reduction="none")
+
+
+class _ChunkedLogProbabilities(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, forbidden: Tensor, rows: int
+    ) -> Tensor:
+        out, normal = [], []
+        for hidden, targets in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True):
+            logits = _head(hidden, weight_VD, forbidden)
+            normal.append(logits.logsumexp(-1))
+            out.append(logits.gather(1, targets[:, None])[:, 0] - normal[-1])
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, forbidden, torch.cat(normal))
+        ctx.rows = rows
+        return torch.cat(out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        hidden_ND, weight_VD, targets_N, forbidden, normal_N = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
+        for begin in range(0, len(hidden_ND), ctx.rows):
+            span = slice(begin, begin + ctx.rows)
+            # d log p(target) / d logits = 1[target] - p
+            grad = _head(hidden_ND[span], weight_VD, forbidden).sub_(normal_N[span, None]).exp_()
+            grad.scatter_add_(1, targets_N[span, None], torch.full_like(grad[:, :1], -1.0))
+            grad = grad.mul_(-grads[0][span, None]).to(weight_VD.dtype)
+            if grad_hidden is not None:
+                torch.mm(grad, weight_VD, out=grad_hidden[span])
+            if grad_weight is not None:
+                grad_weight.addmm_(grad.t(), hidden_ND[span])
+        return grad_hidden, grad_weight, None, None, None
+
+
+def _head(hidden_ND: Tensor, weight_VD: Tensor, forbidden: Tensor) -> Tensor:
+    logits = F.linear(hidden_ND, weight_VD)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits.index_fill_(1, forbidden, float("-inf"))
+
+
+def chunked_log_probabilities(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, forbidden: Tensor, rows: int = 0
+) -> Tensor:
+    """Log-probability [N] of each target under softmax(hidden weight^T), `forbidden` ids left out.
+
+    The same as `log_probabilities` of all logits, of which only `rows` rows (0: as CHUNK_LOGITS allows) exist at
+    once: the backward pass computes them again.
+    """
+    if len(hidden_ND) == 0:
+        return hidden_ND.sum(-1).float()
+    rows = rows or max(1, CHUNK_LOGITS // len(weight_VD))
+    return _ChunkedLogProbabilities.apply(hidden_ND, weight_VD, targets_N, forbidden, rows)
 
 
 @torch.no_grad()

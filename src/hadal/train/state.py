@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from hadal.errors import UserError
 
 KEEP = 2
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64", torch.bool: "BOOL"}
+_PIECE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,10 @@ class StateFolder:
     def save(self, state: State) -> None:
         """Write a state and drop all but the last few. UserError where the disk is full or cannot be written."""
         weights, record = self._paths(state.step)
-        data = save(state.tensors)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(weights, data)
-            _write(record, json.dumps({"digest": _digest(data), "numbers": state.numbers}).encode())
+            digest = _write(weights, _pieces(state.tensors))
+            _write(record, [json.dumps({"digest": digest, "numbers": state.numbers}).encode()])
             self.prune()
         except OSError as error:
             raise UserError(
@@ -74,25 +77,48 @@ class StateFolder:
         for step in reversed(self.steps()):
             weights, record = self._paths(step)
             try:
-                told, data = json.loads(record.read_bytes()), weights.read_bytes()
-                if _digest(data) != told["digest"]:
+                told = json.loads(record.read_bytes())
+                if _digest(weights) != told["digest"]:
                     raise ValueError("the digest is another")
-                return State(step, load(data), told["numbers"]), damaged
+                return State(step, load_file(weights), told["numbers"]), damaged
             except (OSError, ValueError, TypeError, KeyError, SafetensorError):
                 damaged.append(step)
         return None, damaged
 
 
-def _digest(data: bytes) -> str:
-    return blake2b(data, digest_size=16).hexdigest()
+def _pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """The safetensors file of tensors on the CPU, without a second copy of any."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        span = [end, end + tensor.nbytes]
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": span}
+        end += tensor.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for tensor in tensors.values():
+        flat = memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        yield from (flat[begin : begin + _PIECE] for begin in range(0, len(flat), _PIECE))
 
 
-def _write(path: Path, data: bytes) -> None:
-    """The file whole or not at all; a failure leaves nothing that takes up room."""
+def _digest(path: Path) -> str:
+    digest = blake2b(digest_size=16)
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
+    """The file whole or not at all, and its digest; a failure leaves nothing that takes up room."""
     part = path.with_name(f"{path.name}.part")
+    digest = blake2b(digest_size=16)
     try:
         with part.open("wb") as file:
-            file.write(data)
+            for piece in pieces:
+                file.write(piece)
+                digest.update(piece)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -100,3 +126,4 @@ def _write(path: Path, data: bytes) -> None:
         with suppress(OSError):  # the first failure is the one to tell
             part.unlink(missing_ok=True)
         raise
+    return digest.hexdigest()

@@ -1,0 +1,402 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on the linear layers of any family: attached, merged, saved and loaded.
+
+y = W x + s B A x with a frozen W, A [r, in], B [out, r] and s = alpha / r. hadal joins some released matrices (query,
+key and value; gate and up; a layer's experts); each keeps adapters of its own here, so that a folder has PEFT's
+layout: adapter_config.json beside adapter_model.safetensors, `base_model.model.<released name>.lora_A.weight`.
+
+Experts are stacked and computed in groups, so their adapters are multiplied out: a layer's adapted stack exists while
+it runs. The multi-token prediction module has no adapters, as nothing that opens the folder would know it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hadal.configs.models import DeepseekConfig, ModelConfig
+from hadal.configs.reading import nearest
+from hadal.errors import UserError
+from hadal.models.checkpoint import load_model, outline
+from hadal.models.decoder import Decoder, LowRank
+from hadal.models.names import to_released
+from hadal.models.tensor_files import TensorFiles
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
+_FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """rank 0 is no adapters; alpha 0 stands for twice the rank; targets are last parts of released names.
+
+    Without targets a dense model is adapted in every linear layer but the head, a DeepSeek model in its attention.
+    """
+
+    rank: int = 0
+    alpha: float = 0.0
+    dropout: float = 0.0
+    targets: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or not 0 <= self.alpha < math.inf:
+            raise UserError(f"lora.rank is {self.rank}, lora.alpha {self.alpha}.", "Neither can be below 0.")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"lora.dropout is {self.dropout}.", "It must be at least 0 and below 1.")
+
+    @property
+    def scale(self) -> float:
+        """What the product of an adapter's two matrices is multiplied with."""
+        return (self.alpha or 2 * self.rank) / self.rank
+
+    def targets_of(self, config: ModelConfig) -> list[str]:
+        """The matrices to adapt in a model of this config."""
+        if self.targets:
+            return self.targets
+        return [*_ATTENTION] if isinstance(config, DeepseekConfig) else [*_ATTENTION, *_FEED_FORWARD]
+
+
+class LoraLinear(nn.Linear, LowRank):
+    """A frozen linear layer with adapters on the matrices, `rows` of each, that are joined in it."""
+
+    def __init__(self, base: nn.Linear, rows: dict[str, int], dropout: float) -> None:
+        super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
+        self.weight, self.bias = base.weight, base.bias
+        self.rows, self.dropout = rows, dropout
+        self.scale: dict[str, float] = {}
+        self.lora_A, self.lora_B = nn.ParameterDict(), nn.ParameterDict()
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """All adapters as one: A [R, in], and B [out, R] with the scales in it."""
+        down = torch.cat([self.lora_A[part] for part in self.rows if part in self.scale])
+        up = [
+            self.lora_B[part] * self.scale[part] if part in self.scale else down.new_zeros(rows, 0)
+            for part, rows in self.rows.items()
+        ]
+        return down, torch.block_diag(*up) if len(up) > 1 else up[0]
+
+    def full_weight(self) -> Tensor:
+        down, up = self._factors()
+        return self.weight + up @ down
+
+    def forward(self, x_D: Tensor) -> Tensor:
+        down, up = self._factors()
+        dropped = F.dropout(x_D, self.dropout, self.training) if self.dropout else x_D
+        return super().forward(x_D) + F.linear(F.linear(dropped, down), up)
+
+    def deltas(self) -> dict[str, Tensor]:
+        """What merging adds to each frozen tensor, in float32."""
+        down, up = self._factors()
+        return {"weight": up.float() @ down.float()}
+
+
+class LoraExperts(nn.Module):
+    """The frozen stacked matrices of a layer's experts with adapters: A [E, r, in], B [E, out, r]."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.gate_up_proj: nn.Parameter = base.gate_up_proj  # type: ignore[assignment]
+        self.down_proj: nn.Parameter = base.down_proj  # type: ignore[assignment]
+        self.scale: dict[str, float] = {}
+        self.lora_A, self.lora_B = nn.ParameterDict(), nn.ParameterDict()
+
+    def _stacks(self) -> dict[str, tuple[nn.Parameter, list[str]]]:
+        """The frozen stacks, each with the released matrices that it holds of an expert."""
+        return {
+            "gate_up_proj": (self.gate_up_proj, ["gate_proj", "up_proj"]),
+            "down_proj": (self.down_proj, ["down_proj"]),
+        }
+
+    def _delta(self, stack: nn.Parameter, parts: list[str]) -> Tensor | None:
+        if not any(part in self.scale for part in parts):
+            return None
+        experts, rows, width = stack.shape
+        return torch.cat(
+            [
+                self.scale[part] * (self.lora_B[part] @ self.lora_A[part])
+                if part in self.scale
+                else stack.new_zeros(experts, rows // len(parts), width)
+                for part in parts
+            ],
+            dim=1,
+        )
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """The adapted stacks."""
+        gate_up, down = (
+            stack if (delta := self._delta(stack, parts)) is None else stack + delta
+            for stack, parts in self._stacks().values()
+        )
+        return gate_up, down
+
+    def deltas(self) -> dict[str, Tensor]:
+        found = {name: self._delta(stack, parts) for name, (stack, parts) in self._stacks().items()}
+        return {name: delta.float() for name, delta in found.items() if delta is not None}
+
+
+Adapted = LoraLinear | LoraExperts
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A released matrix that can be adapted: module's name, the part in it, which expert's (-1: none's), shape."""
+
+    module: str
+    part: str
+    expert: int
+    shape: tuple[int, int]
+
+
+def _sites(model: Decoder) -> dict[str, _Site]:
+    """Every released matrix that can be adapted, by its released name without `.weight`."""
+    found: dict[str, _Site] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            kinds = {"weight": module.weight}
+        elif isinstance(getattr(module, "gate_up_proj", None), nn.Parameter):
+            kinds = {kind: getattr(module, kind) for kind in ("gate_up_proj", "down_proj")}
+        else:
+            continue
+        if name.startswith("mtp."):
+            continue
+        for kind, parameter in kinds.items():
+            parts = to_released({f"{name}.{kind}": torch.empty(parameter.shape, device="meta")}, model.config)
+            for released, like in parts.items():
+                path = released.removesuffix(".weight")
+                owner, part = path.rsplit(".", 1) if "." in path else ("", path)
+                expert = int(owner.rsplit(".", 1)[1]) if parameter.dim() == 3 else -1
+                found[path] = _Site(name, part, expert, (like.shape[0], like.shape[1]))
+    return found
+
+
+def _adapted(model: Decoder, name: str, sites: dict[str, _Site], dropout: float) -> Adapted:
+    """The module of a name, made one that takes adapters where it is none yet."""
+    module = model.get_submodule(name)
+    if isinstance(module, LoraLinear | LoraExperts):
+        return module
+    new: Adapted
+    if isinstance(module, nn.Linear):
+        rows = {site.part: site.shape[0] for site in sites.values() if site.module == name}
+        new = LoraLinear(module, rows, dropout)
+    else:
+        if dropout:
+            raise UserError("Adapters on experts have no dropout.", "Set lora.dropout to 0, or choose other targets.")
+        new = LoraExperts(module)
+    model.set_submodule(name, new.train(module.training))
+    return new
+
+
+def adapted_modules(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
+    """Modules that carry adapters, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLinear | LoraExperts):
+            yield name, module
+
+
+def attach(model: Decoder, config: LoraConfig, seed: int) -> None:
+    """Freeze a model and give it new adapters, which leave it as it is until they are trained (B = 0).
+
+    UserError for a target that the model does not have.
+    """
+    sites = _sites(model)
+    known = {site.part for site in sites.values()}
+    for target in config.targets:
+        if target not in known:
+            raise UserError(f"The model has no linear layer {target!r} to adapt.", nearest(target, known))
+    wanted = set(config.targets_of(model.config))
+    generator = torch.Generator().manual_seed(seed)
+    model.requires_grad_(False)
+    for site in {(s.module, s.part): s for s in sites.values() if s.part in wanted}.values():
+        module = _adapted(model, site.module, sites, config.dropout)
+        rows, width = site.shape
+        lead = (max(s.expert for s in sites.values() if s.module == site.module) + 1,) if site.expert >= 0 else ()
+        down = torch.rand(*lead, config.rank, width, generator=generator).mul_(2).sub_(1).div_(math.sqrt(width))
+        module.lora_A[site.part] = nn.Parameter(down.to(model.dtype))
+        module.lora_B[site.part] = nn.Parameter(torch.zeros(*lead, rows, config.rank, dtype=model.dtype))
+        module.scale[site.part] = config.scale
+
+
+def adapter_size(config: ModelConfig, lora: LoraConfig) -> int:
+    """How many parameters adapters have on a model of this config, which is not built for it."""
+    wanted = set(lora.targets_of(config))
+    return sum(lora.rank * sum(site.shape) for site in _sites(outline(config)).values() if site.part in wanted)
+
+
+@torch.no_grad()
+def merge(model: Decoder) -> None:
+    """Add every adapter to its matrix and take it off: the model is a plain one again, all of it trainable."""
+    for name, module in list(adapted_modules(model)):
+        for kind, delta in module.deltas().items():
+            weight = getattr(module, kind)
+            weight.copy_(weight.float() + delta)
+        plain: nn.Module
+        if isinstance(module, LoraLinear):
+            linear = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
+            linear.weight, linear.bias = module.weight, module.bias
+            plain = linear
+        else:
+            from hadal.models.deepseek import Experts
+
+            plain = Experts.of(module.gate_up_proj, module.down_proj)
+        model.set_submodule(name, plain.train(module.training))
+    model.requires_grad_(True)
+
+
+def base_state(model: Decoder) -> dict[str, Tensor]:
+    """The state of the frozen model, without adapters."""
+    return {name: tensor for name, tensor in model.state_dict().items() if ".lora_" not in name}
+
+
+# Folders
+
+
+def save_adapter(folder: Path, model: Decoder, config: LoraConfig, base: str) -> None:
+    """Write the adapters as PEFT reads them; `base` is the model's id or folder. Whole files or none."""
+    tensors: dict[str, Tensor] = {}
+    for path, site in _sites(model).items():
+        module = model.get_submodule(site.module)
+        if not isinstance(module, LoraLinear | LoraExperts) or site.part not in module.scale:
+            continue
+        for letter, held in (("A", module.lora_A), ("B", module.lora_B)):
+            matrix = held[site.part].detach()
+            matrix = matrix[site.expert] if site.expert >= 0 else matrix
+            tensors[f"base_model.model.{path}.lora_{letter}.weight"] = matrix.contiguous()
+    data = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True,
+        "r": config.rank, "lora_alpha": config.alpha or 2 * config.rank, "lora_dropout": config.dropout,
+        "target_modules": sorted({name.split(".")[-3] for name in tensors}), "bias": "none", "fan_in_fan_out": False,
+        "modules_to_save": None, "use_rslora": False, "use_dora": False,
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [folder / f"{name}.part" for name in (WEIGHTS, CONFIG)]
+    save_file(tensors, parts[0], metadata={"format": "pt"})
+    parts[1].write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    for part in parts:
+        os.replace(part, part.with_suffix(""))
+
+
+# What a config may say without changing what is computed; every other key has to be empty.
+_READ = {"peft_type", "r", "lora_alpha", "use_rslora", "init_lora_weights", "bias", "lora_dropout"}
+_HARMLESS = {
+    "task_type", "base_model_name_or_path", "inference_mode", "revision", "auto_mapping", "peft_version",
+    "target_modules", "exclude_modules", "layers_pattern", "layers_to_transform", "rank_pattern", "loftq_config",
+    "eva_config", "corda_config", "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying",
+}  # fmt: skip
+_KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json, checked; UserError for what hadal would not honour."""
+    path = folder / CONFIG
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing.", "Give a folder that holds an adapter in PEFT's layout.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}).", "Save the adapter again.") from None
+    if not isinstance(data, dict) or data.get("peft_type") != "LORA":
+        kind = data.get("peft_type") if isinstance(data, dict) else None
+        raise UserError(f"{path} has peft_type {kind!r}.", "hadal reads LORA.")
+    for key, value in data.items():
+        empty = value in (None, False, {}, []) or (key == "bias" and value == "none")
+        if not empty and (key == "bias" or key not in _READ | _HARMLESS):
+            raise UserError(f"{path} has {key} {value!r}.", "hadal reads plain adapters: merge it with PEFT.")
+    if data.get("init_lora_weights") not in _KEEPS_BASE:
+        raise UserError(
+            f"{path} has init_lora_weights {data['init_lora_weights']!r}, which changes the base model.",
+            "Save the adapter for the unchanged base, with PEFT's path_initial_model_for_weight_conversion.",
+        )
+    for key, kind in (("r", int), ("lora_alpha", int | float)):
+        value = data.get(key)
+        if not isinstance(value, kind) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise UserError(f"{path} has {key} {value!r}.", "It must be a number above 0.")
+    return data
+
+
+def load_adapter(model: Decoder, folder: Path) -> None:
+    """Freeze a model and give it the adapters of a folder; UserError, naming file and tensor, where they do not fit."""
+    data = read_adapter_config(folder)
+    with TensorFiles(folder, "adapter_model") as files:
+        sites = _sites(model)
+        pairs: dict[str, dict[str, str]] = {}
+        for name in files.entries:
+            match = _NAME.fullmatch(name)
+            if match is None:
+                raise UserError(f"{files.where(name)}: {name} is no adapter of a linear layer.", "hadal reads those.")
+            if match[1] not in sites:
+                raise UserError(
+                    f"{files.where(name)} adapts {match[1]}, which the model does not have.",
+                    "Is it an adapter of another model?",
+                )
+            pairs.setdefault(match[1], {})[match[2]] = name
+        if not pairs:
+            raise UserError(f"{files.source} holds no adapters.", "Save it again.")
+        model.requires_grad_(False)
+        for path, names in pairs.items():
+            site = sites[path]
+            rows, width = site.shape
+            found = files.entries[names.get("A") or names["B"]].shape
+            rank = (found[0] if "A" in names else found[-1]) if len(found) == 2 else 0
+            if rank < 1:
+                raise UserError(f"{files.source}: the adapter of {path} is {found}.", "It must have a rank.")
+            for letter, shape in (("A", (rank, width)), ("B", (rows, rank))):
+                files.check(names.get(letter, f"base_model.model.{path}.lora_{letter}.weight"), shape)
+            module = _adapted(model, site.module, sites, 0.0)
+            scale = data["lora_alpha"] / (math.sqrt(rank) if data.get("use_rslora") else rank)
+            _place(module, model, site, sites, rank, scale)
+            for letter, held in (("A", module.lora_A), ("B", module.lora_B)):
+                out = held[site.part].data
+                files.read_into(names[letter], out[site.expert] if site.expert >= 0 else out)
+
+
+def _place(
+    module: Adapted, model: Decoder, site: _Site, sites: dict[str, _Site], rank: int, scale: float
+) -> None:
+    """Room for an adapter; experts that a folder leaves out keep a zero one."""
+    rows, width = site.shape
+    if site.part in module.scale:
+        if module.lora_A[site.part].shape[-2] != rank:
+            raise UserError(f"Experts of {site.module} have adapters of different ranks.", "hadal stacks equal ones.")
+        return
+    experts = max(s.expert for s in sites.values() if s.module == site.module) + 1
+    lead = (experts,) if experts else ()
+    module.lora_A[site.part] = nn.Parameter(torch.zeros(*lead, rank, width, dtype=model.dtype))
+    module.lora_B[site.part] = nn.Parameter(torch.zeros(*lead, rows, rank, dtype=model.dtype))
+    module.scale[site.part] = scale
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and not a model."""
+    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def base_of(folder: Path) -> str:
+    """The id or folder of the model that an adapter was trained on; UserError where it is not named."""
+    base = read_adapter_config(folder).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{folder / CONFIG} does not name its base model.", "Set base_model_name_or_path to it.")
+    return base
+
+
+def open_model(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
+    """The model of a checkpoint folder, or of an adapter folder: its base with the adapters merged."""
+    if not is_adapter(folder):
+        return load_model(folder, dtype)
+    from hadal.models.hub import resolve
+
+    model = load_model(resolve(base_of(folder)), dtype)
+    load_adapter(model, folder)
+    merge(model)
+    return model

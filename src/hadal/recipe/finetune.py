@@ -1,0 +1,193 @@
+"""`hadal sft`: a model and a file of conversations to a fine-tuned model, or to adapters for it, in one folder.
+
+What it will need is told before it starts. Stopped at any moment, the same command carries on. How the training goes
+is in `stages/sft.py`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from hadal.configs.models import ModelConfig
+from hadal.configs.reading import read_dataclass
+from hadal.cost.memory import (
+    TrainingMemory,
+    available_memory,
+    gigabytes,
+    training_memory,
+    training_seconds,
+)
+from hadal.engine.llm import LLM
+from hadal.errors import UserError
+from hadal.models.checkpoint import load_config, load_model, save_model
+from hadal.models.hub import resolve
+from hadal.models.lora import adapter_size, attach, is_adapter, merge, save_adapter
+from hadal.ops.speed import fastest_dtype, matmul_rates
+from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
+from hadal.recipe.run import RunFiles
+from hadal.recipe.run_folder import write_json, write_run
+from hadal.recipe.stages.sft import STAGE, SftConfig, batches, sft
+from hadal.recipe.view import View
+from hadal.text.tokenizer import Tokenizer
+from hadal.train.conversations import Conversation, packed, read_conversations
+
+WRITTEN = ("metrics.jsonl", "timing.jsonl", "ledger.jsonl", "stages")
+
+
+def finetune(
+    model: str, data: Path, out: Path, config: SftConfig, view: View, merged: bool = False,
+    command: str = "",
+) -> Path:  # fmt: skip
+    """Fine-tune, or carry on, or do nothing where it is done; returns the folder.
+
+    merged: leave one model instead of adapters beside their base. UserError for whatever is wrong with the input.
+    """
+    source = resolve(model)
+    if is_adapter(source):
+        raise UserError(f"{model} holds adapters, not a model.", "Train its base, or fine-tune with --merge first.")
+    shape = load_config(source)
+    tokenizer = Tokenizer.load(source)
+    if tokenizer.size > shape.vocab_size:
+        raise UserError(
+            f"The tokenizer of {model} has {tokenizer.size} tokens, the model {shape.vocab_size}.",
+            "They do not belong together.",
+        )
+    if out.exists() and source.resolve() == out.resolve():
+        raise UserError(f"{out} is the model itself.", "Choose another folder with --out.")
+    conversations, skipped = read_conversations(data, tokenizer, shape.max_position_embeddings)
+    if skipped:
+        view.note(
+            f"Left out {skipped} conversation{'s' * (skipped > 1)}, longer than the model's context of "
+            f"{shape.max_position_embeddings:,} tokens."
+        )
+    request = {"model": model, "weights": _digest(source), "data": _file_digest(data), "merged": merged}
+    request |= {"config": config.to_dict()}
+    with alone_in(out), disk_trouble_told(out):
+        record = existing(out, fresh=False)
+        if record is None:
+            config = _decide(config)
+            for name in WRITTEN:
+                shutil.rmtree(out / name, ignore_errors=True)
+                (out / name).unlink(missing_ok=True)
+            record = {"kind": STAGE, "name": out.resolve().name, "request": request, "config": config.to_dict()}
+            record |= {"command": command}
+        else:
+            check_same(out, record.get("request", {}), request)
+            config = read_dataclass(SftConfig, record["config"], "run.json")
+        if record.get("status") == "complete":
+            view.note(f"{out} is done already.")
+            return out
+        _tell_needs(model, shape, conversations, config, view)
+        write_run(out, {**record, "status": "running"})
+        torch.set_num_threads(config.threads)
+        run = RunFiles(out, shape, view)
+        try:
+            _train(run, source, model, tokenizer, conversations, config, merged)
+        except KeyboardInterrupt:
+            run.enter_books(STAGE)
+            raise
+        write_run(out, {**record, "status": "complete"})
+        shutil.rmtree(run.stage_folder(STAGE) / "state", ignore_errors=True)
+        view.close()  # so that the stage is told before the result
+        kind = "adapters for " + model if config.lora.rank and not merged else "the model"
+        view.note(f"{out} holds {kind}: hadal chat {out}")
+    return out
+
+
+def _train(
+    run: RunFiles, source: Path, name: str, tokenizer: Tokenizer, conversations: Sequence[Conversation],
+    config: SftConfig, merged: bool,
+) -> None:  # fmt: skip
+    model = load_model(source, getattr(torch, config.dtype))
+    if config.lora.rank:
+        attach(model, config.lora, config.seed)
+    forbidden = LLM(model, tokenizer).forbidden
+    sft(run, model, conversations, forbidden, tokenizer.pad_id, config)
+    try:
+        if config.lora.rank and not merged:
+            save_adapter(run.folder, model, config.lora, str(source.resolve()) if Path(name).is_dir() else name)
+            tokenizer.save(run.folder)
+        else:
+            if config.lora.rank:
+                merge(model)
+            for parameter in model.parameters():  # and not the routers' biases, whose steps bf16 cannot hold
+                parameter.data = parameter.data.to(getattr(torch, config.dtype))
+            save_model(run.folder, model.config, model.state_dict(), source)
+    except SafetensorError as error:  # its own error for a full disk
+        raise UserError(
+            f"cannot write a model in {run.folder}: {error}.", "Free some space; the same command then carries on."
+        ) from error
+    run.enter_books(STAGE)
+    write_json(run.stage_folder(STAGE) / "result.json", {"conversations": len(conversations)})
+
+
+def _decide(config: SftConfig) -> SftConfig:
+    """What a run measures once and then keeps."""
+    if config.threads == 0:
+        config = replace(config, threads=torch.get_num_threads())
+    if config.dtype == "auto":
+        config = replace(config, dtype=fastest_dtype(matmul_rates(1.0)))
+    return config
+
+
+def needs(shape: ModelConfig, conversations: Sequence[Conversation], config: SftConfig) -> TrainingMemory:
+    """The memory of the largest pass."""
+    adapters = adapter_size(shape, config.lora) if config.lora.rank else 0
+    value_bytes = 4 if config.dtype == "float32" else 2
+    longest = max(len(c.ids) for c in conversations)
+    sizes = {(max(1, config.pass_tokens // longest), longest)}
+    for chosen in batches(conversations, replace(config, epochs=1)):
+        passes = packed([conversations[i] for i in chosen], config.pass_tokens, 0)
+        sizes |= {(len(batch.ids), batch.ids.shape[1]) for batch in passes}
+    return max(
+        (training_memory(shape, value_bytes, *size, config.checkpoint_activations, adapters) for size in sizes),
+        key=lambda memory: memory.total,
+    )
+
+
+def _tell_needs(
+    name: str, shape: ModelConfig, conversations: Sequence[Conversation], config: SftConfig, view: View
+) -> None:
+    """Print the memory and time that it will take; UserError where the memory is not there."""
+    memory, free = needs(shape, conversations, config), available_memory()
+    tokens = sum(len(c.ids) for c in conversations)
+    length = max(len(c.ids) for c in conversations)
+    rate = matmul_rates(0.5)[config.dtype]
+    seconds = training_seconds(
+        shape, tokens * config.epochs, length, rate, config.checkpoint_activations, config.lora.rank > 0
+    )
+    view.note(
+        f"{len(conversations):,} conversations of {tokens:,} tokens, {config.epochs} epoch{'s' * (config.epochs > 1)}, "
+        f"{len(batches(conversations, config)):,} updates in {config.dtype} on {config.threads} "
+        f"thread{'s' * (config.threads > 1)}: about {seconds / 60:,.1f} minutes."
+    )
+    there = f"; {gigabytes(free)} are free" if free is not None else ""
+    view.note(f"Memory: about {memory.describe()}{there}.")
+    if free is not None and memory.total > free:
+        ways = [] if config.checkpoint_activations else ["--checkpoint-activations"]
+        ways += [] if config.lora.rank else ["--lora 16"]
+        ways += ["--dtype bfloat16"] if config.dtype == "float32" else []
+        ways.append(f"--set pass_tokens={max(256, config.pass_tokens // 4)}")
+        raise UserError(
+            f"Fine-tuning {name} needs about {gigabytes(memory.total)} of memory, and {gigabytes(free)} are free.",
+            f"What makes it less: {', '.join(ways)}.",
+        )
+
+
+def _digest(folder: Path) -> dict[str, Any]:
+    """What tells one checkpoint from another, without reading it: its files and their sizes, and its config."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
+    sizes = " ".join(f"{path.name} {path.stat().st_size}" for path in files)
+    return {"files": blake2b(sizes.encode(), digest_size=8).hexdigest(), "config": _file_digest(folder / "config.json")}
+
+
+def _file_digest(path: Path) -> str:
+    return blake2b(path.read_bytes(), digest_size=16).hexdigest()
