@@ -308,7 +308,8 @@ def test_a_task_file_that_has_gone_leaves_the_chat(run, tmp_path):
 
     moved = tmp_path / "moved"
     shutil.copytree(run, moved)
-    write_run(moved, {"name": "moved", "status": "complete", "config": {"tasks": ["sums", "./gone.py"]}})
+    config = {"tasks": ["sums", "./gone.py"]}
+    write_run(moved, {"name": "moved", "arch": "dense", "status": "complete", "config": config})
     model = Model(moved)
     assert [task.name for task in model.tasks] == ["sums"]
     shown, _ = converse(model, [])
@@ -316,5 +317,5 @@ def test_a_task_file_that_has_gone_leaves_the_chat(run, tmp_path):
 
 
 def test_a_missing_run_is_a_users_error(tmp_path):
-    with pytest.raises(UserError, match="hadal quickstart"):
+    with pytest.raises(UserError, match="Give a run"):
         chat_module.chat(tmp_path / "nowhere")

@@ -91,7 +91,7 @@ def test_a_model_is_outlined_without_random_weights() -> None:
     before = torch.random.get_rng_state()
     fresh(DENSE)
     assert torch.equal(before, torch.random.get_rng_state())
-    assert all(tensor.is_meta for tensor in checkpoint._outline(DENSE).parameters())
+    assert all(tensor.is_meta for tensor in checkpoint.outline(DENSE).parameters())
 
 
 def test_companions_and_special_ids_are_carried_over(tmp_path: Path) -> None:

@@ -289,13 +289,14 @@ def test_the_modules_loss_stops_where_packed_documents_meet() -> None:
     total, next_token = pretraining_loss(model, Batch(ids, mask.float(), None, document), torch.tensor([0]), 0.3)
     ahead = []
     with torch.no_grad():
-        hidden = model.mtp_hidden(model(ids[:, :-1])[:, :-1], ids[:, 1:-1])
-        logits = model.logits(hidden)
-        logits[..., 0] = float("-inf")
         for b in range(2):
             for i in range(10):
                 if document[b, i] == document[b, i + 1] == document[b, i + 2] and mask[b, i + 2]:
-                    ahead.append(-float(torch.log_softmax(logits[b, i].double(), dim=0)[ids[b, i + 2]]))
+                    begin = document[b].tolist().index(int(document[b, i]))  # each document by itself
+                    alone = ids[b : b + 1, begin : i + 2]
+                    logits = model.logits(model.mtp_hidden(model(alone[:, :-1]), alone[:, 1:])[0, -1])
+                    logits[0] = float("-inf")
+                    ahead.append(-float(torch.log_softmax(logits.double(), dim=0)[ids[b, i + 2]]))
     assert len(ahead) == (3 + 5) + (1 + 0 + 3)
     assert float(total.detach() - next_token) == pytest.approx(0.3 * sum(ahead) / len(ahead), rel=1e-5)
 

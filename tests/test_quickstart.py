@@ -215,7 +215,7 @@ def test_a_resumed_run_keeps_its_threads(
     [
         (["--set", "seed=1"], "seed 0 instead of 1"),
         (["--minutes", "0.02"], "minutes 0.01 instead of 0.02"),
-        (["--set", "grpo.optimizer.lr=0.5"], "grpo.optimizer.lr 0.001 instead of 0.5"),
+        (["--set", "grpo.optimizer.lr=0.5"], "grpo.optimizer.lr 0.0002 instead of 0.5"),
         (["--set", 'tasks=["sums"]'], "instead of ['sums']"),
     ],
 )
