@@ -21,7 +21,7 @@ from tokenizer_families import write_tokenizer
 from hadal.cli import main
 from hadal.configs.models import DeepseekConfig, LlamaConfig, ModelConfig, Qwen2Config
 from hadal.configs.shipped import shipped
-from hadal.cost.ledger import Ledger
+from hadal.cost.ledger import Ledger, totals
 from hadal.engine import LLM, SamplingParams
 from hadal.models.checkpoint import build, save_model
 from hadal.models.lora import LoraConfig
@@ -116,7 +116,7 @@ def test_it_learns_what_it_is_shown(name: str, way: str, tmp_path: Path) -> None
     assert (base / "model.safetensors").read_bytes() == before
     assert any("Memory: about" in line for line in view.lines) and any("minutes" in line for line in view.lines)
     assert (out / "adapter_model.safetensors").is_file() == (way == "lora")
-    (record,) = Ledger(out / "ledger.jsonl").read()
+    record = totals(Ledger(out / "ledger.jsonl").read(), "sft")  # one for each checkpoint, and the last
     assert record.stage == "sft" and record.tokens_trained > 1000 and record.flops > 0
     if way != "lora":
         theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
