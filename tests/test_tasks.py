@@ -95,7 +95,7 @@ GOLDEN = [
     "How do you get 23 from 17, 11, 10, 8, 1 with + and -?",
     "Hol often does l occcur iv pleclosstro?",
     "From small to large, which of 48, 43, 1, 3, 86, 90, 2, 87, 89, 57, 10, 39 is number 2? Take your time.",
-    "What is 1 + 7 - 4 - 2 + 24 + 22 - 11? Please be careful.",
+    "11 - 5 + 15 - 4 + 9 - 8 - 2 = ? Please be careful.",
 ]
 
 
