@@ -241,7 +241,7 @@ def test_v2_normalises_or_scales_as_its_released_code() -> None:
     )
     router = routers(fresh(config))[0]
     x = torch.randn(1, 5, 48, generator=torch.Generator().manual_seed(3))
-    expert, weight, _ = router(x, None)
+    expert, weight = router(x, None)
     for n in range(5):
         scores = (router.weight @ x[0, n]).softmax(0).tolist()
         best = sorted(range(8), key=lambda e: -scores[e])[:3]
