@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import os
 import shutil
 import signal
@@ -232,7 +233,8 @@ def test_memory_that_is_not_there_is_refused_before_anything_is_loaded(
     file, out = data(tmp_path / "data.jsonl", 20), tmp_path / "out"
     assert main(arguments(base, out, file)) == 2
     told = capsys.readouterr()
-    assert "needs about 11" in told.err, told.err  # 16 bytes for each of 70.6B parameters, and what passes need
+    needed = re.search(r"needs about (\d+\.\d) GB", told.err)
+    assert needed and 16 * 70.55 < float(needed[1]) < 1500, told.err  # 16 bytes a parameter, and what passes need
     assert "--checkpoint-activations, --lora 16, --dtype bfloat16" in told.err and told.err.count("\n") == 1
     assert "Memory: about" in told.out and "minutes" in told.out
     assert not list(out.glob("*.safetensors"))
