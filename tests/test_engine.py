@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hadal.configs.models import DeepseekConfig, DenseConfig
 from hadal.engine import LLM, SamplingParams
-from hadal.engine.sampling import draw
+from hadal.engine.sampling import inverse_draw, keep_min_p, keep_top_k, keep_top_p, noise
 from hadal.errors import UserError
 from hadal.models.checkpoint import build
 from hadal.models.decoder import Decoder
@@ -90,7 +90,7 @@ def test_greedy_output_equals_a_plain_loop(llm: LLM) -> None:
 
 def test_a_batch_holds_samples_that_end_and_samples_that_do_not(llm: LLM) -> None:
     """What the other tests rest on: rows are dropped from the batch at different times."""
-    outputs = llm.generate(_prompts(), SamplingParams(max_tokens=24), n=16)
+    outputs = llm.generate(_prompts(), SamplingParams(max_tokens=24, n=16, seed=0, logprobs=0))
     lengths = {len(s.token_ids) for o in outputs for s in o.outputs}
     assert len(lengths) > 5
     for sample in (s for o in outputs for s in o.outputs):
@@ -100,18 +100,55 @@ def test_a_batch_holds_samples_that_end_and_samples_that_do_not(llm: LLM) -> Non
         assert sample.finish_reason == "stop" or len(sample.token_ids) == 24
 
 
+def _split_mix(key: int, position: int) -> float:
+    """SplitMix64's number for a key at a position, in whole numbers of any size (Steele and others 2014)."""
+    mask = (1 << 64) - 1
+    z = (key + (position + 1) * 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return ((z ^ (z >> 31)) >> 11) / (1 << 53)
+
+
+def test_noise_is_that_of_the_published_generator() -> None:
+    keys = torch.tensor([0, 1, -1, -(1 << 63), (1 << 63) - 1, 123456789])
+    for position in (0, 1, 1000, 1 << 40):
+        values = noise(keys, torch.full_like(keys, position))
+        assert values.tolist() == [_split_mix(int(key), position) for key in keys]
+    many = noise(torch.full((4000,), 5), torch.arange(4000))
+    assert abs(float(many.mean()) - 0.5) < 0.02 and len(set(many.tolist())) == 4000
+
+
+def _draw_one(logits: Tensor, params: SamplingParams, key: int, position: int) -> int:
+    """The drawn token by sorting and adding up in float64, as the settings say."""
+    weights = torch.softmax(logits.double() / params.temperature, 0)
+    order = sorted(range(len(weights)), key=lambda i: (-float(weights[i]), i))
+    kept, mass = set(), 0.0
+    for i in order:
+        if mass >= params.top_p:
+            break
+        kept.add(i)
+        mass += float(weights[i])
+    target = _split_mix(key, position) * mass
+    for i in range(len(weights)):
+        target -= float(weights[i]) if i in kept else 0.0
+        if target < 0:
+            return i
+    raise AssertionError("past the end")
+
+
 def test_sampled_output_equals_a_plain_loop_over_the_same_random_numbers(llm: LLM) -> None:
-    prompts, n, limit = _prompts(), 3, 20
-    params = SamplingParams(temperature=0.8, top_p=0.9, max_tokens=limit, seed=11)
-    outputs = llm.generate(prompts, params, n)
-    generator = torch.Generator().manual_seed(11)
-    uniforms = torch.stack([torch.rand(len(prompts) * n, generator=generator) for _ in range(limit)])
-    for i, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
-        for j, sample in enumerate(output.outputs):
+    limit = 20
+    params = SamplingParams(temperature=0.8, top_p=0.9, max_tokens=limit, seed=11, n=3)
+    requests = [llm.engine.add(prompt, params, 11) for prompt in _prompts()]
+    keys = [[sequence.key for sequence in request.sequences] for request in requests]
+    for request in requests:
+        llm.engine.abort(request)
+    assert len({key for part in keys for key in part}) == 3 * len(keys)
+    for prompt, part, output in zip(_prompts(), keys, llm.generate(_prompts(), params), strict=True):
+        for key, sample in zip(part, output.outputs, strict=True):
             ids: list[int] = []
             for t in range(limit):
-                token, _ = draw(_allowed(llm, prompt + ids)[None], params, uniforms[t, i * n + j : i * n + j + 1])
-                ids.append(int(token))
+                ids.append(_draw_one(_allowed(llm, prompt + ids), params, key, t))
                 if ids[-1] == TOKENIZER.eos_id:
                     break
             assert sample.token_ids == ids
@@ -154,35 +191,36 @@ def test_draws_follow_the_exact_distribution(temperature: float, top_p: float) -
     probabilities = torch.tensor([p / mass if i in kept else 0.0 for i, p in enumerate(exact)], dtype=torch.float64)
     N = 60_000
     uniform = torch.rand(N, generator=torch.Generator().manual_seed(0))
-    tokens, logprobs = draw(logits.expand(N, -1), SamplingParams(temperature, top_p), uniform)
-    counts = tokens.bincount(minlength=len(exact)).double()
+    kept_weights = keep_top_p(torch.softmax(logits.expand(N, -1) / temperature, -1), torch.full((N,), top_p))
+    torch.testing.assert_close(kept_weights[0].double() / mass, probabilities, atol=1e-6, rtol=0)
+    counts = inverse_draw(kept_weights, uniform.double()).bincount(minlength=len(exact)).double()
     assert (counts[probabilities == 0] == 0).all()
-    torch.testing.assert_close(logprobs.double(), probabilities[tokens].log(), atol=1e-5, rtol=0)
     if len(kept) > 1:
         assert _chi_square(counts, probabilities) < 4
 
 
 def test_the_engine_samples_the_models_distribution(llm: LLM) -> None:
     prompt = _prompts()[0]
-    (output,) = llm.generate([prompt], SamplingParams(max_tokens=1, seed=5), n=6000)
-    counts = torch.tensor([s.token_ids[0] for s in output.outputs]).bincount(minlength=VOCABULARY).double()
+    outputs = llm.generate([prompt] * 6, SamplingParams(max_tokens=1, n=1000, seed=5).spread(6))
+    counts = torch.tensor([s.token_ids[0] for output in outputs for s in output.outputs]).bincount(minlength=VOCABULARY).double()
     probabilities = torch.softmax(_allowed(llm, prompt).double(), -1)
     assert probabilities.max() < 0.99
     assert _chi_square(counts, probabilities) < 4
 
 
-@pytest.mark.parametrize("value", [0.0, 1 - 2**-24])
+@pytest.mark.parametrize("value", [0.0, 1 - 2**-24, 1 - 2**-53])
 def test_the_ends_of_the_random_numbers_are_drawn_as_allowed_ids(value: float) -> None:
     logits = torch.full((1, 300), float("-inf"))
     logits[0, 40:90] = torch.linspace(-3, 1, 50)
-    for params in (SamplingParams(), SamplingParams(top_p=0.9), SamplingParams(100.0), SamplingParams(0.01)):
-        token, logprob = draw(logits, params, torch.tensor([value]))
-        assert 40 <= int(token) < 90 and torch.isfinite(logprob).all()
+    for temperature, top_p in ((1.0, 1.0), (1.0, 0.9), (100.0, 1.0), (0.01, 1.0)):
+        weights = keep_top_p(torch.softmax(logits / temperature, -1), torch.tensor([top_p]))
+        token = inverse_draw(weights, torch.tensor([value], dtype=torch.float64))
+        assert 40 <= int(token) < 90 and float(weights[0, token]) > 0
 
 
 @pytest.mark.parametrize("temperature", [100.0, 1.0, 0.0])
 def test_ids_that_mean_nothing_never_come_out(llm: LLM, temperature: float) -> None:
-    outputs = llm.generate(_prompts(), SamplingParams(temperature, max_tokens=24), n=64)
+    outputs = llm.generate(_prompts(), SamplingParams(temperature, max_tokens=24, n=64, seed=0))
     seen = {i for o in outputs for s in o.outputs for i in s.token_ids}
     assert max(seen) < TOKENIZER.size
     assert not seen.intersection(TOKENIZER.forbidden_ids)
@@ -192,17 +230,17 @@ def test_ids_that_mean_nothing_never_come_out(llm: LLM, temperature: float) -> N
 
 def test_thinking_is_opened_forbidden_or_left_to_the_model(llm: LLM) -> None:
     prompts = _prompts()
-    never = llm.generate(prompts, SamplingParams(100.0, max_tokens=32, thinking=False), n=32)
+    never = llm.generate(prompts, SamplingParams(100.0, max_tokens=32, thinking=False, n=32, seed=0))
     assert not any(TOKENIZER.think_id in s.token_ids for o in never for s in o.outputs)
-    opened = llm.generate(prompts, SamplingParams(thinking=True, max_tokens=4))
+    opened = llm.generate(prompts, SamplingParams(thinking=True, max_tokens=4, seed=0))
     assert [o.prompt_token_ids for o in opened] == [[*p, TOKENIZER.think_id] for p in prompts]
-    again = llm.generate([o.prompt_token_ids for o in opened], SamplingParams(thinking=True, max_tokens=4))
+    again = llm.generate([o.prompt_token_ids for o in opened], SamplingParams(thinking=True, max_tokens=4, seed=0))
     assert again == opened
 
 
 def test_the_seed_decides_the_samples(llm: LLM) -> None:
     def run(seed: int) -> list[list[int]]:
-        outputs = llm.generate(_prompts(), SamplingParams(max_tokens=16, seed=seed), n=4)
+        outputs = llm.generate(_prompts(), SamplingParams(max_tokens=16, seed=seed, n=4))
         return [s.token_ids for o in outputs for s in o.outputs]
 
     assert run(1) == run(1)
@@ -212,14 +250,14 @@ def test_the_seed_decides_the_samples(llm: LLM) -> None:
 
 def test_each_prompt_gets_its_n_samples_in_order(llm: LLM) -> None:
     prompts = _prompts()
-    outputs = llm.generate(prompts * 3, SamplingParams(max_tokens=2), n=100)  # more rows than one batch holds
+    outputs = llm.generate(prompts * 3, SamplingParams(max_tokens=2, n=100))  # more rows than run at once
     assert [o.prompt_token_ids for o in outputs] == prompts * 3
     assert all(len(o.outputs) == 100 for o in outputs)
     assert llm.generate([], SamplingParams()) == []
 
 
 def test_logprobs_are_those_of_the_distribution_that_was_drawn_from(llm: LLM) -> None:
-    (output,) = llm.generate([_prompts()[0]], SamplingParams(0.7, top_p=0.8, max_tokens=6, seed=3), n=4)
+    (output,) = llm.generate([_prompts()[0]], SamplingParams(0.7, 0.8, 6, 3, n=4, logprobs=0, logprobs_of="sampled"))
     for sample in output.outputs:
         for t, logprob in enumerate(sample.logprobs):
             logits = _allowed(llm, output.prompt_token_ids + sample.token_ids[:t]).double() / 0.7
@@ -231,7 +269,7 @@ def test_logprobs_are_those_of_the_distribution_that_was_drawn_from(llm: LLM) ->
 
 
 def test_sampler_and_trainer_agree_on_log_probabilities(llm: LLM) -> None:
-    outputs = llm.generate(_prompts(), SamplingParams(max_tokens=48, seed=2, thinking=True), n=64)
+    outputs = llm.generate(_prompts(), SamplingParams(max_tokens=48, seed=2, thinking=True, n=64, logprobs=0))
     items = [(o.prompt_token_ids, sample, 1.0) for o in outputs for sample in o.outputs]
     tokens = 0
     for rows in pack(items, TOKENIZER.pad_id, 2048):
@@ -250,7 +288,7 @@ def test_a_long_prompt_does_not_shorten_its_neighbours_answers(llm: LLM) -> None
     for output in llm.generate([long, short], SamplingParams(temperature=0, max_tokens=1000)):
         room = POSITIONS - len(output.prompt_token_ids)
         assert output.outputs[0].token_ids == _plain(llm, output.prompt_token_ids, room)
-    for output in llm.generate([long, short], SamplingParams(temperature=100, max_tokens=1000), n=8):
+    for output in llm.generate([long, short], SamplingParams(temperature=100, max_tokens=1000, n=8, seed=0)):
         room = POSITIONS - len(output.prompt_token_ids)
         unended = [len(sample.token_ids) for sample in output.outputs if sample.finish_reason == "length"]
         assert unended and set(unended) == {room}
@@ -266,7 +304,7 @@ def test_a_prompt_that_does_not_fit_is_a_users_mistake(llm: LLM, length: int) ->
 
 def test_an_empty_prompt_is_a_users_mistake(llm: LLM) -> None:
     with pytest.raises(UserError, match="empty"):
-        llm.generate([[20], []], SamplingParams())
+        llm.generate([[]], SamplingParams())
     with pytest.raises(UserError, match="empty"):
         next(llm.stream([], SamplingParams()))
 

@@ -1,6 +1,8 @@
-"""Inference: the one core that rollouts, evaluation and chat sample through."""
+"""Inference: the one core that rollouts, evaluation, chat and the server sample through."""
 
-from hadal.engine.llm import LLM, RequestOutput, Sample
-from hadal.engine.sampling import SamplingParams
+from hadal.engine.core import Engine, EngineConfig
+from hadal.engine.llm import LLM
+from hadal.engine.params import SamplingParams
+from hadal.engine.request import RequestOutput, Sample
 
-__all__ = ["LLM", "RequestOutput", "Sample", "SamplingParams"]
+__all__ = ["LLM", "Engine", "EngineConfig", "RequestOutput", "Sample", "SamplingParams"]

@@ -1,171 +1,159 @@
-"""The engine: prompts in, samples out, through the same modules that training runs.
-
-Rows decode together, one contiguous cache, prompts aligned at their ends. Rows that have ended are dropped
-from the batch as soon as enough of them have gathered; samples of one prompt share its prefill.
-"""
+"""Prompts in, samples out: the engine as rollouts, evaluation, chat and scripts use it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from hadal.engine.sampling import SamplingParams, draw
+from hadal.engine.core import Engine, EngineConfig
+from hadal.engine.params import SamplingParams
+from hadal.engine.request import Request, RequestOutput
 from hadal.errors import UserError
 from hadal.models.decoder import Decoder
 from hadal.models.hub import resolve
 from hadal.models.lora import open_model
-from hadal.text.tokenizer import THINK, Tokenizer
+from hadal.text.tokenizer import Tokenizer
 
-MAX_ROWS = 1024
-ROOM = 32  # columns by which the cache grows
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One response. logprobs are those of the distribution that was sampled from; finish_reason is stop or length."""
-
-    token_ids: list[int]
-    logprobs: list[float]
-    text: str
-    finish_reason: str
-
-
-@dataclass(frozen=True)
-class RequestOutput:
-    """The samples of one prompt."""
-
-    prompt_token_ids: list[int]
-    outputs: list[Sample]
+Prompt = str | Sequence[int] | Mapping[str, Any]
+"""Text, token ids, or {"prompt": text} or {"prompt_token_ids": ids}."""
 
 
 class LLM:
-    """A model, its tokenizer, and the loop that samples from them."""
+    """A model, its tokenizer, and the engine that samples from them."""
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        vocabulary = model.config.vocab_size
-        never = [*tokenizer.forbidden_ids, *range(tokenizer.size, vocabulary)]
-        self.forbidden = torch.tensor(never, dtype=torch.long)
-        """Ids that mean nothing in a response; sampling and training both give them no probability."""
-        self.ends = torch.tensor(sorted(tokenizer.eos_ids))
-        """Ids that end a response."""
+    def __init__(
+        self, model: Decoder, tokenizer: Tokenizer, config: EngineConfig | None = None,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.tokenizer = model, tokenizer
+        self.engine = Engine(model, tokenizer, config)
+        self.defaults = SamplingParams.of(defaults or {})
+        """What `generate` uses where it is given no params: the checkpoint's own settings."""
 
     @classmethod
-    def load(cls, folder: Path | str, dtype: torch.dtype = torch.float32) -> LLM:
+    def load(cls, folder: Path | str, dtype: torch.dtype = torch.float32, config: EngineConfig | None = None) -> LLM:
         """The model of a run folder, checkpoint folder or Hugging Face id, or of adapters, merged into their base."""
         folder = resolve(folder)
-        return cls(open_model(folder, dtype).eval(), Tokenizer.load(folder))
+        return cls(open_model(folder, dtype).eval(), Tokenizer.load(folder), config, generation_defaults(folder))
 
-    def _blocked(self, params: SamplingParams) -> Tensor:
-        if params.thinking is False and (think_id := self.tokenizer.controls.get(THINK)) is not None:
-            return torch.cat([self.forbidden, torch.tensor([think_id])])
-        return self.forbidden
+    @property
+    def forbidden(self) -> torch.Tensor:
+        """Ids that mean nothing in a response; sampling and training both give them no probability."""
+        return self.engine.forbidden
 
-    def _limits(self, prompts: Sequence[list[int]], params: SamplingParams) -> list[int]:
-        """How many tokens each prompt may be answered with."""
-        longest = max(len(p) for p in prompts)
-        if longest >= self.model.config.max_position_embeddings:
-            raise UserError(
-                f"The prompt has {longest} tokens, the model reads {self.model.config.max_position_embeddings}.",
-                "Shorten it.",
-            )
-        return [min(params.max_tokens, self.model.config.max_position_embeddings - len(p)) for p in prompts]
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[RequestOutput]:
+        """The samples of each prompt, in order; params for all of them or for each.
 
-    @torch.no_grad()
-    def generate(self, prompts: Sequence[list[int]], params: SamplingParams, n: int = 1) -> list[RequestOutput]:
-        """n samples for each prompt (token ids). The same arguments give the same samples."""
-        if not prompts:
-            return []
-        if not all(prompts):
-            raise UserError("A prompt is empty.", "Give it at least one token.")
-        if params.thinking:
-            prompts = [p if self.tokenizer.in_thought(p) else [*p, self.tokenizer.think_id] for p in prompts]
-        generator = torch.Generator().manual_seed(params.seed)
-        outputs: list[RequestOutput] = []
-        share = max(1, MAX_ROWS // n)
-        for begin in range(0, len(prompts), share):
-            part = list(prompts[begin : begin + share])
-            ids, logprobs, lengths = self._decode(part, n, params, generator)
-            for i, prompt in enumerate(part):
-                samples = [self._sample(ids[r], logprobs[r], int(lengths[r])) for r in range(i * n, (i + 1) * n)]
-                outputs.append(RequestOutput(prompt, samples))
-        return outputs
+        A prompt that cannot be answered has its `error` set and the others go on; UserError where that is all of them.
+        """
+        asked = [prompts] if _is_one(prompts) else list(prompts)  # type: ignore[arg-type]
+        each = self._params(params, len(asked))
+        engine = self.engine
+        engine.refresh()
+        requests: list[Request | RequestOutput] = []
+        faults: list[UserError] = []
+        for prompt, wanted in zip(asked, each, strict=True):
+            ids: list[int] = []
+            try:
+                ids = self._ids(prompt)  # type: ignore[arg-type]
+                requests.append(engine.add(ids, wanted, _seed(wanted)))
+            except UserError as error:
+                requests.append(RequestOutput(ids, [], error=str(error)))
+                faults.append(error)
+        if faults and len(faults) == len(asked):
+            raise faults[0]
+        try:
+            while engine.has_work():
+                engine.step()
+        except BaseException:  # Ctrl-C among them: the engine stays usable
+            for request in requests:
+                if isinstance(request, Request):
+                    engine.abort(request)
+            raise
+        finally:
+            engine.release()
+        return [r.output() if isinstance(r, Request) else r for r in requests]
 
-    def _sample(self, ids: Tensor, logprobs: Tensor, length: int) -> Sample:
-        tokens = ids[:length].tolist()
-        ended = bool(tokens) and tokens[-1] in self.tokenizer.eos_ids
-        text = self.tokenizer.decode(tokens[:-1] if ended else tokens, special=True)
-        return Sample(tokens, logprobs[:length].tolist(), text, "stop" if ended else "length")
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        params: SamplingParams | None = None,
+    ) -> list[RequestOutput]:  # fmt: skip
+        """`generate` on one conversation or several, in the tokenizer's chat form."""
+        params = self.defaults if params is None else params
+        several = messages if messages and not isinstance(messages[0], Mapping) else [messages]
+        prompts = [self.tokenizer.chat(list(one), params.thinking) for one in several]  # type: ignore[arg-type]
+        return self.generate(prompts, params)
 
-    def _decode(
-        self, prompts: list[list[int]], n: int, params: SamplingParams, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        limits = torch.tensor(self._limits(prompts, params)).repeat_interleave(n)
-        limit = int(limits.max())
-        blocked = self._blocked(params)
-        width = max(len(p) for p in prompts)
-        start = torch.tensor([width - len(p) for p in prompts])
-        ids = torch.full((len(prompts), width), self.tokenizer.pad_id)
-        for i, prompt in enumerate(prompts):
-            ids[i, width - len(prompt) :] = torch.tensor(prompt)
-        cache = self.model.new_cache(start, width)
-        hidden = self.model(ids, cache)[:, -1]
-        rows = len(prompts) * n
-        if n > 1:
-            repeat = torch.arange(len(prompts)).repeat_interleave(n)
-            cache.select(repeat)
-            hidden = hidden[repeat]
-        tokens = torch.full((rows, limit), self.tokenizer.pad_id)
-        logprobs = torch.zeros(rows, limit)
-        lengths = limits.clone()
-        alive = torch.arange(rows)  # which row of the output each row of the batch is
-        going = torch.ones(rows, dtype=torch.bool)
-        for t in range(limit):
-            logits = self.model.logits(hidden).index_fill_(1, blocked, float("-inf"))
-            # Drawn for all rows, ended or not: what a row gets does not depend on who is still in the batch.
-            uniform = torch.rand(rows, generator=generator)
-            token, logprob = draw(logits, params, uniform[alive])
-            at = alive[going]
-            tokens[at, t], logprobs[at, t] = token[going], logprob[going]
-            ended = going & torch.isin(token, self.ends)
-            lengths[alive[ended]] = t + 1
-            full = limits[alive] == t + 1  # at the model's last position, or at max_tokens
-            going = going & ~ended & ~full
-            left = int(going.sum())
-            if left == 0:
-                break
-            if left <= 0.85 * len(alive) or full.any():
-                kept = going.nonzero()[:, 0]
-                cache.select(kept)
-                alive, token, going = alive[kept], token[kept], going[kept]
-            if cache.length == cache.capacity:
-                cache.grow(cache.capacity + ROOM)
-            hidden = self.model(token[:, None], cache)[:, 0]
-        return tokens, logprobs, lengths
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[int]:
+        """The tokens of one sample as they are drawn, without the end token. Closing the iterator ends the request."""
+        params = self.defaults if params is None else params
+        if params.n != 1:
+            raise UserError(f"n is {params.n}.", "A stream has one sample.")
+        self.engine.refresh()
+        request = self.engine.add(self._ids(prompt), params, _seed(params))
+        (sequence,) = request.sequences
+        given = 0
+        try:
+            while sequence.sample is None:
+                self.engine.step()
+                tokens = self.engine.table.generated(sequence, given) if sequence.sample is None else []
+                given += len(tokens)
+                yield from tokens
+            if sequence.sample.error:
+                raise UserError(sequence.sample.error)
+            for token in sequence.sample.token_ids[given:]:
+                if token not in self.tokenizer.eos_ids or params.ignore_eos:
+                    yield token
+        finally:
+            if sequence.sample is None:
+                self.engine.abort(request)
+            self.engine.release()
 
-    @torch.no_grad()
-    def stream(self, prompt: list[int], params: SamplingParams) -> Iterator[int]:
-        """The tokens of one sample as they are drawn, without the end token."""
-        if not prompt:
-            raise UserError("The prompt is empty.", "Give it at least one token.")
-        if params.thinking and not self.tokenizer.in_thought(prompt):
-            prompt = [*prompt, self.tokenizer.think_id]
-        (limit,) = self._limits([prompt], params)
-        blocked = self._blocked(params)
-        generator = torch.Generator().manual_seed(params.seed)
-        cache = self.model.new_cache(torch.zeros(1, dtype=torch.long), len(prompt) + ROOM)
-        hidden = self.model(torch.tensor([prompt]), cache)[:, -1]
-        for _ in range(limit):
-            logits = self.model.logits(hidden).index_fill_(1, blocked, float("-inf"))
-            token, _ = draw(logits, params, torch.rand(1, generator=generator))
-            if int(token) in self.tokenizer.eos_ids:
-                return
-            yield int(token)
-            if cache.length == cache.capacity:
-                cache.grow(cache.capacity + ROOM)
-            hidden = self.model(token[:, None], cache)[:, 0]
+    def _params(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+        if params is None or isinstance(params, SamplingParams):
+            return [self.defaults if params is None else params] * count
+        if len(params) != count:
+            raise UserError(f"There are {count} prompts and {len(params)} params.", "Give one for all or one for each.")
+        return list(params)
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        if isinstance(prompt, Mapping):
+            if set(prompt) == {"prompt"}:
+                return self.tokenizer.encode(prompt["prompt"])
+            if set(prompt) == {"prompt_token_ids"}:
+                return list(prompt["prompt_token_ids"])
+            raise UserError(f"A prompt has the keys {sorted(prompt)}.", "Give prompt or prompt_token_ids.")
+        return list(prompt)
+
+
+def generation_defaults(folder: Path) -> dict[str, Any]:
+    """The sampling settings of a checkpoint's generation_config.json that the engine has, by its names."""
+    path = Path(folder) / "generation_config.json"
+    if not path.is_file():
+        return {}
+    data = json.loads(path.read_text(encoding="utf-8"))
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    found = {name: data[name] for name in names if data.get(name) is not None}
+    if data.get("do_sample") is False:
+        found = {name: value for name, value in found.items() if name == "repetition_penalty"} | {"temperature": 0.0}
+    return found
+
+
+def _is_one(prompts: object) -> bool:
+    """Whether this is one prompt and not a list of them."""
+    if isinstance(prompts, str | Mapping):
+        return True
+    return isinstance(prompts, Sequence) and bool(prompts) and all(isinstance(i, int) for i in prompts)
+
+
+def _seed(params: SamplingParams) -> int:
+    return secrets.randbits(63) if params.seed is None else params.seed

@@ -1,58 +1,124 @@
-"""From logits to tokens."""
+"""From logits to tokens: filters, noise, and the draw.
+
+A token is a fixed function of the filtered distribution, the request's key and the position, so it does not
+matter what else is in the batch, or whether the token was guessed before it was computed.
+"""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hadal.errors import UserError
+BLOCKS = (256, 128, 64, 32, 16, 8, 4, 2, 1)
+TOP = 512
+"""Likeliest tokens that top-p looks at before it sorts a whole vocabulary."""
 
 
-@dataclass(frozen=True)
-class SamplingParams:
-    """How tokens are drawn. temperature 0 is greedy; top_p keeps the smallest set with that much probability."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_tokens: int = 256
-    seed: int = 0
-    thinking: bool | None = None
-    """True: the thought is opened; False: it is forbidden; None: the model chooses."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 100:
-            raise UserError(f"temperature is {self.temperature}.", "Give 0 (greedy) to 100.")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}.", "Give a number above 0 and up to 1.")
-        if self.max_tokens < 1:
-            raise UserError(f"max_tokens is {self.max_tokens}.", "Give at least 1.")
+def _wrapped(value: int) -> int:
+    """A 64-bit pattern as torch's signed whole number."""
+    return value - (1 << 64) if value >= 1 << 63 else value
 
 
-def keep_top_p(probabilities_NV: Tensor, top_p: float) -> Tensor:
-    """The distribution cut to its smallest most likely set of mass `top_p` (arXiv 1904.09751), not renormalised."""
-    ordered, index = probabilities_NV.sort(dim=-1, descending=True)
-    before = ordered.cumsum(-1) - ordered
-    return torch.zeros_like(probabilities_NV).scatter_(1, index, ordered.masked_fill(before >= top_p, 0.0))
+_GAMMA, _FIRST, _SECOND = map(_wrapped, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-def draw(logits_NV: Tensor, params: SamplingParams, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens [N], and their log-probabilities [N] under the distribution they were drawn from.
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right of 64-bit patterns."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
 
-    One uniform number a row goes through the inverse distribution function, so a token is a fixed function
-    of the logits and that number. Greedy tokens carry the log-probability at temperature 1.
+
+def noise(key_N: Tensor, position_N: Tensor) -> Tensor:
+    """Uniform float64 numbers [N] in [0, 1): SplitMix64 of a request's key at a position, the same on any device."""
+    z = key_N + (position_N + 1) * _GAMMA
+    z = (z ^ _shifted(z, 30)) * _FIRST
+    z = (z ^ _shifted(z, 27)) * _SECOND
+    return _shifted(z ^ _shifted(z, 31), 11).double() / (1 << 53)
+
+
+def inverse_draw(weight_NV: Tensor, uniform_N: Tensor) -> Tensor:
+    """Tokens [N]: the inverse distribution function of unnormalised weights at the given uniform numbers.
+
+    In two levels, so that only one block of the vocabulary is added up token by token: with 150,000 tokens a plain
+    cumulative sum costs more than the model.
     """
-    if params.temperature == 0:
-        tokens = logits_NV.argmax(-1)
-        return tokens, torch.log_softmax(logits_NV, -1).gather(1, tokens[:, None])[:, 0]
-    probabilities = torch.softmax(logits_NV / params.temperature if params.temperature != 1 else logits_NV, -1)
-    if params.top_p < 1:
-        probabilities = keep_top_p(probabilities, params.top_p)
-    cumulative = probabilities.cumsum(-1)
-    total = cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, uniform_N[:, None] * total, right=True)[:, 0]
-    # A uniform of nearly 1 can round past the end: fall back on the last id that has any mass.
-    last = probabilities.shape[1] - 1 - probabilities.flip(-1).gt(0).int().argmax(-1)
-    tokens = torch.minimum(tokens, last)
-    return tokens, (probabilities.gather(1, tokens[:, None]) / total)[:, 0].log()
+    N, V = weight_NV.shape
+    size = next(size for size in BLOCKS if V % size == 0)
+    blocks_NBS = weight_NV.view(N, V // size, size)
+    ends_NB = blocks_NBS.sum(-1, dtype=torch.float32).double().cumsum(-1)
+    target_N1 = (uniform_N * ends_NB[:, -1])[:, None]
+    block_N1 = torch.searchsorted(ends_NB, target_N1, right=True)
+    # A uniform of nearly 1 can round past the end: then the last block with any mass is meant.
+    last_N1 = torch.searchsorted(ends_NB, ends_NB[:, -1:].contiguous())
+    block_N1 = torch.minimum(block_N1, last_N1)
+    before_N1 = torch.where(block_N1 > 0, ends_NB.gather(1, (block_N1 - 1).clamp(min=0)), 0.0)
+    inside_NS = blocks_NBS[torch.arange(N, device=weight_NV.device), block_N1[:, 0]]
+    within_NS = inside_NS.double().cumsum(-1)
+    at_N1 = torch.searchsorted(within_NS, target_N1 - before_N1, right=True)
+    last = size - 1 - inside_NS.flip(-1).gt(0).int().argmax(-1)
+    return block_N1[:, 0] * size + torch.minimum(at_N1[:, 0], last)
+
+
+def keep_top_k(probability_NV: Tensor, k_N: Tensor) -> Tensor:
+    """Only the k likeliest (0: all); of equals those with the lower id."""
+    V = probability_NV.shape[1]
+    most = int(k_N.max())
+    if most == 0:
+        return probability_NV
+    value, index = probability_NV.sort(dim=-1, descending=True, stable=True) if most > TOP else _likeliest(
+        probability_NV, min(most, V)
+    )
+    rank = torch.arange(value.shape[1], device=value.device)
+    kept = torch.zeros_like(probability_NV).scatter_(1, index, value.masked_fill(rank >= k_N[:, None], 0.0))
+    return torch.where(k_N[:, None] > 0, kept, probability_NV)
+
+
+def _likeliest(probability_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k likeliest in order, equals by id."""
+    value, index = probability_NV.topk(k, dim=-1)
+    # torch.topk leaves the order of equals open, also at the border: where the border is a tie, sort whole rows.
+    if bool(((probability_NV >= value[:, -1:]).sum(-1) > k).any()):
+        value, index = probability_NV.sort(dim=-1, descending=True, stable=True)
+        return value[:, :k], index[:, :k]
+    index, order = index.sort(dim=-1)
+    value = value.gather(1, order)
+    order = value.argsort(dim=-1, descending=True, stable=True)
+    return value.gather(1, order), index.gather(1, order)
+
+
+def keep_top_p(probability_NV: Tensor, top_p_N: Tensor) -> Tensor:
+    """Only the smallest most likely set of mass `top_p`, not renormalised; of equals those with the lower id.
+
+    A language model's mass is in few tokens: the likeliest `TOP` are looked at first, and a row is sorted whole only
+    where they do not suffice.
+    """
+    wanted_N1 = top_p_N.double()[:, None] * probability_NV.sum(-1, keepdim=True, dtype=torch.float64)
+    out = torch.zeros_like(probability_NV)
+    if probability_NV.shape[1] > 2 * TOP:
+        value, index = _likeliest(probability_NV, TOP)
+        total_NK = value.double().cumsum(-1)
+        out.scatter_(1, index, value.masked_fill(total_NK - value >= wanted_N1, 0.0))
+        short = (total_NK[:, -1:] < wanted_N1)[:, 0].nonzero()[:, 0]
+        if len(short) == 0:
+            return out
+    else:
+        short = torch.arange(len(probability_NV), device=out.device)
+    value, index = probability_NV[short].sort(dim=-1, descending=True, stable=True)
+    before = value.double().cumsum(-1) - value
+    out[short] = torch.zeros_like(value).scatter_(1, index, value.masked_fill(before >= wanted_N1[short], 0.0))
+    return out
+
+
+def keep_min_p(probability_NV: Tensor, min_p_N: Tensor) -> Tensor:
+    """Only tokens at least `min_p` times as likely as the likeliest."""
+    return probability_NV.masked_fill(probability_NV < min_p_N[:, None] * probability_NV.amax(-1, keepdim=True), 0.0)
+
+
+def penalise(
+    logits_NV: Tensor, counts_NV: Tensor, in_prompt_NV: Tensor, presence_N: Tensor, frequency_N: Tensor,
+    repetition_N: Tensor,
+) -> Tensor:  # fmt: skip
+    """OpenAI's presence and frequency penalties on what was generated, CTRL's (arXiv 1909.05858) also on the prompt."""
+    seen = (counts_NV > 0) | in_prompt_NV
+    repeated = torch.where(logits_NV > 0, logits_NV / repetition_N[:, None], logits_NV * repetition_N[:, None])
+    out = torch.where(seen, repeated, logits_NV)
+    return out - presence_N[:, None] * (counts_NV > 0) - frequency_N[:, None] * counts_NV

@@ -57,9 +57,9 @@ def held_out(task: Task, difficulty: int, n: int, stream: int = 0, new_phrasing:
 
 
 def ask(
-    llm: LLM, tasks: Mapping[str, Task], problems: Sequence[Problem], params: SamplingParams, n: int = 1
+    llm: LLM, tasks: Mapping[str, Task], problems: Sequence[Problem], params: SamplingParams
 ) -> list[list[Verdict]]:
-    """n verdicts for each problem."""
+    """params.n verdicts for each problem."""
     prompts = [llm.tokenizer.chat([{"role": "user", "content": p.prompt}], params.thinking) for p in problems]
     opening = THINK if params.thinking else ""
 
@@ -72,7 +72,7 @@ def ask(
             out.append(Verdict(problem, text, len(sample.token_ids), text.startswith(THINK), right))
         return out
 
-    return [judge(p, o) for p, o in zip(problems, llm.generate(prompts, params, n), strict=True)]
+    return [judge(p, o) for p, o in zip(problems, llm.generate(prompts, params.spread(len(prompts))), strict=True)]
 
 
 def evaluate(
@@ -87,9 +87,9 @@ def evaluate(
     by_task: dict[str, dict[str, Any]] = {name: {} for name in tasks}
     natural: dict[str, list[Verdict]] = {}
 
-    def run(problems: dict[str, list[Problem]], params: SamplingParams, n: int = 1) -> dict[str, list[list[Verdict]]]:
+    def run(problems: dict[str, list[Problem]], params: SamplingParams) -> dict[str, list[list[Verdict]]]:
         flat = [p for part in problems.values() for p in part]
-        verdicts = iter(ask(llm, tasks, flat, params, n))
+        verdicts = iter(ask(llm, tasks, flat, params))
         return {name: [next(verdicts) for _ in part] for name, part in problems.items()}
 
     def counts(groups: list[list[Verdict]]) -> tuple[int, int]:
@@ -134,7 +134,7 @@ def evaluate(
             name: held_out(task, task.default_difficulty, config.pass_problems, stream=2)
             for name, task in tasks.items()
         }
-        for name, groups in run(hard, SamplingParams(max_tokens=limit, seed=seed), config.pass_samples).items():
+        for name, groups in run(hard, SamplingParams(max_tokens=limit, seed=seed, n=config.pass_samples)).items():
             right = [sum(v.right for v in g) for g in groups]
             values = {str(k): sum(pass_at_k(config.pass_samples, c, k) for c in right) / len(right) for k in ks}
             by_task[name]["pass_at_k"] = {"n_problems": len(groups), "values": values}

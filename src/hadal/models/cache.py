@@ -6,12 +6,17 @@ different lengths are aligned at their ends: `start[b]` counts the unused column
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
 
 class Columns:
     """Columns so far, and where the next ones stand: what every kind of cache has in common."""
+
+    exact = False
+    """Whether a token must get the same bits in passes of any length: no form is chosen by how many there are."""
 
     def __init__(self, start: Tensor) -> None:
         self.start = start
@@ -20,6 +25,15 @@ class Columns:
     def update(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
         """Take in a layer's [B, J, T, C] tensors of this pass; return them with all columns before them."""
         raise NotImplementedError
+
+    def attend(
+        self, layer: int, form: Callable[..., Tensor], q_BTHK: Tensor, new: Sequence[Tensor], bias: Tensor, group: int
+    ) -> Tensor:
+        """form(q, *columns, bias) [B, T, H * V] over a layer's columns, the `new` [B, J, T, C] ones among them.
+
+        group: how many queries of a token share a key head. bias: what `bias` gave for this pass.
+        """
+        return form(q_BTHK, *self.update(layer, *new), bias)
 
     def advance(self, tokens: int) -> None:
         """Count the columns that every layer has now written."""

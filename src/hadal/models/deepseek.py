@@ -64,11 +64,14 @@ class LatentAttention(nn.Module):
         q_BTHK = rotate_pairs(query.view(B, T, H, self.nope + self.rope), *rotary)
         latent, key = self.kv_a_proj_with_mqa(x_BTD).split([self.rank, self.rope], dim=-1)
         latent, key = self.kv_a_layernorm(latent)[:, None], rotate_pairs(key[:, :, None], *rotary).transpose(1, 2)
-        if cache is not None:
-            latent, key = cache.update(index, latent, key)
-        if cache is not None and self.absorbs(T, latent.shape[2]):
-            return self.o_proj(self.absorbed(q_BTHK, latent, key, bias))
-        return self.o_proj(self.expanded(q_BTHK, latent, key, bias))
+        if cache is None:
+            return self.o_proj(self.expanded(q_BTHK, latent, key, bias))
+
+        def form(q_BTHK: Tensor, latent_B1SC: Tensor, key_B1SR: Tensor, bias: Tensor) -> Tensor:
+            absorb = cache.exact or self.absorbs(T, latent_B1SC.shape[2])
+            return (self.absorbed if absorb else self.expanded)(q_BTHK, latent_B1SC, key_B1SR, bias)
+
+        return self.o_proj(cache.attend(index, form, q_BTHK, (latent, key), bias, H))
 
     def absorbs(self, tokens: int, columns: int) -> bool:
         """Whether the absorbed form needs fewer multiplications for this many queries than expanding every column."""

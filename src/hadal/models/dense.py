@@ -6,6 +6,8 @@ apart (`hadal.models.checkpoint`).
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -43,9 +45,10 @@ class Attention(nn.Module):
         else:
             qk = rotate(qk, *rotary)
         k, v = qk[:, :, H:].transpose(1, 2), heads[:, :, H + J :].transpose(1, 2)
-        if cache is not None:
-            k, v = cache.update(index, k, v)
-        return self.o_proj(attend(qk[:, :, :H], k, v, bias, K**-0.5))
+        q, form = qk[:, :, :H], partial(attend, scale=K**-0.5)
+        if cache is None:
+            return self.o_proj(form(q, k, v, bias))
+        return self.o_proj(cache.attend(index, form, q, (k, v), bias, H // J))
 
 
 class FeedForward(nn.Module):

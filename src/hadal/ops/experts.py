@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from hadal.ops.attention import plain_swiglu, swiglu
+from hadal.ops.exact import is_exact, stable_rows
 
 
 def plain_experts(x_ND: Tensor, expert_NP: Tensor, weight_NP: Tensor, gate_up_EOD: Tensor, down_EDI: Tensor) -> Tensor:
@@ -138,6 +139,19 @@ def grouped_linear(x_MK: Tensor, weight_EOK: Tensor, ends_E: Tensor) -> Tensor:
     return form.apply(x_MK, weight_EOK, ends_E)
 
 
+def _stable_groups(
+    x_ND: Tensor, expert_NP: Tensor, token_M: Tensor, place_NP: Tensor, ends_E: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ends, places and rows with each expert's group padded to a count at which rows keep their bits."""
+    load_E = torch.diff(ends_E, prepend=ends_E.new_zeros(1))
+    sizes = torch.tensor([stable_rows(n) if n else 0 for n in load_E.tolist()], device=ends_E.device)
+    shift_E = (sizes - load_E).cumsum(0) - (sizes - load_E)
+    place = place_NP + shift_E[expert_NP]
+    rows = x_ND.new_zeros(int(sizes.sum()), x_ND.shape[1])
+    rows[place.flatten()] = x_ND.repeat_interleave(place_NP.shape[1], 0)
+    return sizes.cumsum(0).to(torch.int32), place, rows
+
+
 def routed_experts(
     x_ND: Tensor,
     expert_NP: Tensor,
@@ -157,7 +171,10 @@ def routed_experts(
     place_NP = torch.empty_like(place_M)
     place_NP[place_M] = torch.arange(len(place_M), device=place_M.device)
     place_NP = place_NP.view_as(expert_NP)
-    rows = _Dispatch.apply(x_ND, token_M, place_NP)
+    if is_exact() and not torch.is_grad_enabled():
+        ends_E, place_NP, rows = _stable_groups(x_ND, expert_NP, token_M, place_NP, ends_E)
+    else:
+        rows = _Dispatch.apply(x_ND, token_M, place_NP)
     hidden = swiglu(linear(rows, gate_up_EOD, ends_E))
     out = linear(hidden, down_EDI, ends_E)
     return _Combine.apply(out, weight_NP, token_M, place_NP)

@@ -104,7 +104,7 @@ def calibrate(recipe: Recipe, tasks: Mapping[str, Task], tokenizer: Tokenizer) -
     step, trained_token = _step_seconds(recipe, tasks, tokenizer, llm)
     prompts = [tokenizer.chat([{"role": "user", "content": "What is 3 + 4?"}])] * recipe.grpo.prompts
     began = time.perf_counter()
-    outputs = llm.generate(prompts, SamplingParams(max_tokens=16), recipe.grpo.samples)
+    outputs = llm.generate(prompts, SamplingParams(max_tokens=16, seed=0, n=recipe.grpo.samples).spread(len(prompts)))
     made = sum(len(s.token_ids) for o in outputs for s in o.outputs)
     return Plan(step, (time.perf_counter() - began) / made, trained_token, {})
 

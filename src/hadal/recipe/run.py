@@ -23,6 +23,7 @@ from hadal.cost.flops import forward_flops, mean_context, training_flops
 from hadal.cost.ledger import Ledger, LedgerRecord
 from hadal.cost.prices import LAPTOP
 from hadal.engine import LLM, RequestOutput, SamplingParams
+from hadal.engine.llm import Prompt
 from hadal.errors import UserError
 from hadal.models.checkpoint import build, load_model, save_model
 from hadal.models.decoder import Decoder
@@ -200,8 +201,10 @@ class _BookedLLM(LLM):
         super().__init__(model, run.tokenizer)
         self.run = run
 
-    def generate(self, prompts: Sequence[list[int]], params: SamplingParams, n: int = 1) -> list[RequestOutput]:
-        outputs = super().generate(prompts, params, n)
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[RequestOutput]:
+        outputs = super().generate(prompts, params)
         lengths = [len(sample.token_ids) for output in outputs for sample in output.outputs]
         read = sum(len(output.prompt_token_ids) for output in outputs)  # once for all samples of a prompt
         if outputs:

@@ -68,8 +68,11 @@ def draw_groups(
         level = curriculum.draw(name, rng)
         problems.append((name, tasks[name].generate(rng.bits(), "train", level)))
     seed = rng.bits() >> 1
-    params = SamplingParams(config.temperature, max_tokens=config.max_tokens, seed=seed, thinking=thinking)
-    groups = sample_groups(llm, tasks, problems, params, config.samples)
+    params = SamplingParams(
+        config.temperature, max_tokens=config.max_tokens, seed=seed, thinking=thinking, n=config.samples, logprobs=0,
+        logprobs_of="sampled",
+    )  # fmt: skip
+    groups = sample_groups(llm, tasks, problems, params)
     for group in groups:
         curriculum.record(group.task, group.problem.meta["difficulty"], group.success)
     return groups

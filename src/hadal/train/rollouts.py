@@ -36,13 +36,12 @@ def sample_groups(
     tasks: Mapping[str, Task],
     problems: Sequence[tuple[str, Problem]],
     params: SamplingParams,
-    n: int,
 ) -> list[Group]:
-    """n scored samples for each (task name, problem)."""
+    """params.n scored samples for each (task name, problem)."""
     prompts = [llm.tokenizer.chat([{"role": "user", "content": p.prompt}], params.thinking) for _, p in problems]
     opening = THINK if params.thinking else ""
     groups = []
-    for (name, problem), output in zip(problems, llm.generate(prompts, params, n), strict=True):
+    for (name, problem), output in zip(problems, llm.generate(prompts, params.spread(len(prompts))), strict=True):
         rewards = [tasks[name].score(problem, opening + s.text) for s in output.outputs]
         groups.append(Group(name, problem, output.prompt_token_ids, output.outputs, rewards))
     return groups

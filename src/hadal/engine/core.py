@@ -1,0 +1,492 @@
+"""The engine's loop: `step` reads a part of the waiting prompts or generates one more token for all that run.
+
+A prompt is read once for all its samples, in chunks, in a lane of its own; then each sample gets a run in a lane and
+they decode together. When memory runs out the sequence that came last is put off and read again later. In exact
+mode (the default) none of this changes a single bit of what a request gets.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence as List
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hadal.engine.lanes import STEP, Lane, Pass, run_size
+from hadal.engine.memory import cache_budget
+from hadal.engine.params import SamplingParams
+from hadal.engine.prefix import BLOCK, PrefixStore
+from hadal.engine.request import Finish, Request, Sample, Sequence
+from hadal.engine.sampler import Choice, Sampler
+from hadal.engine.table import Table
+from hadal.errors import UserError
+from hadal.models.decoder import Decoder
+from hadal.ops.exact import exactly, stable_rows
+from hadal.text.tokenizer import Tokenizer
+
+CHUNK_MULTIPLE = 8
+"""Tokens of a row in a pass over prompts come in multiples of this, so that no pass has few rows."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """cache_bytes: for runs, prompts and kept prefixes together; None takes half of what is free."""
+
+    cache_bytes: int | None = None
+    rows: int = 1024
+    """Sequences that decode at once."""
+    chunk: int = 2048
+    """Tokens of prompts that a step reads."""
+    exact: bool = True
+    """What a request gets does not depend on others, on chunks, on the prefix store or on speculation."""
+    keep_prompts: bool = True
+    keep_replies: bool = False
+    """Whether the prefix store takes prompts, and what was generated on them (for the next turn of a chat)."""
+
+
+@dataclass
+class Job:
+    """Tokens to read for some sequences: a prompt for all its samples, or all that one put off had."""
+
+    request: Request
+    sequences: list[Sequence]
+    tokens: list[int]
+    resumed: bool = False
+
+    @property
+    def keys(self) -> list[bytes]:
+        return PrefixStore.keys(self.tokens, self.request.salt)
+
+
+@dataclass
+class Reading:
+    """Jobs whose tokens are being read together."""
+
+    jobs: list[Job]
+    lane: Lane
+    done: Tensor  # columns [P] that are read
+    total: Tensor  # columns [P] to read
+    last: Tensor  # hidden [P, D] of each row's last token, once read
+
+
+class Engine:
+    """Requests in, tokens out. Not thread-safe: one thread adds, steps and aborts."""
+
+    def __init__(self, model: Decoder, tokenizer: Tokenizer, config: EngineConfig | None = None) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.config = config or EngineConfig()
+        never = [*tokenizer.forbidden_ids, *range(tokenizer.size, model.config.vocab_size)]
+        self.device = model.embed.weight.device
+        self.forbidden = torch.tensor(never, dtype=torch.long, device=self.device)
+        self.ends = torch.tensor(sorted(tokenizer.eos_ids), device=self.device)
+        self.sampler = Sampler(tokenizer, self.forbidden)
+        self.table = Table(self.device)
+        self.lanes: dict[int, Lane] = {}
+        self.store = PrefixStore()
+        self.waiting: deque[Job] = deque()
+        self.reading: Reading | None = None
+        self.context = model.config.max_position_embeddings
+        self.layers, self.widths = len(model.layers), model.cache_widths()
+        column = self.layers * sum(heads * width for heads, width in self.widths) * model.dtype.itemsize
+        self.budget = cache_budget(self.config.cache_bytes) // column
+        """Columns of cache that there is memory for."""
+        self.column_bytes = column
+        self._requests = 0
+        self._read_last = False
+        self._version = -1
+        self._top: dict[int, list[dict[int, float]]] = {}
+        self._errors: dict[int, str] = {}
+
+    # ---------------------------------------------------------------------------------- requests
+
+    def add(self, prompt: List[int], params: SamplingParams, seed: int, salt: str = "") -> Request:
+        """Queue a request. UserError for one that cannot be answered; salt keeps prefixes of users apart."""
+        prompt = list(prompt)
+        if params.thinking and not self.tokenizer.in_thought(prompt):
+            prompt.append(self.tokenizer.think_id)
+        self._check(prompt, params)
+        most = self.most_columns() - len(prompt)
+        limit = min(most, self.context - len(prompt), params.max_tokens or self.context)
+        if limit < 1:
+            room = self.most_columns() * self.column_bytes / 1e6
+            raise UserError(f"The prompt has {len(prompt)} tokens and the cache of {room:.0f} MB holds no more.",
+                            "Shorten it, or give the cache more memory.")  # fmt: skip
+        self._requests += 1
+        request = Request(self._requests, prompt, params, seed, limit, salt)
+        self.waiting.append(Job(request, list(request.sequences), prompt))
+        return request
+
+    def _check(self, prompt: list[int], params: SamplingParams) -> None:
+        vocabulary = self.model.config.vocab_size
+        if not prompt:
+            raise UserError("The prompt is empty.", "Give it at least one token.")
+        if not all(isinstance(i, int) and 0 <= i < vocabulary for i in prompt):
+            raise UserError(f"The prompt holds ids outside of 0 to {vocabulary - 1}.", "Is it another model's?")
+        if len(prompt) >= self.context:
+            raise UserError(f"The prompt has {len(prompt)} tokens, the model reads {self.context}.", "Shorten it.")
+        for name, ids in (("logit_bias", params.logit_bias or {}), ("stop_token_ids", params.stop_token_ids)):
+            if not all(isinstance(i, int) and 0 <= i < vocabulary for i in ids):
+                raise UserError(f"{name} holds ids outside of 0 to {vocabulary - 1}.", "Is it another model's?")
+        if params.thinking_budget is not None:
+            _ = self.tokenizer.end_think_id  # says so where there is none
+
+    def abort(self, request: Request) -> None:
+        """Drop what is left of a request."""
+        self.waiting = deque(job for job in self.waiting if job.request is not request)
+        if self.reading is not None:
+            for job in self.reading.jobs:
+                if job.request is request:
+                    job.sequences = []
+        for sequence in request.sequences:
+            if sequence.sample is None:
+                self._leave_lane(sequence)
+                self._finish(sequence, "abort")
+
+    def answer_now(self, request: Request) -> None:
+        """Close the open thoughts of a running request: their next token is `</think>`."""
+        for sequence in request.sequences:
+            if sequence.slot >= 0:
+                self.table.budget[sequence.slot] = 0
+
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self.waiting) or self.reading is not None or self.running > 0
+
+    @property
+    def running(self) -> int:
+        """Sequences that decode."""
+        return sum(len(lane) for lane in self.lanes.values())
+
+    # ---------------------------------------------------------------------------------- the step
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Read a chunk of prompts, or generate a token for each running sequence; by turns where both wait."""
+        with exactly(self.config.exact):
+            if self.reading is None and self.waiting and not (self.running and self._read_last):
+                self._admit()
+            if self.reading is not None and not (self.running and self._read_last):
+                self._read_last = True
+                self._read()
+            elif self.running:
+                self._read_last = False
+                self._decode()
+
+    def refresh(self) -> None:
+        """Forget prefixes that other weights may have computed: after a write to one, and always in training mode."""
+        version = sum(parameter._version for parameter in self.model.parameters())
+        if version != self._version or self.model.training:
+            self._version = version
+            self.store.clear()
+
+    def release(self) -> None:
+        """Give back the memory of runs, where nothing is under way."""
+        if not self.has_work():
+            self.lanes.clear()
+
+    # ---------------------------------------------------------------------------------- memory
+
+    def used_columns(self) -> int:
+        """Columns that runs and prompts under way take; kept prefixes come on top and make way."""
+        reading = self.reading.lane.rows * self.reading.lane.size if self.reading else 0
+        return reading + sum(lane.rows * lane.size for lane in self.lanes.values())
+
+    def most_columns(self) -> int:
+        """The longest sequence that can be read again and run with nothing else there."""
+        size = 2 * self.budget
+        while size > STEP and self._lane_size(size) + run_size(size) > self.budget:
+            size = size * 3 // 4
+        return size - self.overhang if self._lane_size(size) + run_size(size) <= self.budget else 0
+
+    def _make_room(self, columns: int) -> bool:
+        """Give back spare rows and drop kept prefixes until so many columns are free; whether they are."""
+        free = self.budget - self.used_columns() - columns
+        if free < 0:
+            self._trim()
+            free = self.budget - self.used_columns() - columns
+        self.store.shrink(free)
+        return free >= 0
+
+    def _trim(self) -> None:
+        for lane in self.lanes.values():
+            lane.resize(len(lane))
+
+    # ---------------------------------------------------------------------------------- reading prompts
+
+    def _admit(self) -> None:
+        """Begin to read the first of the waiting jobs, with those behind it that fit beside it."""
+        jobs: list[Job] = []
+        hits: list[int] = []
+        keys: list[list[bytes]] = []
+        width = needed = rows = 0
+        for job in self.waiting:
+            length = len(job.tokens)
+            if jobs and (len(jobs) + 1) * max(width, length) > self.config.chunk:
+                break
+            size = self._lane_size(max(width, length))
+            runs = sum(self._run_size(sequence, length) for sequence in job.sequences)
+            wanted = needed + runs + (len(jobs) + 1) * size
+            if rows + self.running and rows + self.running + len(job.sequences) > self.config.rows:
+                break
+            if not self._make_room(wanted) and (jobs or self.running):
+                break
+            keys.append(job.keys)
+            # The last token is always computed: what comes next is read from it.
+            hits.append(self.store.find(keys[-1][: (length - 1) // BLOCK]))
+            jobs.append(job)
+            width, needed, rows = max(width, length), needed + runs, rows + len(job.sequences)
+        if not jobs:
+            return
+        for _ in jobs:
+            self.waiting.popleft()
+        lane = Lane(self._lane_size(width), self.layers, self.widths, self.model.embed.weight)
+        lane.reserve(len(jobs))
+        for row, (job, hit) in enumerate(zip(jobs, hits, strict=True)):
+            self.store.read(keys[row][:hit], lane, row)
+            if not job.resumed:
+                job.request.cached = max(job.request.cached, hit * BLOCK)
+        done = torch.tensor([hit * BLOCK for hit in hits], device=self.device)
+        total = torch.tensor([len(job.tokens) for job in jobs], device=self.device)
+        last = self.model.embed.weight.new_zeros(len(jobs), self.model.config.hidden_size)
+        self.reading = Reading(jobs, lane, done, total, last)
+
+    def _lane_size(self, tokens: int) -> int:
+        """Columns for reading so many tokens, with the padding of the last pass."""
+        return -(-tokens // CHUNK_MULTIPLE) * CHUNK_MULTIPLE + CHUNK_MULTIPLE
+
+    def _run_size(self, sequence: Sequence, length: int) -> int:
+        """The size of the run that a sequence begins in: its whole answer's, unless that is long."""
+        most = len(sequence.request.prompt) + sequence.request.limit
+        return run_size(min(most, length + 256) + self.overhang)
+
+    @property
+    def overhang(self) -> int:
+        """Columns behind the last token that a pass may write to."""
+        return 1
+
+    def _read(self) -> None:
+        """One chunk of the prompts that are being read; when it was the last, their sequences begin to run."""
+        r = self.reading
+        assert r is not None
+        left = int((r.total - r.done).max())
+        tokens = -(-left // CHUNK_MULTIPLE) * CHUNK_MULTIPLE
+        tokens = min(tokens, max(self.config.chunk // len(r.jobs), 1) // CHUNK_MULTIPLE * CHUNK_MULTIPLE or CHUNK_MULTIPLE)
+        # A row that is done is padding, which has to stay inside the lane.
+        begin = torch.minimum(r.done, torch.tensor(r.lane.size - tokens, device=self.device)).clamp(min=0)
+        ids = torch.zeros(len(r.jobs), tokens, dtype=torch.long, device=self.device)
+        for row, (job, start) in enumerate(zip(r.jobs, begin.tolist(), strict=True)):
+            part = job.tokens[start : start + tokens]
+            ids[row, : len(part)] = torch.tensor(part, device=self.device)
+        hidden = self.model(ids, Pass([r.lane], [begin], self.context, self.config.exact))
+        ends = (r.total - 1 >= begin) & (r.total - 1 < begin + tokens)
+        rows = ends.nonzero()[:, 0]
+        r.last[rows] = hidden[rows, (r.total - 1 - begin)[rows]]
+        r.done = torch.minimum(r.total, begin + tokens)
+        if bool((r.done == r.total).all()):
+            self._start(r)
+
+    def _start(self, r: Reading) -> None:
+        """Give the sequences of prompts that are read their runs, as many as fit, and their first token."""
+        self.reading = None
+        reading = len(r.jobs) * r.lane.size  # still there until the runs are copied
+        joining: dict[int, list[tuple[Sequence, int]]] = {}
+        rows = self.running
+        put_off: list[Job] = []
+        for row, job in enumerate(r.jobs):
+            if self.config.keep_prompts and not job.resumed:
+                self.store.write(job.keys, r.lane, row)
+                self.store.shrink(self.budget - self.used_columns() - reading)
+            left = list(job.sequences)
+            while left:
+                size = self._run_size(left[0], len(job.tokens))
+                asked = sum(size_ * len(who) for size_, who in joining.items())
+                if rows and (rows >= self.config.rows or not self._make_room(reading + asked + size)):
+                    break
+                joining.setdefault(size, []).append((left.pop(0), row))
+                rows += 1
+            if left:
+                put_off.append(Job(job.request, left, job.tokens, job.resumed))
+        self.waiting.extendleft(reversed(put_off))
+        fresh: list[Tensor] = []
+        sources: list[Tensor] = []
+        for size, who in sorted(joining.items()):
+            lane = self._lane(size)
+            for sequence, row in who:
+                if sequence.slot < 0:
+                    self.table.add(sequence, self.tokenizer.in_thought(sequence.request.prompt))
+            slots = torch.tensor([sequence.slot for sequence, _ in who], device=self.device)
+            source = torch.tensor([row for _, row in who], device=self.device)
+            lane.reserve(len(lane) + len(who))
+            columns = int(r.total[source].max())
+            lane.join(slots, r.lane, source, columns)
+            self.table.length[slots] = r.total[source]
+            new = self.table.made[slots] == 0
+            fresh.append(slots[new])
+            sources.append(source[new])
+        if fresh:
+            slots, source = torch.cat(fresh), torch.cat(sources)
+            if len(slots):
+                self._advance(slots, r.last[source])
+
+    def _lane(self, size: int) -> Lane:
+        if size not in self.lanes:
+            self.lanes[size] = Lane(size, self.layers, self.widths, self.model.embed.weight)
+        return self.lanes[size]
+
+    # ---------------------------------------------------------------------------------- decoding
+
+    def _decode(self) -> None:
+        """One token more for every running sequence."""
+        self._grow_runs()
+        lanes = [lane for _, lane in sorted(self.lanes.items()) if len(lane)]
+        if not lanes:
+            return
+        slots = torch.cat([lane.slots for lane in lanes])
+        ids = self.table.last_tokens(slots)
+        spare = stable_rows(len(slots)) - len(slots) if self.config.exact else 0
+        if spare:
+            ids = torch.cat([ids, ids.new_zeros(spare)])
+        lengths = [self.table.length[lane.slots] for lane in lanes]
+        hidden = self.model(ids[:, None], Pass(lanes, lengths, self.context, self.config.exact, spare))[:, 0]
+        self.table.length[slots] += 1
+        self._advance(slots, hidden, spare)
+
+    def _advance(self, slots: Tensor, hidden_ND: Tensor, spare: int = 0) -> None:
+        """Choose a token for each slot, note it, and finish what has come to its end."""
+        N = len(slots)
+        if self.config.exact and len(hidden_ND) == N:
+            spare = stable_rows(N) - N
+            hidden_ND = torch.cat([hidden_ND, hidden_ND.new_zeros(spare, hidden_ND.shape[1])]) if spare else hidden_ND
+        choice = self.sampler.choose(self.table, slots, self.model.logits(hidden_ND)[:N])
+        self._note(slots, choice)
+
+    def _note(self, slots: Tensor, choice: Choice) -> None:
+        table = self.table
+        places = table.record(slots, choice.tokens, choice.forced)
+        table.logprobs[slots, places] = choice.logprobs
+        self.sampler.account(table, slots, choice.tokens)
+        for row, likeliest in choice.top.items():
+            self._top.setdefault(int(slots[row]), []).append(likeliest)
+        ended = torch.isin(choice.tokens, self.ends) & table.ends[slots]
+        full = table.made[slots] >= table.limit[slots]
+        gone = ended | full | choice.broken
+        careful = table.careful[slots]
+        stopped = self._stopped(slots, careful & ~gone) if bool(careful.any()) else {}
+        if stopped:
+            gone[list(stopped)] = True
+        rows = gone.nonzero()[:, 0].tolist()
+        if not rows:
+            return
+        leaving = torch.zeros(len(table.sequences), dtype=torch.bool, device=self.device)
+        leaving[slots[gone]] = True
+        if self.config.keep_replies:
+            self._keep_replies(leaving)
+        self._drop_rows(leaving)
+        for row, ended_, broken in zip(rows, ended[rows].tolist(), choice.broken[rows].tolist(), strict=True):
+            sequence = table.sequences[int(slots[row])]
+            assert sequence is not None
+            if broken:
+                self._finish(sequence, "error", error="The model gives no numbers here: is its checkpoint damaged?")
+            else:
+                self._finish(sequence, "stop" if ended_ or row in stopped else "length", stopped.get(row))
+
+    def _stopped(self, slots: Tensor, watched: Tensor) -> dict[int, str | None]:
+        """Rows that one of their own stops has ended, with the text in front of it (None: all of it)."""
+        out: dict[int, str | None] = {}
+        for row in watched.nonzero()[:, 0].tolist():
+            sequence = self.table.sequences[int(slots[row])]
+            assert sequence is not None
+            params = sequence.request.params
+            if int(self.table.last_tokens(slots[row : row + 1])) in params.stop_token_ids:
+                out[row] = None
+            elif params.stop:
+                tokens = self.table.generated(sequence)
+                reach = max(len(text.encode()) for text in params.stop) + 8  # a token has at least one byte
+                tail = self.tokenizer.decode(tokens[-reach:], special=True)
+                if any(text in tail for text in params.stop):
+                    whole = self.tokenizer.decode(tokens, special=True)
+                    ends = [whole.find(text) for text in params.stop if text in whole]
+                    if ends:
+                        out[row] = whole[: min(ends)]
+        return out
+
+    def _keep_replies(self, leaving: Tensor) -> None:
+        """Keep the blocks of sequences that end, for the turn that follows."""
+        for lane in self.lanes.values():
+            for row in leaving[lane.slots].nonzero()[:, 0].tolist():
+                sequence = self.table.sequences[int(lane.slots[row])]
+                assert sequence is not None
+                tokens = sequence.request.prompt + self.table.generated(sequence)
+                keys = PrefixStore.keys(tokens[: int(self.table.length[sequence.slot])], sequence.request.salt)
+                self.store.write(keys, lane, row)
+        self.store.shrink(self.budget - self.used_columns())
+
+    def _drop_rows(self, leaving: Tensor) -> None:
+        for lane in self.lanes.values():
+            gone = leaving[lane.slots]
+            if len(lane) and bool(gone.any()):
+                lane.leave(gone, int(self.table.length[lane.slots].max()))
+                if len(lane) == 0:
+                    lane.resize(0)
+
+    def _leave_lane(self, sequence: Sequence) -> None:
+        if sequence.slot >= 0:
+            leaving = torch.zeros(len(self.table.sequences), dtype=torch.bool, device=self.device)
+            leaving[sequence.slot] = True
+            self._drop_rows(leaving)
+
+    def _finish(self, sequence: Sequence, how: Finish, text: str | None = None, error: str = "") -> None:
+        """Make the sample of a sequence that has ended and free its slot."""
+        table, slot = self.table, sequence.slot
+        if slot < 0:
+            sequence.sample = Sample([], [], "", how, error=error)
+            return
+        made = int(table.made[slot])
+        tokens = table.generated(sequence)
+        params = sequence.request.params
+        logprobs = table.logprobs[slot, :made].tolist() if params.logprobs is not None else []
+        if text is None:
+            ended = how == "stop" and bool(tokens) and tokens[-1] in self.tokenizer.eos_ids
+            text = self.tokenizer.decode(tokens[:-1] if ended else tokens, special=True)
+        forced = table.forced[slot, :made].nonzero()[:, 0].tolist() if params.thinking_budget is not None else []
+        sequence.sample = Sample(tokens, logprobs, text, how, self._top.pop(slot, []), forced, error)
+        table.drop(sequence)
+
+    # ---------------------------------------------------------------------------------- growing and putting off
+
+    def _grow_runs(self) -> None:
+        """Move sequences that have filled their runs to longer ones; where memory is out, put off the latest."""
+        for size in sorted(self.lanes):
+            lane = self.lanes[size]
+            while len(lane):
+                full = self.table.length[lane.slots] + self.overhang > size
+                count = int(full.sum())
+                if count == 0:
+                    break
+                wider = self._lane(run_size(size + self.overhang))
+                if self._make_room(max(len(wider) + count - wider.rows, 0) * wider.size):
+                    rows = full.nonzero()[:, 0]
+                    wider.reserve(len(wider) + count)
+                    wider.join(lane.slots[rows], lane, rows, size)
+                    lane.leave(full, size)
+                    if len(lane) == 0:
+                        lane.resize(0)
+                    break
+                if self.running == 1:
+                    raise AssertionError("a sequence was let in that does not fit alone")
+                self._put_off()
+
+    def _put_off(self) -> None:
+        """Take the run of the sequence that began last; it waits in front and is read again."""
+        latest = max(
+            (sequence for sequence in self.table.sequences if sequence is not None and self._runs(sequence)),
+            key=lambda sequence: (sequence.request.number, sequence.index),
+        )
+        self._leave_lane(latest)
+        tokens = latest.request.prompt + self.table.generated(latest)[:-1]
+        self.waiting.appendleft(Job(latest.request, [latest], tokens, resumed=True))
+
+    def _runs(self, sequence: Sequence) -> bool:
+        return any(bool((lane.slots == sequence.slot).any()) for lane in self.lanes.values())

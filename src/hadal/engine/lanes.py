@@ -1,0 +1,167 @@
+"""The engine's cache: one contiguous run of columns for each sequence, runs of one size side by side in a lane.
+
+Attention reads a lane as a view, without gathering anything. A sequence that outgrows its run moves to the lane of
+the next size; a pass runs over the rows of all lanes, and only attention goes lane by lane.
+
+Axes as in `hadal.models.decoder`; R rows of a lane, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from hadal.models.cache import Columns
+from hadal.ops.exact import COLUMNS, QUERIES
+
+STEP = 64
+FILL = 32  # columns that are made ready at once
+
+
+def run_size(columns: int) -> int:
+    """The size of the runs that hold this many columns: multiples of 64 up to 256, then each half as long again."""
+    if columns <= 4 * STEP:
+        return max(-(-columns // STEP), 1) * STEP
+    power = 1 << (columns - 1).bit_length()
+    return power * 3 // 4 if columns <= power * 3 // 4 else power
+
+
+class Lane:
+    """Runs of `size` columns. Row b belongs to the sequence in slot `slots[b]`; rows behind the last are spare.
+
+    `ready`: columns that hold numbers in every row in use. Columns that a row has not come to are multiplied with a
+    weight of 0, which must not meet a NaN.
+    """
+
+    def __init__(self, size: int, layers: int, widths: Sequence[tuple[int, int]], like: Tensor) -> None:
+        self.size, self.rows, self.ready = size, 0, 0
+        self.slots = torch.empty(0, dtype=torch.long, device=like.device)
+        self.layers = [
+            tuple(like.new_empty(0, heads, size, width) for heads, width in widths) for _ in range(layers)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def resize(self, rows: int) -> None:
+        """Have memory for exactly this many rows, which must hold those in use."""
+        if rows == self.rows:
+            return
+        used, ready = len(self), self.ready
+
+        def resized(kept: Tensor) -> Tensor:
+            room = kept.new_empty(rows, *kept.shape[1:])
+            room[:used, :, :ready] = kept[:used, :, :ready]
+            return room
+
+        self.layers = [tuple(resized(kept) for kept in layer) for layer in self.layers]
+        self.rows = rows
+        self.ready = ready if used else 0
+
+    def reserve(self, rows: int) -> None:
+        """Have room for this many rows."""
+        if rows > self.rows:
+            self.resize(rows)
+
+    def fill(self, columns: int) -> None:
+        """Make this many columns ready."""
+        if columns > self.ready:
+            end = min(-(-columns // FILL) * FILL, self.size)
+            for layer in self.layers:
+                for kept in layer:
+                    kept[:, :, self.ready : end] = 0
+            self.ready = end
+
+    def join(self, slots: Tensor, source: Lane, rows: Tensor, columns: int) -> None:
+        """New rows: copies of the first columns of another lane's rows, which may repeat."""
+        self.fill(columns)
+        begin, end = len(self), len(self) + len(slots)
+        assert end <= self.rows, "rows are reserved before they are used"
+        for mine, theirs in zip(self.layers, source.layers, strict=True):
+            for kept, other in zip(mine, theirs, strict=True):
+                kept[begin:end, :, :columns] = other[rows, :, :columns]
+                kept[begin:end, :, columns : self.ready] = 0
+        self.slots = torch.cat([self.slots, slots])
+
+    def leave(self, gone: Tensor, columns: int) -> None:
+        """Drop rows by a mask [B]; the last ones move into their places, with their first `columns` columns."""
+        stays = ~gone
+        count = int(stays.sum())
+        holes = gone[:count].nonzero()[:, 0]
+        movers = stays[count:].nonzero()[:, 0] + count
+        if len(holes):
+            for layer in self.layers:
+                for kept in layer:
+                    kept[holes, :, :columns] = kept[movers, :, :columns]
+            self.slots[holes] = self.slots[movers]
+        self.slots = self.slots[:count]
+
+
+class Pass(Columns):
+    """What attention reads in one pass over the rows of some lanes, each row `tokens` more columns.
+
+    length: the columns [B] that each row has already, lane by lane. `spare` rows follow that are in no lane: they
+    make the number of rows a stable one (`hadal.ops.exact`) and attend to nothing.
+    """
+
+    def __init__(
+        self, lanes: Sequence[Lane], lengths: Sequence[Tensor], positions: int, exact: bool, spare: int = 0,
+        first_layer: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(torch.cat([*lengths, lengths[0].new_zeros(spare)]))
+        self.lanes, self.lengths, self.most, self.exact = lanes, lengths, positions, exact
+        self.spare, self.first_layer = spare, first_layer
+        self.counts = [len(length) for length in lengths]
+        self.rows = [torch.arange(count, device=self.start.device)[:, None] for count in self.counts]
+        self.at: list[Tensor] = []
+        self.masks: list[Tensor] = []
+
+    def positions(self, tokens: int) -> Tensor:
+        steps = torch.arange(tokens, device=self.start.device)
+        # Padding may reach past the last position; what it computes is read by nobody.
+        return (self.start[:, None] + steps).clamp_(max=self.most - 1)
+
+    def bias(self, tokens: int, dtype: torch.dtype) -> Tensor:
+        """The first lane's mask; `attend` has each lane's own."""
+        steps = torch.arange(tokens, device=self.start.device)
+        self.masks, self.at = [], []
+        for lane, length in zip(self.lanes, self.lengths, strict=True):
+            end = min(max(int(length.max()) + tokens, COLUMNS), lane.size)
+            lane.fill(end)
+            at = length[:, None] + steps
+            hidden = torch.arange(end, device=length.device) > at[:, :, None]
+            self.at.append(at)
+            self.masks.append(torch.zeros(hidden.shape, dtype=dtype, device=at.device).masked_fill_(hidden, -torch.inf))
+        return self.masks[0]
+
+    def advance(self, tokens: int) -> None:
+        """Whoever runs the pass counts the columns: not all of them are kept."""
+
+    def attend(
+        self, layer: int, form: Callable[..., Tensor], q_BTHK: Tensor, new: Sequence[Tensor], bias: Tensor, group: int
+    ) -> Tensor:
+        tokens = q_BTHK.shape[1]
+        lacking = max(-(-QUERIES // group) - tokens, 0) if self.exact else 0
+        parts, begin = [], 0
+        for lane, count in enumerate(self.counts):
+            rows, mask = slice(begin, begin + count), self.masks[lane]
+            q = q_BTHK[rows]
+            columns = self._write(lane, layer, [part[rows] for part in new])
+            if lacking:
+                q = torch.cat([q, q[:, -1:].expand(-1, lacking, -1, -1)], dim=1)
+                mask = torch.cat([mask, mask[:, -1:].expand(-1, lacking, -1)], dim=1)
+            parts.append(form(q, *columns, mask)[:, :tokens])
+            begin += count
+        if self.spare:
+            parts.append(parts[0].new_zeros(self.spare, *parts[0].shape[1:]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _write(self, lane: int, layer: int, new: Sequence[Tensor]) -> list[Tensor]:
+        """Take in a layer's new columns of a lane; its tensors up to the last column that anyone sees."""
+        out, end = [], self.masks[lane].shape[-1]
+        for kept, part in zip(self.lanes[lane].layers[self.first_layer + layer], new, strict=True):
+            kept[self.rows[lane], :, self.at[lane]] = part.transpose(1, 2)
+            out.append(kept[: self.counts[lane], :, :end])
+        return out

@@ -1,0 +1,109 @@
+"""What a request may ask of the sampler, named as vLLM's users know it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from hadal.configs.reading import nearest
+from hadal.errors import UserError
+
+MOST_SAMPLES = 1024
+MOST_STOPS = 16
+LONGEST_STOP = 1024  # bytes
+MOST_LOGPROBS = 50
+
+Allowed = Callable[[Sequence[int]], "Tensor | None"]
+"""From the tokens generated so far to a mask [V] of the next ones that are allowed (None: all of them)."""
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the tokens of a request are drawn. UserError for what cannot be meant.
+
+    temperature 0 is greedy. Filters apply in this order: penalties and bias, temperature, top_k, top_p, min_p.
+    The same seed gives the same tokens to the same prompt, whatever else runs beside it; None draws a new seed.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    """Keep the smallest most likely set with this probability (arXiv 1904.09751)."""
+    max_tokens: int | None = None
+    """None: up to the end of the model's context."""
+    seed: int | None = None
+    thinking: bool | None = None
+    """True: the thought is opened; False: it is forbidden; None: the model chooses."""
+    n: int = 1
+    top_k: int = 0
+    """Keep that many of the most likely tokens; 0 keeps all."""
+    min_p: float = 0.0
+    """Keep tokens at least this share as likely as the likeliest (arXiv 2407.01082)."""
+    stop: str | Sequence[str] = ()
+    """Texts that end the response and are cut from it."""
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    """0: of the tokens drawn; k: also of the k likeliest at each place; None: of none."""
+    logprobs_of: Literal["model", "sampled"] = "model"
+    """The model's own distribution at temperature 1, or the one that tokens were drawn from."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] | None = None
+    thinking_budget: int | None = None
+    """Tokens that a thought may have; then it is closed and the answer begins."""
+    allowed: Allowed | None = None
+    """Constrained output: called before every token of the request."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        ranges = {
+            "temperature": (0, 100), "min_p": (0, 1), "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2),
+            "repetition_penalty": (0.01, 100), "n": (1, MOST_SAMPLES), "top_k": (0, None), "max_tokens": (1, None),
+            "thinking_budget": (0, None), "logprobs": (0, MOST_LOGPROBS), "seed": (-(1 << 63), (1 << 64) - 1),
+        }  # fmt: skip
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            whole = name in ("n", "top_k", "max_tokens", "thinking_budget", "logprobs", "seed")
+            if value is None and name in ("max_tokens", "thinking_budget", "logprobs", "seed"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                raise UserError(f"{name} is {value!r}.", f"Give a {'whole ' if whole else ''}number.")
+            if not low <= value <= (float("inf") if high is None else high):
+                raise UserError(f"{name} is {value}.", f"Give {low} or more." if high is None else f"Give {low} to {high}.")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}.", "Give a number above 0 and up to 1.")
+        if self.logprobs_of not in ("model", "sampled"):
+            raise UserError(f"logprobs_of is {self.logprobs_of!r}.", "Give model or sampled.")
+        if len(self.stop) > MOST_STOPS:
+            raise UserError(f"There are {len(self.stop)} stop texts.", f"{MOST_STOPS} is the most.")
+        for text in self.stop:
+            if not isinstance(text, str) or not 0 < len(text.encode(errors="replace")) <= LONGEST_STOP:
+                raise UserError("A stop text is empty or too long.", f"Give 1 to {LONGEST_STOP} bytes.")
+        if self.thinking is False and self.thinking_budget:
+            raise UserError("thinking is off and thinking_budget is set.", "Give one of the two.")
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> SamplingParams:
+        """From a mapping; UserError names a setting that does not exist."""
+        names = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in names:
+                raise UserError(f"There is no sampling setting {name!r}.", nearest(name, names))
+        return cls(**settings)
+
+    @property
+    def edits_logits(self) -> bool:
+        """Whether logits change with what was generated or by token."""
+        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0.0, 0.0, 1.0)
+        return penalties or bool(self.logit_bias) or self.allowed is not None
+
+    def spread(self, count: int) -> list[SamplingParams]:
+        """The same settings for `count` requests, each with a seed of its own: equal prompts get different samples."""
+        if self.seed is None:
+            return [self] * count
+        return [replace(self, seed=(self.seed + i) % (1 << 63)) for i in range(count)]

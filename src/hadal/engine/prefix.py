@@ -1,0 +1,77 @@
+"""What was computed of earlier prompts, kept in blocks under the hash of all tokens up to their end.
+
+A block is found by its whole past, so two prompts share exactly their common beginning. The least recently used
+blocks go first when memory is wanted for something else.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from hadal.engine.lanes import Lane
+
+BLOCK = 32
+"""Tokens of a block."""
+
+
+class PrefixStore:
+    """Blocks [one tensor for all layers, BLOCK columns each] by hash."""
+
+    def __init__(self) -> None:
+        self.blocks: OrderedDict[bytes, list[Tensor]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def columns(self) -> int:
+        """How many columns of cache the blocks take."""
+        return len(self.blocks) * BLOCK
+
+    @staticmethod
+    def keys(tokens: Sequence[int], salt: str = "") -> list[bytes]:
+        """The hash of each full block."""
+        out, key = [], blake2b(salt.encode(), digest_size=16).digest()
+        for begin in range(0, len(tokens) - BLOCK + 1, BLOCK):
+            block = torch.tensor(tokens[begin : begin + BLOCK]).numpy().tobytes()
+            key = blake2b(key + block, digest_size=16).digest()
+            out.append(key)
+        return out
+
+    def find(self, keys: Sequence[bytes]) -> int:
+        """How many of the leading blocks are here; they count as used just now."""
+        found = 0
+        while found < len(keys) and keys[found] in self.blocks:
+            found += 1
+        for key in reversed(keys[:found]):  # a beginning outlives what continues it
+            self.blocks.move_to_end(key)
+        return found
+
+    def read(self, keys: Sequence[bytes], lane: Lane, row: int) -> None:
+        """Copy blocks to the beginning of a row."""
+        if not keys:
+            return
+        tensors = [kept for layer in lane.layers for kept in layer]
+        for index, kept in enumerate(tensors):
+            torch.cat([self.blocks[key][index] for key in keys], dim=1, out=kept[row, :, : len(keys) * BLOCK])
+
+    def write(self, keys: Sequence[bytes], lane: Lane, row: int) -> None:
+        """Keep the leading blocks of a row, those that are not here yet."""
+        for number, key in enumerate(keys):
+            if key not in self.blocks:
+                part = slice(number * BLOCK, (number + 1) * BLOCK)
+                self.blocks[key] = [kept[row, :, part].clone() for layer in lane.layers for kept in layer]
+
+    def shrink(self, columns: int) -> None:
+        """Drop the least recently used blocks until at most this many columns are taken."""
+        while self.columns > max(columns, 0):
+            self.blocks.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget everything: the weights have changed."""
+        self.blocks.clear()

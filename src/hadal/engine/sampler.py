@@ -1,0 +1,142 @@
+"""One token for each of many sequences, each by its own settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hadal.engine.request import Sequence
+from hadal.engine.sampling import inverse_draw, keep_min_p, keep_top_k, keep_top_p, noise, penalise
+from hadal.engine.table import MODES, Table
+from hadal.text.tokenizer import END_THINK, THINK, Tokenizer
+
+
+@dataclass
+class Choice:
+    """What was chosen for N sequences; `broken`: their logits hold NaN or nothing that is allowed."""
+
+    tokens: Tensor
+    logprobs: Tensor
+    forced: Tensor
+    broken: Tensor
+    top: dict[int, dict[int, float]]
+    """By row, for requests that want the likeliest tokens: their log-probabilities."""
+
+
+class Sampler:
+    """Chooses tokens by the table's settings and keeps its account of open thoughts."""
+
+    def __init__(self, tokenizer: Tokenizer, forbidden: Tensor) -> None:
+        self.forbidden = forbidden
+        # -1 is no token: a tokenizer without thoughts never opens one.
+        self.think = tokenizer.controls.get(THINK, -1)
+        self.end_think = tokenizer.controls.get(END_THINK, -1)
+
+    def choose(self, table: Table, slots: Tensor, logits_NV: Tensor) -> Choice:
+        """The next token of each slot's sequence; logits are the model's own and may be written to."""
+        if len(self.forbidden):
+            logits_NV.index_fill_(1, self.forbidden, -torch.inf)
+        no_think = table.no_think[slots]
+        if self.think >= 0 and bool(no_think.any()):
+            logits_NV[no_think, self.think] = -torch.inf
+        broken = ~torch.isfinite(logits_NV.amax(-1))
+        if bool(broken.any()):
+            logits_NV[broken] = 0.0
+        edited, top = logits_NV, {}
+        careful = table.careful[slots]
+        if bool(careful.any()):
+            edited, top = self._careful(table, slots, logits_NV, careful.nonzero()[:, 0].tolist())
+        tokens, weights = self._draw(table, slots, edited)
+        thought = table.thought[slots]
+        forced = (thought >= table.budget[slots]) & (tokens != self.end_think) & (thought >= 0)
+        tokens = torch.where(forced, self.end_think, tokens)
+        logprobs = self._logprobs(table.mode[slots], tokens, logits_NV, edited, weights)
+        return Choice(tokens, logprobs, forced, broken, top)
+
+    def account(self, table: Table, slots: Tensor, tokens: Tensor) -> None:
+        """Count thoughts' tokens: from the one after `<think>` up to `</think>`."""
+        thought = table.thought[slots]
+        thought = torch.where(thought >= 0, thought + 1, thought)
+        thought = torch.where((tokens == self.think) & (thought < 0), 0, thought)
+        table.thought[slots] = torch.where(tokens == self.end_think, -1, thought)
+
+    @staticmethod
+    def _draw(table: Table, slots: Tensor, logits_NV: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens [N], and the weights [N, V] they were drawn by (None where all is greedy)."""
+        temperature = table.temperature[slots]
+        greedy = temperature == 0
+        if bool(greedy.all()):
+            return logits_NV.argmax(-1), None
+        if bool((temperature != 1).any()):
+            scaled = logits_NV / torch.where(greedy, 1.0, temperature)[:, None]
+        else:
+            scaled = logits_NV
+        weights = torch.softmax(scaled, -1)
+        for name, keep in (("top_k", keep_top_k), ("top_p", keep_top_p), ("min_p", keep_min_p)):
+            setting = getattr(table, name)[slots]
+            filters = (setting < 1 if name == "top_p" else setting > 0) & ~greedy
+            if bool(filters.all()):
+                weights = keep(weights, setting)
+            elif bool(filters.any()):
+                weights[filters] = keep(weights[filters], setting[filters])
+        tokens = inverse_draw(weights, noise(table.key[slots], table.made[slots]))
+        if bool(greedy.any()):
+            tokens = torch.where(greedy, logits_NV.argmax(-1), tokens)
+        return tokens, weights
+
+    @staticmethod
+    def _logprobs(
+        mode_N: Tensor, tokens_N: Tensor, logits_NV: Tensor, edited_NV: Tensor, weights_NV: Tensor | None
+    ) -> Tensor:
+        """Log-probabilities [N] of the tokens in the distribution that each row asked for; 0 where it asked for none.
+
+        A greedy row's sampled distribution is taken at temperature 1, after penalties and bias.
+        """
+        out = torch.zeros(len(tokens_N), device=tokens_N.device)
+        for mode, logits in ((MODES["model"], logits_NV), (MODES["sampled"], edited_NV)):
+            rows = (mode_N == mode).nonzero()[:, 0]
+            if len(rows) == 0:
+                continue
+            at = tokens_N[rows, None]
+            if mode == MODES["sampled"] and weights_NV is not None:
+                weights = weights_NV[rows] if len(rows) < len(mode_N) else weights_NV
+                out[rows] = (weights.gather(1, at)[:, 0] / weights.sum(-1)).log()
+            else:
+                chosen = logits[rows] if len(rows) < len(mode_N) else logits
+                out[rows] = (chosen.gather(1, at)[:, 0] - chosen.logsumexp(-1)).float()
+        return out
+
+    def _careful(
+        self, table: Table, slots: Tensor, logits_NV: Tensor, rows: list[int]
+    ) -> tuple[Tensor, dict[int, dict[int, float]]]:
+        """Logits after penalties, bias and masks, and the likeliest tokens where they are wanted."""
+        edited, top = logits_NV, {}
+        for row in rows:
+            sequence = table.sequences[int(slots[row])]
+            assert sequence is not None
+            if sequence.request.params.logprobs:
+                value, index = torch.log_softmax(logits_NV[row], -1).topk(sequence.request.params.logprobs)
+                top[row] = dict(zip(index.tolist(), value.tolist(), strict=True))
+            if sequence.request.params.edits_logits:
+                edited = logits_NV.clone() if edited is logits_NV else edited
+                edited[row] = self._edited(sequence, table.generated(sequence), logits_NV[row])
+        return edited, top
+
+    @staticmethod
+    def _edited(sequence: Sequence, generated: list[int], logits_V: Tensor) -> Tensor:
+        request, params = sequence.request, sequence.request.params
+        ids = torch.tensor(generated, dtype=torch.long, device=logits_V.device)
+        counts = ids.bincount(minlength=len(logits_V))
+        in_prompt = torch.zeros(len(logits_V), dtype=torch.bool, device=logits_V.device)
+        in_prompt[torch.tensor(request.prompt, device=ids.device)] = True
+        settings = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty)
+        one = [torch.tensor([value], device=ids.device) for value in settings]
+        logits = penalise(logits_V[None], counts[None], in_prompt[None], *one)[0]
+        for index, value in (params.logit_bias or {}).items():
+            logits[index] += value
+        allowed = params.allowed(generated) if params.allowed is not None else None
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
+        return logits
