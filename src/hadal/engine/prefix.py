@@ -56,6 +56,7 @@ class PrefixStore:
         """Copy blocks to the beginning of a row."""
         if not keys:
             return
+        lane.fill(len(keys) * BLOCK)
         tensors = [kept for layer in lane.layers for kept in layer]
         for index, kept in enumerate(tensors):
             torch.cat([self.blocks[key][index] for key in keys], dim=1, out=kept[row, :, : len(keys) * BLOCK])

@@ -18,7 +18,8 @@ from hadal.models.balance import balance_loss, load_metrics, with_loss
 from hadal.models.cache import Cache, Columns
 from hadal.models.decoder import Decoder, Norm, full_weight, recomputing
 from hadal.models.dense import FeedForward
-from hadal.ops.attention import attend
+from hadal.ops.attention import attend, batched_rows, weighted_sum
+from hadal.ops.exact import sigmoid
 from hadal.ops.experts import routed_experts
 from hadal.ops.norm import rotate_pairs
 
@@ -95,14 +96,14 @@ class LatentAttention(nn.Module):
         up_HOC = full_weight(self.kv_b_proj).view(H, self.nope + self.value, self.rank)
         q_nope, q_rope = q_BTHK.split([self.nope, self.rope], dim=-1)
         q_HNO = q_nope.permute(2, 0, 1, 3).reshape(H, B * T, self.nope)
-        query = torch.bmm(q_HNO, up_HOC[:, : self.nope]).view(H, B, T, -1).transpose(0, 1).reshape(B, H * T, -1)
+        query = batched_rows(q_HNO, up_HOC[:, : self.nope]).reshape(H, B, T, -1).transpose(0, 1).reshape(B, H * T, -1)
         q_rope = q_rope.transpose(1, 2).reshape(B, H * T, self.rope)
         mask = bias.view(-1, 1, *bias.shape[-2:]).expand(B, H, -1, -1).reshape(B, H * T, -1)
         scores = torch.baddbmm(mask, query, latent_B1SC[:, 0].mT, alpha=self.scale, beta=1)
         scores = torch.baddbmm(scores, q_rope, key_B1SR[:, 0].mT, alpha=self.scale)
-        mixed = torch.bmm(torch.softmax(scores, dim=-1), latent_B1SC[:, 0])
+        mixed = weighted_sum(torch.softmax(scores, dim=-1), latent_B1SC[:, 0])
         mixed_HNC = mixed.view(B, H, T, -1).transpose(0, 1).reshape(H, B * T, -1)
-        out = torch.bmm(mixed_HNC, up_HOC[:, self.nope :].mT).view(H, B, T, -1)
+        out = batched_rows(mixed_HNC, up_HOC[:, self.nope :].mT).reshape(H, B, T, -1)
         return out.permute(1, 2, 0, 3).reshape(B, T, H * self.value)
 
 
@@ -134,7 +135,7 @@ class Router(nn.Module):
         c = self.config
         wide = torch.float64 if x_BTD.dtype == torch.float64 else torch.float32
         logits = F.linear(x_BTD.to(wide), self.weight.to(wide))
-        scores_BTE = logits.sigmoid() if c.scoring_func == "sigmoid" else logits.softmax(-1)
+        scores_BTE = sigmoid(logits) if c.scoring_func == "sigmoid" else logits.softmax(-1)
         scores_NE = scores_BTE.flatten(0, -2)
         with torch.no_grad():
             expert_NP = self.choose(scores_NE)

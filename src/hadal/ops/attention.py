@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from hadal.ops.exact import QUERIES, SUMMED, is_exact
+
 BLOCK = 64
 """Queries that `blockwise_attend` takes at a time."""
 LONG = 128
@@ -38,7 +40,31 @@ def plain_attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, s
     B, T, H, _ = q_BTHK.shape
     q, k, v = _by_key_head(q_BTHK, k_BJSK, v_BJSV)
     weights = torch.softmax(torch.baddbmm(_mask(bias, q), q.flatten(1, 2), k.mT, alpha=scale), dim=-1)
-    return _by_token(torch.bmm(weights, v).view(*q.shape[:3], -1), B)
+    return _by_token(weighted_sum(weights, v).view(*q.shape[:3], -1), B)
+
+
+def batched_rows(x_NMK: Tensor, matrix_NKO: Tensor) -> Tensor:
+    """torch.bmm, [N, M, O], which gives a row the same bits for any M where results must be exact."""
+    M = x_NMK.shape[1]
+    if not is_exact() or M >= QUERIES:
+        return torch.bmm(x_NMK, matrix_NKO)
+    return torch.bmm(F.pad(x_NMK, (0, 0, 0, QUERIES - M)), matrix_NKO)[:, :M]
+
+
+def weighted_sum(weights_NMS: Tensor, values_NSV: Tensor) -> Tensor:
+    """weights times values, [N, M, V].
+
+    Libraries cut a long sum where its length suggests; where results must be exact it is cut at fixed columns, so that
+    columns of weight 0 behind the last one change nothing.
+    """
+    S = values_NSV.shape[1]
+    if not is_exact() or S <= SUMMED:
+        return torch.bmm(weights_NMS, values_NSV)
+    out = torch.bmm(weights_NMS[:, :, :SUMMED], values_NSV[:, :SUMMED])
+    for begin in range(SUMMED, S, SUMMED):
+        end = begin + SUMMED
+        out.baddbmm_(weights_NMS[:, :, begin:end], values_NSV[:, begin:end])
+    return out
 
 
 def blockwise_attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float) -> Tensor:
@@ -94,7 +120,7 @@ class _Blockwise(Function):
         out = q_NGTK.new_empty(*q_NGTK.shape[:3], v_NSV.shape[-1])
         for begin in range(0, q_NGTK.shape[2], BLOCK):
             q, end, weights = _block_weights(q_NGTK, k_NSK, bias, scale, begin)
-            out[:, :, begin : begin + BLOCK] = torch.bmm(weights, v_NSV[:, :end]).view(*q.shape[:3], -1)
+            out[:, :, begin : begin + BLOCK] = weighted_sum(weights, v_NSV[:, :end]).view(*q.shape[:3], -1)
         return out
 
     @staticmethod

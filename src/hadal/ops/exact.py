@@ -14,11 +14,16 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 QUERIES = 4
 """Fewest queries of a key head, and the size of every group of an expert, that batched products treat alike."""
 COLUMNS = 16
 """Fewest columns of attention over which sums have one order."""
+SUMMED = 128
+"""Columns of attention that are added up in one product."""
+LANES = 32
+"""Elements that torch's loops take at once, or a multiple of that."""
 _TRIED = 64
 _SHAPES = ((128, 96), (896, 256))
 
@@ -44,6 +49,18 @@ def _stable(threads: int) -> tuple[int, ...]:
 def stable_rows(n: int) -> int:
     """The least number of rows, n or more, at which a linear layer gives each row the bits it always gets."""
     return _stable(torch.get_num_threads())[n] if n < _TRIED else n
+
+
+def sigmoid(x_E: Tensor) -> Tensor:
+    """The logistic function, of an element the same bits wherever it stands.
+
+    torch takes many elements at once and the last few one by one, with another exponential: where results must be
+    exact, rows are padded to a length that leaves none over.
+    """
+    over = -x_E.shape[-1] % LANES
+    if not is_exact() or not over:
+        return x_E.sigmoid()
+    return F.pad(x_E, (0, over)).sigmoid()[..., : x_E.shape[-1]]
 
 
 _exact: ContextVar[bool] = ContextVar("exact", default=False)
