@@ -313,18 +313,17 @@ class Engine:
         sources: list[Tensor] = []
         for size, who in sorted(joining.items()):
             lane = self._lane(size)
-            for sequence, row in who:
-                if sequence.slot < 0:
-                    self.table.add(sequence, self.tokenizer.in_thought(sequence.request.prompt))
+            new = [sequence for sequence, _ in who if sequence.slot < 0]
+            self.table.add(new, [self.tokenizer.in_thought(sequence.request.prompt) for sequence in new])
             slots = torch.tensor([sequence.slot for sequence, _ in who], device=self.device)
             source = torch.tensor([row for _, row in who], device=self.device)
             lane.reserve(len(lane) + len(who))
             columns = int(r.total[source].max())
             lane.join(slots, r.lane, source, columns)
             self.table.length[slots] = r.total[source]
-            new = self.table.made[slots] == 0
-            fresh.append(slots[new])
-            sources.append(source[new])
+            begins = self.table.made[slots] == 0
+            fresh.append(slots[begins])
+            sources.append(source[begins])
         if fresh:
             slots, source = torch.cat(fresh), torch.cat(sources)
             if len(slots):
@@ -384,8 +383,9 @@ class Engine:
         if self.config.keep_replies:
             self._keep_replies(leaving)
         self._drop_rows(leaving)
-        for row, ended_, broken in zip(rows, ended[rows].tolist(), choice.broken[rows].tolist(), strict=True):
-            sequence = table.sequences[int(slots[row])]
+        facts = zip(rows, slots[rows].tolist(), ended[rows].tolist(), choice.broken[rows].tolist(), strict=True)
+        for row, slot, ended_, broken in facts:
+            sequence = table.sequences[slot]
             assert sequence is not None
             if broken:
                 self._finish(sequence, "error", error="The model gives no numbers here: is its checkpoint damaged?")

@@ -31,33 +31,33 @@ def run_size(columns: int) -> int:
 class Lane:
     """Runs of `size` columns. Row b belongs to the sequence in slot `slots[b]`; rows behind the last are spare.
 
-    `ready`: columns that hold numbers in every row in use. Columns that a row has not come to are multiplied with a
-    weight of 0, which must not meet a NaN.
+    `parts` are the tensors [L, R, J, size, C] of all layers, one for each that a layer keeps (keys and values, or
+    latents and rotated keys). `ready`: columns that hold numbers in every row in use. Columns that a row has not come
+    to are multiplied with a weight of 0, which must not meet a NaN.
     """
 
     def __init__(self, size: int, layers: int, widths: Sequence[tuple[int, int]], like: Tensor) -> None:
-        self.size, self.rows, self.ready = size, 0, 0
+        self.size, self.ready = size, 0
         self.slots = torch.empty(0, dtype=torch.long, device=like.device)
-        self.layers = [
-            tuple(like.new_empty(0, heads, size, width) for heads, width in widths) for _ in range(layers)
-        ]
+        self.parts = [like.new_empty(layers, 0, heads, size, width) for heads, width in widths]
 
     def __len__(self) -> int:
         return len(self.slots)
+
+    @property
+    def rows(self) -> int:
+        """Rows that there is memory for."""
+        return self.parts[0].shape[1]
 
     def resize(self, rows: int) -> None:
         """Have memory for exactly this many rows, which must hold those in use."""
         if rows == self.rows:
             return
         used, ready = len(self), self.ready
-
-        def resized(kept: Tensor) -> Tensor:
-            room = kept.new_empty(rows, *kept.shape[1:])
-            room[:used, :, :ready] = kept[:used, :, :ready]
-            return room
-
-        self.layers = [tuple(resized(kept) for kept in layer) for layer in self.layers]
-        self.rows = rows
+        for i, part in enumerate(self.parts):
+            room = part.new_empty(len(part), rows, *part.shape[2:])
+            room[:, :used, :, :ready] = part[:, :used, :, :ready]
+            self.parts[i] = room
         self.ready = ready if used else 0
 
     def reserve(self, rows: int) -> None:
@@ -69,9 +69,8 @@ class Lane:
         """Make this many columns ready."""
         if columns > self.ready:
             end = min(-(-columns // FILL) * FILL, self.size)
-            for layer in self.layers:
-                for kept in layer:
-                    kept[:, :, self.ready : end] = 0
+            for part in self.parts:
+                part[:, :, :, self.ready : end] = 0
             self.ready = end
 
     def join(self, slots: Tensor, source: Lane, rows: Tensor, columns: int) -> None:
@@ -79,10 +78,9 @@ class Lane:
         self.fill(columns)
         begin, end = len(self), len(self) + len(slots)
         assert end <= self.rows, "rows are reserved before they are used"
-        for mine, theirs in zip(self.layers, source.layers, strict=True):
-            for kept, other in zip(mine, theirs, strict=True):
-                kept[begin:end, :, :columns] = other[rows, :, :columns]
-                kept[begin:end, :, columns : self.ready] = 0
+        for mine, theirs in zip(self.parts, source.parts, strict=True):
+            mine[:, begin:end, :, :columns] = theirs[:, rows, :, :columns]
+            mine[:, begin:end, :, columns : self.ready] = 0
         self.slots = torch.cat([self.slots, slots])
 
     def leave(self, gone: Tensor, columns: int) -> None:
@@ -92,9 +90,8 @@ class Lane:
         holes = gone[:count].nonzero()[:, 0]
         movers = stays[count:].nonzero()[:, 0] + count
         if len(holes):
-            for layer in self.layers:
-                for kept in layer:
-                    kept[holes, :, :columns] = kept[movers, :, :columns]
+            for part in self.parts:
+                part[:, holes, :, :columns] = part[:, movers, :, :columns]
             self.slots[holes] = self.slots[movers]
         self.slots = self.slots[:count]
 
@@ -114,9 +111,9 @@ class Pass(Columns):
         self.lanes, self.lengths, self.most, self.exact = lanes, lengths, positions, exact
         self.spare, self.first_layer = spare, first_layer
         self.counts = [len(length) for length in lengths]
-        self.rows = [torch.arange(count, device=self.start.device)[:, None] for count in self.counts]
         self.at: list[Tensor] = []
         self.masks: list[Tensor] = []
+        self._places: dict[tuple[int, int], Tensor] = {}
 
     def positions(self, tokens: int) -> Tensor:
         steps = torch.arange(tokens, device=self.start.device)
@@ -126,7 +123,7 @@ class Pass(Columns):
     def bias(self, tokens: int, dtype: torch.dtype) -> Tensor:
         """The first lane's mask; `attend` has each lane's own."""
         steps = torch.arange(tokens, device=self.start.device)
-        self.masks, self.at = [], []
+        self.masks, self.at, self._places = [], [], {}
         for lane, length in zip(self.lanes, self.lengths, strict=True):
             end = min(max(int(length.max()) + tokens, COLUMNS), lane.size)
             lane.fill(end)
@@ -143,16 +140,14 @@ class Pass(Columns):
         self, layer: int, form: Callable[..., Tensor], q_BTHK: Tensor, new: Sequence[Tensor], bias: Tensor, group: int
     ) -> Tensor:
         tokens = q_BTHK.shape[1]
-        lacking = max(-(-QUERIES // group) - tokens, 0) if self.exact else 0
+        if self.exact and tokens * group < QUERIES:  # the last query again, to have enough
+            q_BTHK = _repeated(q_BTHK, -(-QUERIES // group))
+            self.masks = [_repeated(mask, q_BTHK.shape[1]) for mask in self.masks]
         parts, begin = [], 0
         for lane, count in enumerate(self.counts):
-            rows, mask = slice(begin, begin + count), self.masks[lane]
-            q = q_BTHK[rows]
+            rows = slice(begin, begin + count)
             columns = self._write(lane, layer, [part[rows] for part in new])
-            if lacking:
-                q = torch.cat([q, q[:, -1:].expand(-1, lacking, -1, -1)], dim=1)
-                mask = torch.cat([mask, mask[:, -1:].expand(-1, lacking, -1)], dim=1)
-            parts.append(form(q, *columns, mask)[:, :tokens])
+            parts.append(form(q_BTHK[rows], *columns, self.masks[lane])[:, :tokens])
             begin += count
         if self.spare:
             parts.append(parts[0].new_zeros(self.spare, *parts[0].shape[1:]))
@@ -161,7 +156,19 @@ class Pass(Columns):
     def _write(self, lane: int, layer: int, new: Sequence[Tensor]) -> list[Tensor]:
         """Take in a layer's new columns of a lane; its tensors up to the last column that anyone sees."""
         out, end = [], self.masks[lane].shape[-1]
-        for kept, part in zip(self.lanes[lane].layers[self.first_layer + layer], new, strict=True):
-            kept[self.rows[lane], :, self.at[lane]] = part.transpose(1, 2)
+        for part, fresh in zip(self.lanes[lane].parts, new, strict=True):
+            kept = part[self.first_layer + layer]
+            heads, tokens = fresh.shape[1:3]
+            if (lane, heads) not in self._places:
+                row = torch.arange(self.counts[lane] * heads, device=part.device).view(-1, heads, 1)
+                self._places[lane, heads] = (row * kept.shape[2] + self.at[lane][:, None, :tokens]).flatten()
+            kept.flatten(0, 2).index_copy_(0, self._places[lane, heads], fresh.reshape(-1, fresh.shape[3]))
             out.append(kept[: self.counts[lane], :, :end])
         return out
+
+
+def _repeated(x_BT: Tensor, tokens: int) -> Tensor:
+    """As many of axis 1, by repeating its last."""
+    if x_BT.shape[1] == 1:
+        return x_BT.expand(-1, tokens, *x_BT.shape[2:])
+    return torch.cat([x_BT, x_BT[:, -1:].expand(-1, max(tokens - x_BT.shape[1], 0), *x_BT.shape[2:])], dim=1)

@@ -20,7 +20,7 @@ BLOCK = 32
 
 
 class PrefixStore:
-    """Blocks [one tensor for all layers, BLOCK columns each] by hash."""
+    """Blocks by hash: tensors [L, J, BLOCK, C], one for each that a layer keeps."""
 
     def __init__(self) -> None:
         self.blocks: OrderedDict[bytes, list[Tensor]] = OrderedDict()
@@ -57,16 +57,15 @@ class PrefixStore:
         if not keys:
             return
         lane.fill(len(keys) * BLOCK)
-        tensors = [kept for layer in lane.layers for kept in layer]
-        for index, kept in enumerate(tensors):
-            torch.cat([self.blocks[key][index] for key in keys], dim=1, out=kept[row, :, : len(keys) * BLOCK])
+        for index, part in enumerate(lane.parts):
+            part[:, row, :, : len(keys) * BLOCK] = torch.cat([self.blocks[key][index] for key in keys], dim=2)
 
     def write(self, keys: Sequence[bytes], lane: Lane, row: int) -> None:
         """Keep the leading blocks of a row, those that are not here yet."""
         for number, key in enumerate(keys):
             if key not in self.blocks:
-                part = slice(number * BLOCK, (number + 1) * BLOCK)
-                self.blocks[key] = [kept[row, :, part].clone() for layer in lane.layers for kept in layer]
+                block = slice(number * BLOCK, (number + 1) * BLOCK)
+                self.blocks[key] = [part[:, row, :, block].clone() for part in lane.parts]
 
     def shrink(self, columns: int) -> None:
         """Drop the least recently used blocks until at most this many columns are taken."""

@@ -48,9 +48,8 @@ class Sequence:
     @property
     def key(self) -> int:
         """64 bits that, with a position, decide each draw."""
-        r = self.request
-        text = f"{r.seed} {self.index} {' '.join(map(str, r.prompt))}"
-        return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+        digest = blake2b(self.request.digest + self.index.to_bytes(4, "little"), digest_size=8).digest()
+        return int.from_bytes(digest, "little", signed=True)
 
 
 class Request:
@@ -61,6 +60,7 @@ class Request:
     ) -> None:
         self.number = number  # in the order of arrival
         self.prompt, self.params, self.seed, self.limit, self.salt = prompt, params, seed, limit, salt
+        self.digest = blake2b(f"{seed} {prompt}".encode(), digest_size=16).digest()
         self.sequences = [Sequence(self, index) for index in range(params.n)]
         self.cached = 0
 

@@ -48,25 +48,19 @@ class Table:
     ends: Tensor  # whether an end token ends it
     careful: Tensor  # whether it needs a look of its own at every step
 
-    def add(self, sequence: Sequence, in_thought: bool) -> int:
-        """A slot for a new sequence."""
-        if not self.free:
-            self._grow(max(16, len(self.sequences)))
-        slot = self.free.pop()
-        request, p = sequence.request, sequence.request.params
-        values = {
-            "length": 0, "made": 0, "limit": request.limit, "key": sequence.key, "temperature": p.temperature,
-            "top_p": p.top_p, "top_k": p.top_k, "min_p": p.min_p,
-            "budget": NO_BUDGET if p.thinking_budget is None else p.thinking_budget,
-            "thought": 0 if in_thought else -1, "mode": 0 if p.logprobs is None else MODES[p.logprobs_of],
-            "no_think": p.thinking is False, "ends": not p.ignore_eos, "careful": is_careful(p),
-        }  # fmt: skip
-        for name, value in values.items():
-            getattr(self, name)[slot] = value
-        self.forced[slot] = False
-        self.sequences[slot] = sequence
-        sequence.slot = slot
-        return slot
+    def add(self, sequences: list[Sequence], in_thought: list[bool]) -> None:
+        """Slots for new sequences; in_thought: whether their prompts have opened a thought."""
+        if len(self.free) < len(sequences):
+            self._grow(max(len(sequences), len(self.sequences)))
+        rows = [_row(sequence, opened) for sequence, opened in zip(sequences, in_thought, strict=True)]
+        for sequence in sequences:
+            sequence.slot = self.free.pop()
+            self.sequences[sequence.slot] = sequence
+        slots = torch.tensor([sequence.slot for sequence in sequences], device=self.device)
+        for name in rows[0] if rows else ():
+            column = getattr(self, name)
+            column[slots] = torch.tensor([row[name] for row in rows], dtype=column.dtype, device=self.device)
+        self.forced[slots] = False
 
     def drop(self, sequence: Sequence) -> None:
         """Free the slot of a sequence that has ended."""
@@ -108,3 +102,15 @@ class Table:
 def is_careful(p: SamplingParams) -> bool:
     """Whether a request's logits are edited or its text is watched."""
     return p.edits_logits or bool(p.stop) or bool(p.stop_token_ids) or bool(p.logprobs)
+
+
+def _row(sequence: Sequence, in_thought: bool) -> dict[str, float]:
+    """What a sequence's slot holds before its first token."""
+    request, p = sequence.request, sequence.request.params
+    return {
+        "length": 0, "made": 0, "limit": request.limit, "key": sequence.key, "temperature": p.temperature,
+        "top_p": p.top_p, "top_k": p.top_k, "min_p": p.min_p,
+        "budget": NO_BUDGET if p.thinking_budget is None else p.thinking_budget,
+        "thought": 0 if in_thought else -1, "mode": 0 if p.logprobs is None else MODES[p.logprobs_of],
+        "no_think": p.thinking is False, "ends": not p.ignore_eos, "careful": is_careful(p),
+    }  # fmt: skip
