@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence as List
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from hadal.engine.drafts import look_up
 from hadal.engine.lanes import STEP, Lane, Pass, run_size
 from hadal.engine.memory import cache_budget
 from hadal.engine.params import SamplingParams
@@ -23,6 +25,7 @@ from hadal.engine.sampler import Choice, Sampler
 from hadal.engine.table import Table
 from hadal.errors import UserError
 from hadal.models.decoder import Decoder
+from hadal.models.deepseek import Deepseek
 from hadal.ops.exact import exactly, stable_rows
 from hadal.text.tokenizer import Tokenizer
 
@@ -41,6 +44,10 @@ class EngineConfig:
     """Tokens of prompts that a step reads."""
     exact: bool = True
     """What a request gets does not depend on others, on chunks, on the prefix store or on speculation."""
+    speculate: Literal["ngram", "mtp"] | None = None
+    """Guess tokens ahead from the text itself, or by the model's own prediction module (one token)."""
+    draft: int = 4
+    """Tokens that are guessed from the text."""
     keep_prompts: bool = True
     keep_replies: bool = False
     """Whether the prefix store takes prompts, and what was generated on them (for the next turn of a chat)."""
@@ -88,16 +95,27 @@ class Engine:
         self.waiting: deque[Job] = deque()
         self.reading: Reading | None = None
         self.context = model.config.max_position_embeddings
-        self.layers, self.widths = len(model.layers), model.cache_widths()
+        self.predictor = self._predictor()
+        self.layers, self.widths = len(model.layers) + (self.predictor is not None), model.cache_widths()
         column = self.layers * sum(heads * width for heads, width in self.widths) * model.dtype.itemsize
         self.budget = cache_budget(self.config.cache_bytes) // column
         """Columns of cache that there is memory for."""
         self.column_bytes = column
+        self.drafted = self.accepted = 0
+        """Tokens that were guessed ahead, and those that came out so."""
         self._requests = 0
         self._read_last = False
         self._version = -1
         self._top: dict[int, list[dict[int, float]]] = {}
         self._errors: dict[int, str] = {}
+
+    def _predictor(self) -> Deepseek | None:
+        """The model, where its prediction module is to guess."""
+        if self.config.speculate != "mtp":
+            return None
+        if not isinstance(self.model, Deepseek) or not self.model.config.num_nextn_predict_layers:
+            raise UserError("The model has no module that predicts a token ahead.", "Use speculate ngram, or none.")
+        return self.model
 
     # ---------------------------------------------------------------------------------- requests
 
@@ -264,7 +282,12 @@ class Engine:
     @property
     def overhang(self) -> int:
         """Columns behind the last token that a pass may write to."""
-        return 1
+        return 1 + self.guesses
+
+    @property
+    def guesses(self) -> int:
+        """Tokens that a step guesses ahead."""
+        return {None: 0, "ngram": self.config.draft, "mtp": 1}[self.config.speculate]
 
     def _read(self) -> None:
         """One chunk of the prompts that are being read; when it was the last, their sequences begin to run."""
@@ -281,6 +304,13 @@ class Engine:
             ids[row, : len(part)] = torch.tensor(part, device=self.device)
         hidden = self.model(ids, Pass([r.lane], [begin], self.context, self.config.exact))
         ends = (r.total - 1 >= begin) & (r.total - 1 < begin + tokens)
+        if self.predictor is not None:  # it reads each token with the one that follows
+            following = torch.cat([ids[:, 1:], ids[:, :1]], dim=1)
+            for row, (job, start) in enumerate(zip(r.jobs, begin.tolist(), strict=True)):
+                if start + tokens < len(job.tokens):
+                    following[row, -1] = job.tokens[start + tokens]
+            ahead = Pass([r.lane], [begin], self.context, self.config.exact, first_layer=self.layers - 1)
+            self.predictor.mtp_hidden(hidden, following, ahead)
         rows = ends.nonzero()[:, 0]
         r.last[rows] = hidden[rows, (r.total - 1 - begin)[rows]]
         r.done = torch.minimum(r.total, begin + tokens)
@@ -327,7 +357,17 @@ class Engine:
         if fresh:
             slots, source = torch.cat(fresh), torch.cat(sources)
             if len(slots):
-                self._advance(slots, r.last[source])
+                self._first_tokens(slots, r.last[source])
+
+    def _first_tokens(self, slots: Tensor, hidden_ND: Tensor) -> None:
+        """The token behind each prompt, from the hidden state of the prompt's last one."""
+        N = len(slots)
+        spare = stable_rows(N) - N if self.config.exact else 0
+        logits = self.model.logits(torch.cat([hidden_ND, hidden_ND.new_zeros(spare, hidden_ND.shape[1])]))
+        self._advance(slots, logits[:N])
+        if self.predictor is not None:
+            ran = self.table.length[slots] - 1
+            self._predict(slots, hidden_ND[:, None], ran, torch.ones_like(slots))
 
     def _lane(self, size: int) -> Lane:
         if size not in self.lanes:
@@ -337,31 +377,90 @@ class Engine:
     # ---------------------------------------------------------------------------------- decoding
 
     def _decode(self) -> None:
-        """One token more for every running sequence."""
+        """One token more for every running sequence, and those behind it that were guessed."""
         self._grow_runs()
-        lanes = [lane for _, lane in sorted(self.lanes.items()) if len(lane)]
+        lanes = self._busy_lanes()
         if not lanes:
             return
         slots = torch.cat([lane.slots for lane in lanes])
-        ids = self.table.last_tokens(slots)
-        spare = stable_rows(len(slots)) - len(slots) if self.config.exact else 0
+        guessed = self._guess(slots)
+        ids = torch.cat([self.table.last_tokens(slots)[:, None], guessed.clamp(min=0)], dim=1)
+        N, T = ids.shape
+        spare = stable_rows(N * T) - N * T if self.config.exact else 0
+        spare = -(-spare // T)
         if spare:
-            ids = torch.cat([ids, ids.new_zeros(spare)])
+            ids = torch.cat([ids, ids.new_zeros(spare, T)])
         lengths = [self.table.length[lane.slots] for lane in lanes]
-        hidden = self.model(ids[:, None], Pass(lanes, lengths, self.context, self.config.exact, spare))[:, 0]
-        self.table.length[slots] += 1
-        self._advance(slots, hidden, spare)
+        hidden = self.model(ids, Pass(lanes, lengths, self.context, self.config.exact, spare))
+        logits = self.model.logits(hidden.flatten(0, 1)).view(N + spare, T, -1)
+        begin = torch.cat(lengths)
+        checked = torch.zeros_like(begin)
+        alive = torch.arange(N, device=self.device)
+        for place in range(T):
+            self.table.length[slots[alive]] += 1
+            checked[alive] += 1
+            tokens, gone = self._advance(slots[alive], logits[alive, place])
+            if place + 1 < T:
+                right = (guessed[alive, place] == tokens) & ~gone
+                self.accepted += int(right.sum())
+                alive = alive[right]
+            if len(alive) == 0:
+                break
+        if self.predictor is not None:
+            self._predict(slots, hidden[:N], begin, checked)
 
-    def _advance(self, slots: Tensor, hidden_ND: Tensor, spare: int = 0) -> None:
-        """Choose a token for each slot, note it, and finish what has come to its end."""
-        N = len(slots)
-        if self.config.exact and len(hidden_ND) == N:
-            spare = stable_rows(N) - N
-            hidden_ND = torch.cat([hidden_ND, hidden_ND.new_zeros(spare, hidden_ND.shape[1])]) if spare else hidden_ND
-        choice = self.sampler.choose(self.table, slots, self.model.logits(hidden_ND)[:N])
-        self._note(slots, choice)
+    def _busy_lanes(self) -> list[Lane]:
+        return [lane for _, lane in sorted(self.lanes.items()) if len(lane)]
 
-    def _note(self, slots: Tensor, choice: Choice) -> None:
+    def _guess(self, slots: Tensor) -> Tensor:
+        """Guessed tokens [N, K], -1 where there is none."""
+        out = torch.full((len(slots), self.guesses), -1, dtype=torch.long, device=self.device)
+        if self.predictor is not None:
+            out[:, 0] = self.table.guess[slots]
+        elif self.guesses:
+            for row, slot in enumerate(slots.tolist()):
+                sequence = self.table.sequences[slot]
+                assert sequence is not None
+                found = look_up(sequence.request.prompt + self.table.generated(sequence), self.guesses)
+                out[row, : len(found)] = torch.tensor(found, dtype=torch.long, device=self.device)
+        self.drafted += int((out >= 0).sum())
+        return out
+
+    def _predict(self, slots: Tensor, hidden_NTD: Tensor, begin_N: Tensor, count_N: Tensor) -> None:
+        """Let the prediction module guess each sequence's token after the one just drawn.
+
+        It reads the hidden states of the last `count` tokens that were checked, from column `begin` on, each with the
+        token that follows. Sequences that have ended meanwhile are left out, others in the lanes are passed over.
+        """
+        assert self.predictor is not None
+        lanes = self._busy_lanes()
+        if not lanes:
+            return
+        running = torch.cat([lane.slots for lane in lanes])
+        T = hidden_NTD.shape[1]
+        row_of = torch.full((len(self.table.sequences),), -1, dtype=torch.long, device=self.device)
+        row_of[slots] = torch.arange(len(slots), device=self.device)
+        row = row_of[running]
+        known = row >= 0
+        hidden = hidden_NTD[row.clamp(min=0)]
+        count = torch.where(known, count_N[row.clamp(min=0)], 1)
+        begin = torch.where(known, begin_N[row.clamp(min=0)], self.table.length[running])
+        place = (self.table.made[running] - count)[:, None] + torch.arange(T, device=self.device)
+        following = self.table.tokens[running[:, None], place.clamp(0, self.table.tokens.shape[1] - 1)]
+        parts = list(begin.split([len(lane) for lane in lanes]))
+        ahead = Pass(lanes, parts, self.context, self.config.exact, first_layer=self.layers - 1)
+        out = self.predictor.mtp_hidden(hidden, following, ahead)
+        at = torch.arange(len(running), device=self.device)
+        logits = self.model.logits(out[at, count - 1])
+        guess = self.sampler.choose(self.table, running, logits).tokens
+        self.table.guess[running] = torch.where(known, guess, self.table.guess[running])
+
+    def _advance(self, slots: Tensor, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose a token for each slot, note it, and finish what has come to its end; tokens and who has ended."""
+        choice = self.sampler.choose(self.table, slots, logits_NV)
+        return choice.tokens, self._note(slots, choice)
+
+    def _note(self, slots: Tensor, choice: Choice) -> Tensor:
         table = self.table
         places = table.record(slots, choice.tokens, choice.forced)
         table.logprobs[slots, places] = choice.logprobs
@@ -377,7 +476,7 @@ class Engine:
             gone[list(stopped)] = True
         rows = gone.nonzero()[:, 0].tolist()
         if not rows:
-            return
+            return gone
         leaving = torch.zeros(len(table.sequences), dtype=torch.bool, device=self.device)
         leaving[slots[gone]] = True
         if self.config.keep_replies:
@@ -391,6 +490,7 @@ class Engine:
                 self._finish(sequence, "error", error="The model gives no numbers here: is its checkpoint damaged?")
             else:
                 self._finish(sequence, "stop" if ended_ or row in stopped else "length", stopped.get(row))
+        return gone
 
     def _stopped(self, slots: Tensor, watched: Tensor) -> dict[int, str | None]:
         """Rows that one of their own stops has ended, with the text in front of it (None: all of it)."""

@@ -22,7 +22,7 @@ class Table:
         self.device = device
         self.sequences: list[Sequence | None] = []
         self.free: list[int] = []
-        whole = {"length", "made", "limit", "key", "top_k", "budget", "thought", "mode"}
+        whole = {"length", "made", "limit", "key", "top_k", "budget", "thought", "mode", "guess"}
         for name in sorted(whole):
             setattr(self, name, torch.zeros(0, dtype=torch.long, device=device))
         for name in ("temperature", "top_p", "min_p"):
@@ -44,6 +44,7 @@ class Table:
     budget: Tensor  # tokens that a thought may have
     thought: Tensor  # tokens of the open thought; -1 outside of one
     mode: Tensor  # which log-probabilities are wanted: 0 none, 1 the model's, 2 of the sampled distribution
+    guess: Tensor  # the token that is expected next; -1 for none
     no_think: Tensor
     ends: Tensor  # whether an end token ends it
     careful: Tensor  # whether it needs a look of its own at every step
@@ -108,7 +109,7 @@ def _row(sequence: Sequence, in_thought: bool) -> dict[str, float]:
     """What a sequence's slot holds before its first token."""
     request, p = sequence.request, sequence.request.params
     return {
-        "length": 0, "made": 0, "limit": request.limit, "key": sequence.key, "temperature": p.temperature,
+        "length": 0, "made": 0, "guess": -1, "limit": request.limit, "key": sequence.key, "temperature": p.temperature,
         "top_p": p.top_p, "top_k": p.top_k, "min_p": p.min_p,
         "budget": NO_BUDGET if p.thinking_budget is None else p.thinking_budget,
         "thought": 0 if in_thought else -1, "mode": 0 if p.logprobs is None else MODES[p.logprobs_of],

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from hadal.ops.exact import QUERIES, SUMMED, is_exact
+from hadal.ops.exact import COLUMNS, QUERIES, SUMMED, is_exact
 
 BLOCK = 64
 """Queries that `blockwise_attend` takes at a time."""
@@ -62,8 +62,11 @@ def weighted_sum(weights_NMS: Tensor, values_NSV: Tensor) -> Tensor:
         return torch.bmm(weights_NMS, values_NSV)
     out = torch.bmm(weights_NMS[:, :, :SUMMED], values_NSV[:, :SUMMED])
     for begin in range(SUMMED, S, SUMMED):
-        end = begin + SUMMED
-        out.baddbmm_(weights_NMS[:, :, begin:end], values_NSV[:, begin:end])
+        weights, values = weights_NMS[:, :, begin : begin + SUMMED], values_NSV[:, begin : begin + SUMMED]
+        lacking = COLUMNS - weights.shape[2]
+        if lacking > 0:
+            weights, values = F.pad(weights, (0, lacking)), F.pad(values, (0, 0, 0, lacking))
+        out.baddbmm_(weights, values)
     return out
 
 
