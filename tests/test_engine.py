@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hadal.configs.models import DeepseekConfig, DenseConfig
 from hadal.engine import LLM, SamplingParams
-from hadal.engine.sampling import inverse_draw, keep_min_p, keep_top_k, keep_top_p, noise
+from hadal.engine.sampling import inverse_draw, keep_top_p, noise
 from hadal.errors import UserError
 from hadal.models.checkpoint import build
 from hadal.models.decoder import Decoder
@@ -202,7 +202,8 @@ def test_draws_follow_the_exact_distribution(temperature: float, top_p: float) -
 def test_the_engine_samples_the_models_distribution(llm: LLM) -> None:
     prompt = _prompts()[0]
     outputs = llm.generate([prompt] * 6, SamplingParams(max_tokens=1, n=1000, seed=5).spread(6))
-    counts = torch.tensor([s.token_ids[0] for output in outputs for s in output.outputs]).bincount(minlength=VOCABULARY).double()
+    first = torch.tensor([sample.token_ids[0] for output in outputs for sample in output.outputs])
+    counts = first.bincount(minlength=VOCABULARY).double()
     probabilities = torch.softmax(_allowed(llm, prompt).double(), -1)
     assert probabilities.max() < 0.99
     assert _chi_square(counts, probabilities) < 4

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence as List
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -48,6 +49,8 @@ class EngineConfig:
     """Guess tokens ahead from the text itself, or by the model's own prediction module (one token)."""
     draft: int = 4
     """Tokens that are guessed from the text."""
+    room: int = 256
+    """Columns behind its prompt that a sequence's first run has, at most; it moves when they are full."""
     keep_prompts: bool = True
     keep_replies: bool = False
     """Whether the prefix store takes prompts, and what was generated on them (for the next turn of a chat)."""
@@ -62,8 +65,9 @@ class Job:
     tokens: list[int]
     resumed: bool = False
 
-    @property
+    @cached_property
     def keys(self) -> list[bytes]:
+        """Of its full blocks in the prefix store."""
         return PrefixStore.keys(self.tokens, self.request.salt)
 
 
@@ -236,8 +240,6 @@ class Engine:
     def _admit(self) -> None:
         """Begin to read the first of the waiting jobs, with those behind it that fit beside it."""
         jobs: list[Job] = []
-        hits: list[int] = []
-        keys: list[list[bytes]] = []
         width = needed = rows = 0
         for job in self.waiting:
             length = len(job.tokens)
@@ -250,19 +252,18 @@ class Engine:
                 break
             if not self._make_room(wanted) and (jobs or self.running):
                 break
-            keys.append(job.keys)
-            # The last token is always computed: what comes next is read from it.
-            hits.append(self.store.find(keys[-1][: (length - 1) // BLOCK]))
             jobs.append(job)
             width, needed, rows = max(width, length), needed + runs, rows + len(job.sequences)
         if not jobs:
             return
         for _ in jobs:
             self.waiting.popleft()
+        # The last token is always computed: what comes next is read from it.
+        hits = [self.store.find(job.keys[: (len(job.tokens) - 1) // BLOCK]) for job in jobs]
         lane = Lane(self._lane_size(width), self.layers, self.widths, self.model.embed.weight)
         lane.reserve(len(jobs))
         for row, (job, hit) in enumerate(zip(jobs, hits, strict=True)):
-            self.store.read(keys[row][:hit], lane, row)
+            self.store.read(job.keys[:hit], lane, row)
             if not job.resumed:
                 job.request.cached = max(job.request.cached, hit * BLOCK)
         done = torch.tensor([hit * BLOCK for hit in hits], device=self.device)
@@ -277,7 +278,7 @@ class Engine:
     def _run_size(self, sequence: Sequence, length: int) -> int:
         """The size of the run that a sequence begins in: its whole answer's, unless that is long."""
         most = len(sequence.request.prompt) + sequence.request.limit
-        return run_size(min(most, length + 256) + self.overhang)
+        return run_size(min(most, length + self.config.room) + self.overhang)
 
     @property
     def overhang(self) -> int:

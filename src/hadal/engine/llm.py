@@ -63,7 +63,7 @@ class LLM:
             ids: list[int] = []
             try:
                 ids = self._ids(prompt)  # type: ignore[arg-type]
-                requests.append(engine.add(ids, wanted, _seed(wanted)))
+                requests.append(engine.add(ids, wanted, new_seed(wanted)))
             except UserError as error:
                 requests.append(RequestOutput(ids, [], error=str(error)))
                 faults.append(error)
@@ -97,7 +97,7 @@ class LLM:
         if params.n != 1:
             raise UserError(f"n is {params.n}.", "A stream has one sample.")
         self.engine.refresh()
-        request = self.engine.add(self._ids(prompt), params, _seed(params))
+        request = self.engine.add(self._ids(prompt), params, new_seed(params))
         (sequence,) = request.sequences
         given = 0
         try:
@@ -155,5 +155,6 @@ def _is_one(prompts: object) -> bool:
     return isinstance(prompts, Sequence) and bool(prompts) and all(isinstance(i, int) for i in prompts)
 
 
-def _seed(params: SamplingParams) -> int:
+def new_seed(params: SamplingParams) -> int:
+    """The seed that was asked for, or one that nobody knows."""
     return secrets.randbits(63) if params.seed is None else params.seed

@@ -51,6 +51,8 @@ class Table:
 
     def add(self, sequences: list[Sequence], in_thought: list[bool]) -> None:
         """Slots for new sequences; in_thought: whether their prompts have opened a thought."""
+        if not sequences:
+            return
         if len(self.free) < len(sequences):
             self._grow(max(len(sequences), len(self.sequences)))
         rows = [_row(sequence, opened) for sequence, opened in zip(sequences, in_thought, strict=True)]
@@ -58,7 +60,7 @@ class Table:
             sequence.slot = self.free.pop()
             self.sequences[sequence.slot] = sequence
         slots = torch.tensor([sequence.slot for sequence in sequences], device=self.device)
-        for name in rows[0] if rows else ():
+        for name in rows[0]:
             column = getattr(self, name)
             column[slots] = torch.tensor([row[name] for row in rows], dtype=column.dtype, device=self.device)
         self.forced[slots] = False

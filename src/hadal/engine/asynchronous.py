@@ -1,0 +1,179 @@
+"""The engine for many callers at once: a thread of its own steps it, each caller reads a stream.
+
+Callers may come and go at any time: who leaves frees what his request held at the next step. When too many wait the
+engine says so at once (`Busy`), instead of letting the queue grow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from collections.abc import Sequence as List
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from hadal.engine.core import Engine
+from hadal.engine.llm import new_seed
+from hadal.engine.params import SamplingParams
+from hadal.engine.request import Request, RequestOutput
+from hadal.errors import UserError
+
+
+class Busy(UserError):
+    """Too many requests wait: come back later."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """New tokens of one sample of a request; output: the whole, with the last piece only."""
+
+    index: int
+    token_ids: list[int]
+    output: RequestOutput | None = None
+
+
+@dataclass
+class _Caller:
+    """A request and where its pieces go; given: tokens of each sample that are sent."""
+
+    request: Request
+    loop: asyncio.AbstractEventLoop
+    queue: asyncio.Queue[Piece | BaseException]
+    given: list[int] = field(default_factory=list)
+
+    def send(self, piece: Piece | BaseException) -> None:
+        self.loop.call_soon_threadsafe(self.queue.put_nowait, piece)
+
+
+class AsyncEngine:
+    """Streams over one engine. `close` it, or use it in a `with`.
+
+    waiting: how many requests may wait before new ones are turned away.
+    """
+
+    def __init__(self, engine: Engine, waiting: int = 256) -> None:
+        self.engine, self.most_waiting = engine, waiting
+        self._callers: dict[int, _Caller] = {}
+        self._orders: list[Callable[[], None]] = []
+        self._wake = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="hadal-engine", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> AsyncEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all requests and the thread."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    async def generate(
+        self, prompt: List[int], params: SamplingParams, salt: str = "", started: Callable[[Request], None] | None = None
+    ) -> AsyncIterator[Piece]:
+        """The tokens of a prompt's samples as they are drawn. Leaving the iterator, or cancelling, ends the request.
+
+        UserError for a request that cannot be answered, `Busy` where too many wait. started: is given the request,
+        for `answer_now`.
+        """
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
+        added: Future[_Caller] = Future()
+        self._order(lambda: self._add(prompt, params, salt, loop, queue, added))
+        caller = await asyncio.wrap_future(added)
+        if started is not None:
+            started(caller.request)
+        try:
+            while True:
+                piece = await queue.get()
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+                if piece.output is not None:
+                    return
+        finally:
+            if not caller.request.done:
+                self._order(lambda: self._abort(caller))
+
+    def answer_now(self, request: Request) -> None:
+        """Close the open thoughts of a running request."""
+        self._order(lambda: self.engine.answer_now(request))
+
+    # ---------------------------------------------------------------------------------- in the engine's thread
+
+    def _order(self, order: Callable[[], None]) -> None:
+        with self._wake:
+            if self._closed:
+                raise UserError("The engine has been closed.")
+            self._orders.append(order)
+            self._wake.notify()
+
+    def _add(
+        self, prompt: List[int], params: SamplingParams, salt: str, loop: asyncio.AbstractEventLoop,
+        queue: asyncio.Queue[Piece | BaseException], added: Future[_Caller],
+    ) -> None:  # fmt: skip
+        try:
+            if len(self.engine.waiting) >= self.most_waiting:
+                raise Busy(f"{self.most_waiting} requests are waiting.", "Try again in a while.")
+            request = self.engine.add(prompt, params, new_seed(params), salt)
+        except UserError as error:
+            added.set_exception(error)
+            return
+        caller = _Caller(request, loop, queue, [0] * params.n)
+        self._callers[request.number] = caller
+        added.set_result(caller)
+
+    def _abort(self, caller: _Caller) -> None:
+        self.engine.abort(caller.request)
+        self._callers.pop(caller.request.number, None)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                with self._wake:
+                    while not (self._orders or self._closed or self.engine.has_work()):
+                        self.engine.release()
+                        self._wake.wait()
+                    orders, self._orders = self._orders, []
+                    if self._closed:
+                        break
+                for order in orders:
+                    order()
+                if self.engine.has_work():
+                    self.engine.step()
+                    self._deliver()
+            end: BaseException = UserError("The engine has been closed.")
+        except BaseException as error:  # a bug: every caller hears of it, none waits for ever
+            with self._wake:
+                self._closed = True
+            end = error
+        for caller in list(self._callers.values()):
+            self.engine.abort(caller.request)
+            caller.send(end)
+
+    def _deliver(self) -> None:
+        """Send each caller what is new."""
+        for number, caller in list(self._callers.items()):
+            request = caller.request
+            pieces = []
+            for sequence in request.sequences:
+                begin = caller.given[sequence.index]
+                if sequence.sample is not None:
+                    tokens = sequence.sample.token_ids[begin:]
+                else:
+                    tokens = self.engine.table.generated(sequence, begin)
+                if tokens:
+                    caller.given[sequence.index] += len(tokens)
+                    pieces.append(Piece(sequence.index, tokens))
+            if request.done:
+                last = pieces.pop() if pieces else Piece(0, [])
+                pieces.append(Piece(last.index, last.token_ids, request.output()))
+                del self._callers[number]
+            for piece in pieces:
+                caller.send(piece)

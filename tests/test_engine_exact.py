@@ -1,0 +1,277 @@
+"""What a request gets depends on nothing but the request: not a bit, whatever runs beside it and however it runs.
+
+And whatever is asked in whatever order, memory comes back and every request ends.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hadal.configs.models import DeepseekConfig, DenseConfig
+from hadal.engine import LLM, EngineConfig, RequestOutput, SamplingParams
+from hadal.engine.core import Engine
+from hadal.engine.lanes import run_size
+from hadal.engine.prefix import BLOCK
+from hadal.engine.request import Request
+from hadal.errors import UserError
+from hadal.models.checkpoint import build
+from hadal.models.decoder import Decoder
+from hadal.ops.exact import stable_rows
+from hadal.tasks import load_tasks
+from hadal.tasks.words import build_tokenizer
+
+TOKENIZER = build_tokenizer(list(load_tasks(["sums"]).values()))
+VOCABULARY = -(-TOKENIZER.size // 64) * 64
+CONTEXT = 512
+
+
+def make(arch: str) -> Decoder:
+    if arch == "dense":  # three queries to a key head, odd on purpose
+        config: DenseConfig | DeepseekConfig = DenseConfig(
+            VOCABULARY, 96, 2, num_attention_heads=6, num_key_value_heads=2, intermediate_size=160, head_dim=16,
+            max_position_embeddings=CONTEXT,
+        )  # fmt: skip
+    else:
+        config = DeepseekConfig(
+            VOCABULARY, 96, 3, intermediate_size=128, moe_intermediate_size=64, kv_lora_rank=32, qk_nope_head_dim=16,
+            v_head_dim=16, max_position_embeddings=CONTEXT, num_nextn_predict_layers=1,
+        )  # fmt: skip
+    model = build(config)
+    model.initialise(1)
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=["dense", "deepseek"])
+def model(request: pytest.FixtureRequest) -> Decoder:
+    return make(request.param)
+
+
+def prompts_of(lengths: list[int], seed: int = 0) -> list[list[int]]:
+    draw = random.Random(seed)
+    return [[draw.randrange(20, TOKENIZER.size) for _ in range(length)] for length in lengths]
+
+
+PROMPTS = prompts_of([3, 40, 150, 5, 90])
+PARAMS = SamplingParams(max_tokens=45, seed=3, n=2, logprobs=0, ignore_eos=True)
+
+
+def small(model: Decoder, columns: int) -> int:
+    """Bytes for a cache of so many columns."""
+    width = sum(heads * channels for heads, channels in model.cache_widths())
+    return columns * (len(model.layers) + 1) * width * 4
+
+
+@pytest.fixture(scope="module")
+def alone(model: Decoder) -> list[RequestOutput]:
+    """Each prompt in an engine of its own."""
+    return [LLM(model, TOKENIZER).generate([prompt], PARAMS)[0] for prompt in PROMPTS]
+
+
+def test_alone_it_is_what_a_loop_without_a_cache_draws(model: Decoder, alone: list[RequestOutput]) -> None:
+    greedy = LLM(model, TOKENIZER).generate(PROMPTS, replace(PARAMS, temperature=0, n=1, max_tokens=12))
+    for prompt, output in zip(PROMPTS, greedy, strict=True):
+        ids = list(prompt)
+        for token in output.outputs[0].token_ids:
+            with torch.no_grad():
+                logits = model.logits(model(torch.tensor([ids]))[0, -1])
+            logits[[*TOKENIZER.forbidden_ids, *range(TOKENIZER.size, VOCABULARY)]] = float("-inf")
+            assert token == int(logits.argmax())
+            ids.append(token)
+    assert len({tuple(s.token_ids) for o in alone for s in o.outputs}) == 2 * len(PROMPTS)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        EngineConfig(),
+        EngineConfig(chunk=16),
+        EngineConfig(rows=3),
+        EngineConfig(speculate="ngram"),
+        EngineConfig(speculate="mtp"),
+        EngineConfig(keep_replies=True, chunk=48),
+    ],
+    ids=lambda c: f"chunk{c.chunk}-rows{c.rows}-{c.speculate}",
+)
+@pytest.mark.parametrize("threads", [2])
+def test_company_chunks_hits_and_guesses_change_no_bit(
+    model: Decoder, alone: list[RequestOutput], config: EngineConfig, threads: int
+) -> None:
+    if config.speculate == "mtp" and not isinstance(model.config, DeepseekConfig):
+        pytest.skip("only DeepSeek's models have the module")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        llm = LLM(model, TOKENIZER, config)
+        first = llm.generate(PROMPTS, PARAMS)
+        again = llm.generate(PROMPTS, PARAMS)  # the beginnings of prompts are now in the store
+    finally:
+        torch.set_num_threads(before)
+    assert [o.outputs for o in first] == [o.outputs for o in alone]
+    assert [o.outputs for o in again] == [o.outputs for o in alone]
+    assert [o.cached_tokens for o in again] == [(len(p) - 1) // BLOCK * BLOCK for p in PROMPTS]
+
+
+def test_sequences_that_are_put_off_lose_nothing(model: Decoder, alone: list[RequestOutput]) -> None:
+    llm = LLM(model, TOKENIZER, EngineConfig(cache_bytes=small(model, 700), room=16))
+    put_off = 0
+    original = llm.engine._put_off
+
+    def counted() -> None:
+        nonlocal put_off
+        put_off += 1
+        original()
+
+    llm.engine._put_off = counted  # type: ignore[method-assign]
+    long = replace(PARAMS, max_tokens=150)
+    together = llm.generate(PROMPTS, long)
+    assert put_off > 0
+    for prompt, output in zip(PROMPTS, together, strict=True):
+        (single,) = LLM(model, TOKENIZER, EngineConfig(cache_bytes=small(model, 700))).generate([prompt], long)
+        assert output.outputs == single.outputs
+    for output, reference in zip(together, alone, strict=True):
+        for sample, start in zip(output.outputs, reference.outputs, strict=True):
+            assert sample.token_ids[:45] == start.token_ids
+
+
+def test_guesses_are_taken_where_text_repeats() -> None:
+    """A text in a circle: the look-up guesses right, and fewer passes give the same tokens."""
+    model = make("dense")
+    prompt = prompts_of([6])[0] * 8
+    params = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
+    plain, guessing = LLM(model, TOKENIZER), LLM(model, TOKENIZER, EngineConfig(speculate="ngram"))
+    (expected,), (output,) = plain.generate([prompt], params), guessing.generate([prompt], params)
+    assert output.outputs == expected.outputs
+    assert guessing.engine.drafted >= guessing.engine.accepted > 0
+
+
+def test_new_weights_are_noticed() -> None:
+    model = make("dense")
+    llm = LLM(model, TOKENIZER)
+    params = SamplingParams(temperature=0, max_tokens=8)
+    prompt = prompts_of([70])[0]
+    llm.generate([prompt], params)
+    with torch.no_grad():
+        model.layers[0].attention.qkv_proj.weight.mul_(-1.5)
+    (output,) = llm.generate([prompt], params)
+    assert output.cached_tokens == 0
+    assert output.outputs == LLM(model, TOKENIZER).generate([prompt], params)[0].outputs
+
+
+def test_users_with_different_salts_share_nothing() -> None:
+    engine = Engine(make("dense"), TOKENIZER)
+    prompt = prompts_of([70])[0]
+
+    def run(salt: str) -> int:
+        request = engine.add(prompt, SamplingParams(max_tokens=2), 0, salt)
+        while engine.has_work():
+            engine.step()
+        return request.cached
+
+    assert [run("a"), run("b"), run("a")] == [0, 0, 64]
+
+
+def test_rows_are_padded_to_where_they_keep_their_bits() -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            x, weight = torch.randn(64, 320), torch.randn(200, 320)
+            whole = torch.nn.functional.linear(x, weight)
+            for n in range(1, 40):
+                rows = torch.zeros(stable_rows(n), 320)
+                rows[:n] = x[:n]
+                assert torch.equal(torch.nn.functional.linear(rows, weight)[:n], whole[:n])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_runs_come_in_few_sizes_that_waste_little() -> None:
+    sizes = [run_size(n) for n in range(1, 5000)]
+    assert all(n <= size < max(1.5 * n, n + 64) for n, size in enumerate(sizes, 1))
+    assert sizes == sorted(sizes) and len(set(sizes)) < 16
+
+
+# ------------------------------------------------------------------------------ any order of events
+
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.integers(1, 120), st.integers(1, 250), st.integers(1, 4), st.booleans()),
+        st.tuples(st.just("abort"), st.integers(0, 9)),
+        st.tuples(st.just("now"), st.integers(0, 9)),
+        st.tuples(st.just("step"), st.integers(1, 12)),
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+def check_books(engine: Engine) -> None:
+    """Every slot is free or taken by one sequence, every run is owned by one, and memory is inside the budget."""
+    table = engine.table
+    taken = [slot for slot, sequence in enumerate(table.sequences) if sequence is not None]
+    assert sorted(taken + table.free) == list(range(len(table.sequences)))
+    assert len(set(table.free)) == len(table.free)
+    owned = [slot for lane in engine.lanes.values() for slot in lane.slots.tolist()]
+    assert len(set(owned)) == len(owned) and set(owned) <= set(taken)
+    for slot in taken:
+        sequence = table.sequences[slot]
+        assert sequence is not None and sequence.slot == slot and sequence.sample is None
+    for lane in engine.lanes.values():
+        assert len(lane) <= lane.rows
+        if len(lane):
+            assert int(table.length[lane.slots].max()) <= lane.size
+    assert engine.used_columns() <= engine.budget
+    assert engine.used_columns() + engine.store.columns <= engine.budget or len(engine.store) == 0
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    events=EVENTS, columns=st.integers(500, 3000), chunk=st.sampled_from([8, 64, 512]), ngram=st.booleans(),
+    room=st.sampled_from([8, 300]),
+)  # fmt: skip
+def test_in_any_order_of_events_nothing_leaks_and_every_request_ends(
+    events: list[tuple[object, ...]], columns: int, chunk: int, ngram: bool, room: int
+) -> None:
+    model = MODEL
+    config = EngineConfig(
+        cache_bytes=columns * 2 * 2 * 2 * 16 * 4, chunk=chunk, rows=7, keep_replies=True, room=room,
+        speculate="ngram" if ngram else None,
+    )  # fmt: skip
+    engine = Engine(model, TOKENIZER, config)
+    requests: list[Request] = []
+    base = prompts_of([120], 5)[0]
+    for event in events:
+        match event:
+            case ("add", int(length), int(tokens), int(n), bool(shared)):
+                prompt = base[:length] if shared else prompts_of([length], len(requests))[0]
+                try:
+                    requests.append(engine.add(prompt, SamplingParams(max_tokens=tokens, n=n), len(requests)))
+                except UserError:
+                    assert engine.most_columns() <= length
+            case ("abort", int(which)) if requests:
+                engine.abort(requests[which % len(requests)])
+            case ("now", int(which)) if requests:
+                engine.answer_now(requests[which % len(requests)])
+            case ("step", int(count)):
+                for _ in range(count):
+                    engine.step()
+        check_books(engine)
+    steps = 0
+    while engine.has_work():
+        engine.step()
+        check_books(engine)
+        steps += 1
+        assert steps < 20_000
+    assert all(request.done for request in requests)
+    engine.release()
+    engine.store.clear()
+    assert engine.used_columns() == 0 and len(engine.table.free) == len(engine.table.sequences)
+
+
+MODEL = make("dense")
