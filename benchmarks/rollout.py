@@ -47,10 +47,10 @@ def hadal_side(folder: Path, dtype: str, rows: list[list[int]], new: int) -> Cal
     """hadal's engine."""
     tokenizer = Tokenizer.from_words([])
     llm = LLM(load_model(folder, getattr(torch, dtype)), tokenizer)
-    llm.forbidden = torch.cat([llm.forbidden, torch.tensor([tokenizer.eos_id])])
+    params = SamplingParams(max_tokens=new, ignore_eos=True, logprobs=0, logprobs_of="sampled")
 
     def call() -> None:
-        outputs = llm.generate(rows, SamplingParams(max_tokens=new))
+        outputs = llm.generate(rows, params)
         assert sum(len(o.outputs[0].token_ids) for o in outputs) == len(rows) * new
 
     return call

@@ -217,17 +217,17 @@ def check_books(engine: Engine) -> None:
     taken = [slot for slot, sequence in enumerate(table.sequences) if sequence is not None]
     assert sorted(taken + table.free) == list(range(len(table.sequences)))
     assert len(set(table.free)) == len(table.free)
-    owned = [slot for lane in engine.lanes.values() for slot in lane.slots.tolist()]
+    owned = [slot for lane in engine.runs.lanes.values() for slot in lane.slots.tolist()]
     assert len(set(owned)) == len(owned) and set(owned) <= set(taken)
     for slot in taken:
         sequence = table.sequences[slot]
         assert sequence is not None and sequence.slot == slot and sequence.sample is None
-    for lane in engine.lanes.values():
+    for lane in engine.runs.lanes.values():
         assert len(lane) <= lane.rows
         if len(lane):
             assert int(table.length[lane.slots].max()) <= lane.size
-    assert engine.used_columns() <= engine.budget
-    assert engine.used_columns() + engine.store.columns <= engine.budget or len(engine.store) == 0
+    assert engine.runs.used() <= engine.runs.budget
+    assert engine.runs.used() + engine.runs.store.columns <= engine.runs.budget or len(engine.runs.store) == 0
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
@@ -253,7 +253,7 @@ def test_in_any_order_of_events_nothing_leaks_and_every_request_ends(
                 try:
                     requests.append(engine.add(prompt, SamplingParams(max_tokens=tokens, n=n), len(requests)))
                 except UserError:
-                    assert engine.most_columns() <= length
+                    assert engine.runs.longest() <= length
             case ("abort", int(which)) if requests:
                 engine.abort(requests[which % len(requests)])
             case ("now", int(which)) if requests:
@@ -270,8 +270,8 @@ def test_in_any_order_of_events_nothing_leaks_and_every_request_ends(
         assert steps < 20_000
     assert all(request.done for request in requests)
     engine.release()
-    engine.store.clear()
-    assert engine.used_columns() == 0 and len(engine.table.free) == len(engine.table.sequences)
+    engine.runs.store.clear()
+    assert engine.runs.used() == 0 and len(engine.table.free) == len(engine.table.sequences)
 
 
 MODEL = make("dense")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as List
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -75,8 +75,9 @@ class AsyncEngine:
         self._thread.join()
 
     async def generate(
-        self, prompt: List[int], params: SamplingParams, salt: str = "", started: Callable[[Request], None] | None = None
-    ) -> AsyncIterator[Piece]:
+        self, prompt: List[int], params: SamplingParams, salt: str = "",
+        started: Callable[[Request], None] | None = None,
+    ) -> AsyncGenerator[Piece]:  # fmt: skip
         """The tokens of a prompt's samples as they are drawn. Leaving the iterator, or cancelling, ends the request.
 
         UserError for a request that cannot be answered, `Busy` where too many wait. started: is given the request,

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from hadal.engine.drafts import look_up
-from hadal.engine.lanes import STEP, Lane, Pass, run_size
+from hadal.engine.lanes import Lane, Pass, run_size
 from hadal.engine.memory import cache_budget
 from hadal.engine.params import SamplingParams
 from hadal.engine.prefix import BLOCK, PrefixStore
 from hadal.engine.request import Finish, Request, Sample, Sequence
+from hadal.engine.runs import PADDING, Runs, reading_size
 from hadal.engine.sampler import Choice, Sampler
 from hadal.engine.table import Table
 from hadal.errors import UserError
@@ -29,9 +30,6 @@ from hadal.models.decoder import Decoder
 from hadal.models.deepseek import Deepseek
 from hadal.ops.exact import exactly, stable_rows
 from hadal.text.tokenizer import Tokenizer
-
-CHUNK_MULTIPLE = 8
-"""Tokens of a row in a pass over prompts come in multiples of this, so that no pass has few rows."""
 
 
 @dataclass(frozen=True)
@@ -94,16 +92,14 @@ class Engine:
         self.ends = torch.tensor(sorted(tokenizer.eos_ids), device=self.device)
         self.sampler = Sampler(tokenizer, self.forbidden)
         self.table = Table(self.device)
-        self.lanes: dict[int, Lane] = {}
-        self.store = PrefixStore()
         self.waiting: deque[Job] = deque()
         self.reading: Reading | None = None
         self.context = model.config.max_position_embeddings
         self.predictor = self._predictor()
         self.layers, self.widths = len(model.layers) + (self.predictor is not None), model.cache_widths()
         column = self.layers * sum(heads * width for heads, width in self.widths) * model.dtype.itemsize
-        self.budget = cache_budget(self.config.cache_bytes) // column
-        """Columns of cache that there is memory for."""
+        budget = cache_budget(self.config.cache_bytes) // column
+        self.runs = Runs(budget, 1 + self.guesses, self.layers, self.widths, model.embed.weight)
         self.column_bytes = column
         self.drafted = self.accepted = 0
         """Tokens that were guessed ahead, and those that came out so."""
@@ -129,10 +125,10 @@ class Engine:
         if params.thinking and not self.tokenizer.in_thought(prompt):
             prompt.append(self.tokenizer.think_id)
         self._check(prompt, params)
-        most = self.most_columns() - len(prompt)
+        most = self.runs.longest() - len(prompt)
         limit = min(most, self.context - len(prompt), params.max_tokens or self.context)
         if limit < 1:
-            room = self.most_columns() * self.column_bytes / 1e6
+            room = self.runs.longest() * self.column_bytes / 1e6
             raise UserError(f"The prompt has {len(prompt)} tokens and the cache of {room:.0f} MB holds no more.",
                             "Shorten it, or give the cache more memory.")  # fmt: skip
         self._requests += 1
@@ -163,7 +159,8 @@ class Engine:
                     job.sequences = []
         for sequence in request.sequences:
             if sequence.sample is None:
-                self._leave_lane(sequence)
+                if sequence.slot >= 0:
+                    self.runs.drop_one(sequence.slot, self.table.length)
                 self._finish(sequence, "abort")
 
     def answer_now(self, request: Request) -> None:
@@ -174,12 +171,7 @@ class Engine:
 
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self.waiting) or self.reading is not None or self.running > 0
-
-    @property
-    def running(self) -> int:
-        """Sequences that decode."""
-        return sum(len(lane) for lane in self.lanes.values())
+        return bool(self.waiting) or self.reading is not None or self.runs.running > 0
 
     # ---------------------------------------------------------------------------------- the step
 
@@ -187,12 +179,12 @@ class Engine:
     def step(self) -> None:
         """Read a chunk of prompts, or generate a token for each running sequence; by turns where both wait."""
         with exactly(self.config.exact):
-            if self.reading is None and self.waiting and not (self.running and self._read_last):
+            if self.reading is None and self.waiting and not (self.runs.running and self._read_last):
                 self._admit()
-            if self.reading is not None and not (self.running and self._read_last):
+            if self.reading is not None and not (self.runs.running and self._read_last):
                 self._read_last = True
                 self._read()
-            elif self.running:
+            elif self.runs.running:
                 self._read_last = False
                 self._decode()
 
@@ -201,39 +193,12 @@ class Engine:
         version = sum(parameter._version for parameter in self.model.parameters())
         if version != self._version or self.model.training:
             self._version = version
-            self.store.clear()
+            self.runs.store.clear()
 
     def release(self) -> None:
         """Give back the memory of runs, where nothing is under way."""
         if not self.has_work():
-            self.lanes.clear()
-
-    # ---------------------------------------------------------------------------------- memory
-
-    def used_columns(self) -> int:
-        """Columns that runs and prompts under way take; kept prefixes come on top and make way."""
-        reading = self.reading.lane.rows * self.reading.lane.size if self.reading else 0
-        return reading + sum(lane.rows * lane.size for lane in self.lanes.values())
-
-    def most_columns(self) -> int:
-        """The longest sequence that can be read again and run with nothing else there."""
-        size = 2 * self.budget
-        while size > STEP and self._lane_size(size) + run_size(size) > self.budget:
-            size = size * 3 // 4
-        return size - self.overhang if self._lane_size(size) + run_size(size) <= self.budget else 0
-
-    def _make_room(self, columns: int) -> bool:
-        """Give back spare rows and drop kept prefixes until so many columns are free; whether they are."""
-        free = self.budget - self.used_columns() - columns
-        if free < 0:
-            self._trim()
-            free = self.budget - self.used_columns() - columns
-        self.store.shrink(free)
-        return free >= 0
-
-    def _trim(self) -> None:
-        for lane in self.lanes.values():
-            lane.resize(len(lane))
+            self.runs.lanes.clear()
 
     # ---------------------------------------------------------------------------------- reading prompts
 
@@ -245,12 +210,12 @@ class Engine:
             length = len(job.tokens)
             if jobs and (len(jobs) + 1) * max(width, length) > self.config.chunk:
                 break
-            size = self._lane_size(max(width, length))
+            size = reading_size(max(width, length))
             runs = sum(self._run_size(sequence, length) for sequence in job.sequences)
             wanted = needed + runs + (len(jobs) + 1) * size
-            if rows + self.running and rows + self.running + len(job.sequences) > self.config.rows:
+            if rows + self.runs.running and rows + self.runs.running + len(job.sequences) > self.config.rows:
                 break
-            if not self._make_room(wanted) and (jobs or self.running):
+            if not self.runs.make_room(wanted) and (jobs or self.runs.running):
                 break
             jobs.append(job)
             width, needed, rows = max(width, length), needed + runs, rows + len(job.sequences)
@@ -259,11 +224,11 @@ class Engine:
         for _ in jobs:
             self.waiting.popleft()
         # The last token is always computed: what comes next is read from it.
-        hits = [self.store.find(job.keys[: (len(job.tokens) - 1) // BLOCK]) for job in jobs]
-        lane = Lane(self._lane_size(width), self.layers, self.widths, self.model.embed.weight)
+        hits = [self.runs.store.find(job.keys[: (len(job.tokens) - 1) // BLOCK]) for job in jobs]
+        self.runs.reading = lane = self.runs.new_lane(reading_size(width))
         lane.reserve(len(jobs))
         for row, (job, hit) in enumerate(zip(jobs, hits, strict=True)):
-            self.store.read(job.keys[:hit], lane, row)
+            self.runs.store.read(job.keys[:hit], lane, row)
             if not job.resumed:
                 job.request.cached = max(job.request.cached, hit * BLOCK)
         done = torch.tensor([hit * BLOCK for hit in hits], device=self.device)
@@ -271,19 +236,10 @@ class Engine:
         last = self.model.embed.weight.new_zeros(len(jobs), self.model.config.hidden_size)
         self.reading = Reading(jobs, lane, done, total, last)
 
-    def _lane_size(self, tokens: int) -> int:
-        """Columns for reading so many tokens, with the padding of the last pass."""
-        return -(-tokens // CHUNK_MULTIPLE) * CHUNK_MULTIPLE + CHUNK_MULTIPLE
-
     def _run_size(self, sequence: Sequence, length: int) -> int:
         """The size of the run that a sequence begins in: its whole answer's, unless that is long."""
         most = len(sequence.request.prompt) + sequence.request.limit
-        return run_size(min(most, length + self.config.room) + self.overhang)
-
-    @property
-    def overhang(self) -> int:
-        """Columns behind the last token that a pass may write to."""
-        return 1 + self.guesses
+        return run_size(min(most, length + self.config.room) + self.runs.overhang)
 
     @property
     def guesses(self) -> int:
@@ -295,8 +251,8 @@ class Engine:
         r = self.reading
         assert r is not None
         left = int((r.total - r.done).max())
-        tokens = -(-left // CHUNK_MULTIPLE) * CHUNK_MULTIPLE
-        tokens = min(tokens, max(self.config.chunk // len(r.jobs), 1) // CHUNK_MULTIPLE * CHUNK_MULTIPLE or CHUNK_MULTIPLE)
+        most = max(self.config.chunk // len(r.jobs) // PADDING, 1) * PADDING
+        tokens = min(-(-left // PADDING) * PADDING, most)
         # A row that is done is padding, which has to stay inside the lane.
         begin = torch.minimum(r.done, torch.tensor(r.lane.size - tokens, device=self.device)).clamp(min=0)
         ids = torch.zeros(len(r.jobs), tokens, dtype=torch.long, device=self.device)
@@ -321,19 +277,18 @@ class Engine:
     def _start(self, r: Reading) -> None:
         """Give the sequences of prompts that are read their runs, as many as fit, and their first token."""
         self.reading = None
-        reading = len(r.jobs) * r.lane.size  # still there until the runs are copied
         joining: dict[int, list[tuple[Sequence, int]]] = {}
-        rows = self.running
+        rows = self.runs.running
         put_off: list[Job] = []
         for row, job in enumerate(r.jobs):
             if self.config.keep_prompts and not job.resumed:
-                self.store.write(job.keys, r.lane, row)
-                self.store.shrink(self.budget - self.used_columns() - reading)
+                self.runs.store.write(job.keys, r.lane, row)
             left = list(job.sequences)
             while left:
                 size = self._run_size(left[0], len(job.tokens))
                 asked = sum(size_ * len(who) for size_, who in joining.items())
-                if rows and (rows >= self.config.rows or not self._make_room(reading + asked + size)):
+                fits = self.runs.make_room(asked + size) and rows < self.config.rows
+                if rows and not fits:
                     break
                 joining.setdefault(size, []).append((left.pop(0), row))
                 rows += 1
@@ -343,7 +298,7 @@ class Engine:
         fresh: list[Tensor] = []
         sources: list[Tensor] = []
         for size, who in sorted(joining.items()):
-            lane = self._lane(size)
+            lane = self.runs.lane(size)
             new = [sequence for sequence, _ in who if sequence.slot < 0]
             self.table.add(new, [self.tokenizer.in_thought(sequence.request.prompt) for sequence in new])
             slots = torch.tensor([sequence.slot for sequence, _ in who], device=self.device)
@@ -355,6 +310,7 @@ class Engine:
             begins = self.table.made[slots] == 0
             fresh.append(slots[begins])
             sources.append(source[begins])
+        self.runs.reading = None
         if fresh:
             slots, source = torch.cat(fresh), torch.cat(sources)
             if len(slots):
@@ -370,25 +326,20 @@ class Engine:
             ran = self.table.length[slots] - 1
             self._predict(slots, hidden_ND[:, None], ran, torch.ones_like(slots))
 
-    def _lane(self, size: int) -> Lane:
-        if size not in self.lanes:
-            self.lanes[size] = Lane(size, self.layers, self.widths, self.model.embed.weight)
-        return self.lanes[size]
-
     # ---------------------------------------------------------------------------------- decoding
 
     def _decode(self) -> None:
         """One token more for every running sequence, and those behind it that were guessed."""
-        self._grow_runs()
-        lanes = self._busy_lanes()
-        if not lanes:
-            return
-        slots = torch.cat([lane.slots for lane in lanes])
+        while not self.runs.grow(self.table.length):
+            self._put_off()
+        lanes = self.runs.busy()
+        slots = self.runs.slots()
         guessed = self._guess(slots)
         ids = torch.cat([self.table.last_tokens(slots)[:, None], guessed.clamp(min=0)], dim=1)
         N, T = ids.shape
-        spare = stable_rows(N * T) - N * T if self.config.exact else 0
-        spare = -(-spare // T)
+        spare = 0
+        while self.config.exact and stable_rows((N + spare) * T) != (N + spare) * T:
+            spare += 1
         if spare:
             ids = torch.cat([ids, ids.new_zeros(spare, T)])
         lengths = [self.table.length[lane.slots] for lane in lanes]
@@ -409,9 +360,6 @@ class Engine:
                 break
         if self.predictor is not None:
             self._predict(slots, hidden[:N], begin, checked)
-
-    def _busy_lanes(self) -> list[Lane]:
-        return [lane for _, lane in sorted(self.lanes.items()) if len(lane)]
 
     def _guess(self, slots: Tensor) -> Tensor:
         """Guessed tokens [N, K], -1 where there is none."""
@@ -434,10 +382,10 @@ class Engine:
         token that follows. Sequences that have ended meanwhile are left out, others in the lanes are passed over.
         """
         assert self.predictor is not None
-        lanes = self._busy_lanes()
+        lanes = self.runs.busy()
         if not lanes:
             return
-        running = torch.cat([lane.slots for lane in lanes])
+        running = self.runs.slots()
         T = hidden_NTD.shape[1]
         row_of = torch.full((len(self.table.sequences),), -1, dtype=torch.long, device=self.device)
         row_of[slots] = torch.arange(len(slots), device=self.device)
@@ -482,7 +430,7 @@ class Engine:
         leaving[slots[gone]] = True
         if self.config.keep_replies:
             self._keep_replies(leaving)
-        self._drop_rows(leaving)
+        self.runs.drop(leaving, table.length)
         facts = zip(rows, slots[rows].tolist(), ended[rows].tolist(), choice.broken[rows].tolist(), strict=True)
         for row, slot, ended_, broken in facts:
             sequence = table.sequences[slot]
@@ -515,28 +463,14 @@ class Engine:
 
     def _keep_replies(self, leaving: Tensor) -> None:
         """Keep the blocks of sequences that end, for the turn that follows."""
-        for lane in self.lanes.values():
+        for lane in self.runs.busy():
             for row in leaving[lane.slots].nonzero()[:, 0].tolist():
                 sequence = self.table.sequences[int(lane.slots[row])]
                 assert sequence is not None
                 tokens = sequence.request.prompt + self.table.generated(sequence)
                 keys = PrefixStore.keys(tokens[: int(self.table.length[sequence.slot])], sequence.request.salt)
-                self.store.write(keys, lane, row)
-        self.store.shrink(self.budget - self.used_columns())
-
-    def _drop_rows(self, leaving: Tensor) -> None:
-        for lane in self.lanes.values():
-            gone = leaving[lane.slots]
-            if len(lane) and bool(gone.any()):
-                lane.leave(gone, int(self.table.length[lane.slots].max()))
-                if len(lane) == 0:
-                    lane.resize(0)
-
-    def _leave_lane(self, sequence: Sequence) -> None:
-        if sequence.slot >= 0:
-            leaving = torch.zeros(len(self.table.sequences), dtype=torch.bool, device=self.device)
-            leaving[sequence.slot] = True
-            self._drop_rows(leaving)
+                self.runs.store.write(keys, lane, row)
+        self.runs.make_room(0)
 
     def _finish(self, sequence: Sequence, how: Finish, text: str | None = None, error: str = "") -> None:
         """Make the sample of a sequence that has ended and free its slot."""
@@ -557,37 +491,11 @@ class Engine:
 
     # ---------------------------------------------------------------------------------- growing and putting off
 
-    def _grow_runs(self) -> None:
-        """Move sequences that have filled their runs to longer ones; where memory is out, put off the latest."""
-        for size in sorted(self.lanes):
-            lane = self.lanes[size]
-            while len(lane):
-                full = self.table.length[lane.slots] + self.overhang > size
-                count = int(full.sum())
-                if count == 0:
-                    break
-                wider = self._lane(run_size(size + self.overhang))
-                if self._make_room(max(len(wider) + count - wider.rows, 0) * wider.size):
-                    rows = full.nonzero()[:, 0]
-                    wider.reserve(len(wider) + count)
-                    wider.join(lane.slots[rows], lane, rows, size)
-                    lane.leave(full, size)
-                    if len(lane) == 0:
-                        lane.resize(0)
-                    break
-                if self.running == 1:
-                    raise AssertionError("a sequence was let in that does not fit alone")
-                self._put_off()
-
     def _put_off(self) -> None:
         """Take the run of the sequence that began last; it waits in front and is read again."""
-        latest = max(
-            (sequence for sequence in self.table.sequences if sequence is not None and self._runs(sequence)),
-            key=lambda sequence: (sequence.request.number, sequence.index),
-        )
-        self._leave_lane(latest)
+        running = [self.table.sequences[slot] for slot in self.runs.slots().tolist()]
+        assert len(running) > 1, "a sequence was let in that does not fit alone"
+        latest = max((s for s in running if s is not None), key=lambda s: (s.request.number, s.index))
+        self.runs.drop_one(latest.slot, self.table.length)
         tokens = latest.request.prompt + self.table.generated(latest)[:-1]
         self.waiting.appendleft(Job(latest.request, [latest], tokens, resumed=True))
-
-    def _runs(self, sequence: Sequence) -> bool:
-        return any(bool((lane.slots == sequence.slot).any()) for lane in self.lanes.values())

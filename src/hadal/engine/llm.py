@@ -53,7 +53,7 @@ class LLM:
 
         A prompt that cannot be answered has its `error` set and the others go on; UserError where that is all of them.
         """
-        asked = [prompts] if _is_one(prompts) else list(prompts)  # type: ignore[arg-type]
+        asked = [prompts] if _is_one(prompts) else list(prompts)
         each = self._params(params, len(asked))
         engine = self.engine
         engine.refresh()

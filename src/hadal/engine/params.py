@@ -74,7 +74,8 @@ class SamplingParams:
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
                 raise UserError(f"{name} is {value!r}.", f"Give a {'whole ' if whole else ''}number.")
             if not low <= value <= (float("inf") if high is None else high):
-                raise UserError(f"{name} is {value}.", f"Give {low} or more." if high is None else f"Give {low} to {high}.")
+                remedy = f"Give {low} or more." if high is None else f"Give {low} to {high}."
+                raise UserError(f"{name} is {value}.", remedy)
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}.", "Give a number above 0 and up to 1.")
         if self.logprobs_of not in ("model", "sampled"):

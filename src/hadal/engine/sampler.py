@@ -44,7 +44,8 @@ class Sampler:
         broken = ~torch.isfinite(logits_NV.amax(-1))
         if bool(broken.any()):
             logits_NV[broken] = 0.0
-        edited, top = logits_NV, {}
+        edited = logits_NV
+        top: dict[int, dict[int, float]] = {}
         careful = table.careful[slots]
         if bool(careful.any()):
             edited, top = self._careful(table, slots, logits_NV, careful.nonzero()[:, 0].tolist())
@@ -112,7 +113,8 @@ class Sampler:
         self, table: Table, slots: Tensor, logits_NV: Tensor, rows: list[int]
     ) -> tuple[Tensor, dict[int, dict[int, float]]]:
         """Logits after penalties, bias and masks, and the likeliest tokens where they are wanted."""
-        edited, top = logits_NV, {}
+        edited = logits_NV
+        top: dict[int, dict[int, float]] = {}
         for row in rows:
             sequence = table.sequences[int(slots[row])]
             assert sequence is not None

@@ -193,7 +193,8 @@ def check_gsm8k(
         return Check("gsm8k", "not checked", str(error), {})
     params = SamplingParams(temperature=0.6, top_p=0.95, max_tokens=max_tokens, seed=seed)
     right, cut = 0, 0
-    for problem, prompt, output in zip(problems, prompts, llm.generate(prompts, params.spread(len(prompts))), strict=True):
+    outputs = llm.generate(prompts, params.spread(len(prompts)))
+    for problem, prompt, output in zip(problems, prompts, outputs, strict=True):
         (sample,) = output.outputs
         opened = llm.tokenizer.in_thought(prompt)
         parsed = parse_response(sample.text, thinking=opened, finished=sample.finish_reason == "stop")

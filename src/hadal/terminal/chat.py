@@ -36,6 +36,7 @@ Kind = Literal["thought", "answer"]
 _THOUGHT_ROWS = 8  # of the thought while it streams
 _FRAME = 1 / 12  # seconds between frames while it streams
 _MAX_TOKENS = 1024
+R1_SAMPLING = {"temperature": 0.6, "top_p": 0.95}  # where a checkpoint has no settings of its own
 _REMINDER = "It was grown on its tasks alone and knows nothing else: /examples shows what it can do."
 
 HELP = """\
@@ -221,10 +222,12 @@ class Model:
     def reply(self, question: str, thinking: bool | None, show: Callable[[Kind, str, Reply], None]) -> Reply:
         """Asks, calls `show` with every piece, and checks the answer. Ctrl-C ends the answer where it is."""
         from hadal.engine import SamplingParams
+        from hadal.engine.llm import generation_defaults
 
         tokenizer: Any = self.llm.tokenizer
         prompt = tokenizer.chat([{"role": "user", "content": question}], thinking=thinking)
-        params = SamplingParams(**self._sampling(), max_tokens=_MAX_TOKENS, seed=self.asked, thinking=thinking)
+        sampling = R1_SAMPLING | generation_defaults(self.run)
+        params = SamplingParams.of(sampling | {"max_tokens": _MAX_TOKENS, "seed": self.asked, "thinking": thinking})
         self.asked += 1
         opened = bool(thinking) or tokenizer.in_thought(prompt)
         reply = Reply(question, "" if opened else None, "", "", 0, 0, 0.0, 0.0)
@@ -256,12 +259,6 @@ class Model:
             reply.gold = problem.answer
             reply.right = task.score(problem, reply.response).total >= 1
         return reply
-
-    def _sampling(self) -> dict[str, float]:
-        """What the checkpoint asks for, else R1's own settings."""
-        path = self.run / "generation_config.json"
-        wanted = jsonlib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return {"temperature": wanted.get("temperature", 0.6), "top_p": wanted.get("top_p", 0.95)}
 
 
 # ------------------------------------------------------------------------------------- in the terminal
