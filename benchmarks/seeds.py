@@ -93,7 +93,7 @@ def critic(found: list[Report], levels: int = 3) -> None:
     for task in found[0]["tasks"]:
         rows = []
         arms = list(found[0]["tasks"][task]["arms"])
-        for report in found:
+        for report in found:  # an arm may not have run on every seed
             points = {
                 arm: {p["difficulty"]: p for p in entry["by_difficulty"]}
                 for arm, entry in report["tasks"][task]["arms"].items()
@@ -104,6 +104,9 @@ def critic(found: list[Report], levels: int = 3) -> None:
             for level in past[:levels]:
                 cells = []
                 for arm in arms:
+                    if arm not in points:
+                        cells.append("")
+                        continue
                     point = points[arm].get(level, missing)
                     cells.append(interval(point) + ("*" if point["low"] > base[level]["high"] else ""))
                 rows.append((f"seed {report['seed']}, {level} (n = {base[level]['n']})", cells))
