@@ -34,7 +34,7 @@ kv_lora_rank = 16
 tokens = 384
 pool = 16
 [pretrain]
-steps = 53
+steps = 83
 extra_steps = 10
 extra_rounds = 1
 warmup = 5
