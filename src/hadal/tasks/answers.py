@@ -27,7 +27,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Final:
-    """The part of a text that is its answer. boxed: it was marked as such; told: a cue such as 'answer:' went before."""
+    """The part of a text that is its answer. boxed: it was marked as such; told: a cue as 'answer:' went before."""
 
     text: str
     boxed: bool
@@ -141,7 +141,8 @@ _UNITS = {
     name: unit
     for unit, names in {
         "$": "$ dollar dollars usd", "€": "€ euro euros eur", "£": "£ gbp", "¢": "¢ cent cents",
-        "mm": "mm millimeter millimeters millimetre millimetres", "cm": "cm centimeter centimeters centimetre centimetres",
+        "mm": "mm millimeter millimeters millimetre millimetres",
+        "cm": "cm centimeter centimeters centimetre centimetres",
         "m": "m meter meters metre metres", "km": "km kilometer kilometers kilometre kilometres",
         "in": "in inch inches", "ft": "ft foot feet", "yd": "yd yard yards", "mi": "mi mile miles",
         "mg": "mg milligram milligrams", "g": "g gram grams", "kg": "kg kilogram kilograms",
@@ -153,13 +154,19 @@ _UNITS = {
 }  # fmt: skip
 # Words that make another number of the one beside them, or leave open which one is meant.
 _TURNING = set(
-    "not no or and to than least most between from under over below above up except plus times mod pi tau phi theta "
-    "alpha beta sqrt sin cos tan log ln exp inf infinity hundred thousand million billion trillion squared cubed half "
-    "minus negative isn isnt".split()
+    """not no or and to than least most between from under over below above up except plus times mod pi tau phi theta
+    alpha beta sqrt sin cos tan log ln exp inf infinity hundred thousand million billion trillion squared cubed half
+    root factorial base divided multiplied twice thrice double triple isn't
+    halves third thirds fifth fifths tenth tenths hundredth hundredths thousandth thousandths minus negative""".split()
 )
 _BEFORE = re.compile(r"(?:[A-Za-z']+[ ]+)*(?:[A-Za-z']+[ ]*[:：]?[ ]*)?[≈~]?\s*\(?\s*")
-_AFTER = re.compile(r"(?P<gap>\s*)(?P<words>[¢A-Za-z][A-Za-z'/. -]*)?(?P<power>\s*(?:\^\s*\{?\s*[23]\s*\}?|[²³]))?\s*\)?[.!]?")
-_SEVERAL = re.compile(r"[,;]|\b(?:or|and)\b|\\(?:lor|land|vee|wedge|pm|mp)(?![A-Za-z])")
+_AFTER = re.compile(
+    r"(?P<gap>\s*)(?P<words>[¢A-Za-z][A-Za-z'/. -]*)?(?P<power>\s*(?:\^\s*\{?\s*[23]\s*\}?|[²³]))?\s*\)?\.?"
+)
+# What may stand before '=' in an answer: a name, f(2), or arithmetic. x^2 - 7 = 0 is an equation, and not 0.
+_LEFT = re.compile(
+    r"\s*(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*(?:\([^(),;]*\))?|(?:[-+*/()\d.,\s^{}×÷]|\\(?:times|cdot|div|frac))+)\s*"
+)
 
 
 def quantity(text: str) -> Quantity | None:
@@ -170,11 +177,10 @@ def quantity(text: str) -> Quantity | None:
     if len(text) > LONGEST:
         return None
     text = tidy(text)
-    left, equals, right = text.rpartition("=")
-    if equals:
-        if _SEVERAL.search(left) or left.rstrip().endswith(("<", ">", "!", "\\", ":")):
-            return None
-        text = right.strip()
+    *lefts, text = text.split("=")
+    if not all(_LEFT.fullmatch(left) for left in lefts):
+        return None
+    text = text.strip()
     match = _NUMBER.search(text)
     if match is None or not _BEFORE.fullmatch(text[: match.start()]):
         return None
@@ -183,6 +189,8 @@ def quantity(text: str) -> Quantity | None:
         return None
     before, words = text[: match.start()], (after["words"] or "").strip(" .").lower().split()
     if any(not _is_word(word) for word in re.findall(r"[A-Za-z']+", before)):
+        return None
+    if after["power"] and not words:
         return None
     if words and not after["gap"] and not match["percent"] and (words[0] not in _UNITS or len(words[0]) == 1):
         return None  # 2x, and 5m, are products; 5cm is a length
@@ -288,7 +296,7 @@ def decide(gold: str, answer: str, percent: bool = False) -> Verdict | None:
 
 def _plain(text: str) -> str:
     """Text for comparing as text: `(C)` is C, spaces beside signs do not count."""
-    text = tidy(text[: _STATEMENT]).rstrip(". ")
+    text = tidy(text).rstrip(". ")
     text = re.sub(r"\s*([^\w\s])\s*", r"\1", text)
     choice = re.fullmatch(r"\(([A-Za-z])\)", text)
     return choice[1] if choice else text
@@ -320,7 +328,9 @@ def check(gold: str, answer: str, percent: bool = False) -> Verdict:
     try:
         from math_verify import parse, verify
     except ImportError:
-        raise UserError("Symbolic answers are compared by math-verify.", "pip install 'hadal[maths]'") from None
+        raise UserError(
+            "Symbolic answers are compared by math-verify.", "Install it: pip install 'hadal[maths]'."
+        ) from None
     wanted, given = (parse(f"${tidy(text)}$", parsing_timeout=None) for text in (gold, final.text))
     if not given:
         return Verdict(False, "not to be read as maths")

@@ -45,7 +45,7 @@ class GPQA(DataSet):
 
 
 def _options(row: Row) -> tuple[str, list[str]]:
-    """The right option and all of them: GPQA's own columns, or `choices` (a list) and `answer` (text, letter, index)."""
+    """The right option and all: from GPQA's own columns, or `choices` (a list) and `answer` (text, letter or index)."""
     choices: Sequence[object] | None = row.get("choices") or row.get("options")
     if choices is None:
         wrong = [field(row, f"Incorrect Answer {i}") for i in (1, 2, 3)]

@@ -19,7 +19,8 @@ from hadal.tasks.rows import HubFile, Row
 RunTests = Callable[[str, str], tuple[bool, str]]
 """(program, tests) -> (whether the tests passed after the program, a note)."""
 
-_BLOCK = re.compile(r"^[ \t]*```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE | re.I)
+_FENCE = re.compile(r"\s*(`{3,}|~{3,})\s*(\w*)\s*")
+_PYTHON = ("", "python", "python3", "py")
 
 
 class CodeTask(DataSet):
@@ -44,12 +45,20 @@ class CodeTask(DataSet):
 
 
 def code_of(answer: str) -> str | None:
-    """The last fenced block of Python in a reply; without fences the whole reply, if it is Python."""
-    blocks = _BLOCK.findall(answer)
-    if blocks:
-        return str(blocks[-1])
+    """The last whole fenced block of Python in a reply; where it has no fence, the reply itself if it is Python."""
+    found, fence, lines, language = None, "", [""], ""
+    for line in answer.splitlines():
+        match = _FENCE.fullmatch(line)
+        if match and not fence:
+            fence, language, lines = match[1], match[2].lower(), []
+        elif match and match[1].startswith(fence) and not match[2]:
+            found, fence = "\n".join([*lines, ""]) if language in _PYTHON else found, ""
+        else:
+            lines.append(line)
+    if found is not None or fence:
+        return found
     try:
-        return answer if ast.parse(answer).body and "def " in answer else None
+        return answer if "def " in answer and ast.parse(answer).body else None
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 

@@ -50,7 +50,9 @@ class DataSet(Task):
                     try:
                         problem = self.read(row, split)
                     except RowError as error:
-                        raise UserError(f"{where}, is no problem of {self.name}: {error}.", "docs/datasets.md") from None
+                        raise UserError(
+                            f"{where}, is no problem of {self.name}: {error}.", "docs/datasets.md lists the columns."
+                        ) from None
                     if problem is not None:
                         key = " ".join(problem.prompt.split())
                         problem.meta |= {"task": self.name, "key": key}
@@ -65,7 +67,9 @@ class DataSet(Task):
         if self.path.is_dir():
             files = local_files(self.path, "train" if split == "train" else "test")
             if not files and split == "held_out":
-                raise UserError(f"{self.path} has no test file.", "A folder holds test.jsonl and, to train, train.jsonl.")
+                raise UserError(
+                    f"{self.path} has no test file.", "A folder holds test.jsonl and, to train, train.jsonl."
+                )
             return files
         return [self.path] if split == ("train" if self.path.name.startswith("train") else "held_out") else []
 

@@ -81,7 +81,15 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
             if not isinstance(row, dict):
                 raise UserError(f"{path}, row {number}, is no table of names and values.")
             yield f"{path}, row {number}", row
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, csv.Error, EOFError, OSError, zlib.error) as error:
+    except (
+        UnicodeDecodeError,
+        json.JSONDecodeError,
+        RecursionError,
+        csv.Error,
+        EOFError,
+        OSError,
+        zlib.error,
+    ) as error:
         line = " ".join(str(error).split())[:120]
         raise UserError(f"{path} cannot be read ({line}).", "Is it whole, and what its name says?") from None
 
@@ -112,7 +120,7 @@ def _parquet(path: Path) -> list[Row]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError(f"{path.name} is a Parquet file.", "pip install 'hadal[data]', or give JSON lines.") from None
+        raise UserError(f"{path.name} is a Parquet file.", "Install pyarrow: pip install 'hadal[data]'.") from None
     try:
         rows: list[Row] = pyarrow.parquet.read_table(path).to_pylist()
     except pyarrow.ArrowException as error:

@@ -29,7 +29,7 @@ START = 120.0  # seconds in which the process must be there: sympy is large, and
 def require_math_verify() -> None:
     """UserError where math-verify is not installed."""
     if importlib.util.find_spec("math_verify") is None:
-        raise UserError("Symbolic answers are compared by math-verify.", "pip install 'hadal[maths]'")
+        raise UserError("Symbolic answers are compared by math-verify.", "Install it: pip install 'hadal[maths]'.")
 
 
 class Checker:
@@ -80,7 +80,10 @@ class Checker:
             assert self._process.stdout is not None
             if not _line(self._process.stdout, START):
                 self._stop()
-                raise UserError("The process that checks answers does not start.", "python -m hadal.tasks.symbolic")
+                raise UserError(
+                    "The process that checks answers does not start.",
+                    f"See what `python -m {__name__} {self.memory}` says.",
+                )
         return self._process
 
     def _stop(self) -> None:
