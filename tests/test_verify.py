@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
-from fractions import Fraction
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, urlparse
 
 import pytest
 import torch
@@ -18,8 +13,6 @@ from tokenizer_families import write_tokenizer
 
 from hadal.cli import main
 from hadal.engine import LLM
-from hadal.errors import UserError
-from hadal.evaluate.gsm8k import Item, is_right, read_items, value
 from hadal.evaluate.verify import check_gsm8k, verdict, verify
 
 ITEMS = [
@@ -126,85 +119,3 @@ def test_gsm8k_is_compared_where_a_figure_is_published(folders: dict[str, Path],
     low = check_gsm8k(llm, 20, 2, problems, published=(0.9, "its card"))
     assert low.status == "fails" and "published 90.0% (its card)" in low.detail and "cut off" in low.detail
     assert check_gsm8k(llm, 20, 2, problems, published=(0.01, "its card")).status == "holds"
-
-
-# ------------------------------------------------------------------------------------- GSM8K
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("18", 18), ("1,234", 1234), ("$70,000", 70000), ("-5", -5), ("-$3.50", Fraction(-7, 2)),
-        ("3/4", Fraction(3, 4)),
-        (".5", Fraction(1, 2)), ("about 12 eggs.", 12), ("first 3, then 4", 4), ("5.", 5), ("none", None), ("1/0", 1),
-        ("20\\%", 20), ("1{,}000", 1000),
-    ],
-)  # fmt: skip
-def test_numbers_are_read(text: str, number: Fraction | int | None) -> None:
-    assert value(text) == number
-
-
-@pytest.mark.parametrize(
-    ("answer", "right"),
-    [
-        ("So \\boxed{18}.", True),
-        ("\\boxed{17}, no: \\boxed{18} eggs, of 20", True),
-        ("\\boxed{18 \\text{ eggs}}", True),
-        ("\\boxed{\\frac{36}{2}}", True),
-        ("\\boxed{\\$18.00}", True),
-        ("The answer is 18.", True),
-        ("It was 18, I mean 19.", False),
-        ("\\boxed{19} and 18", False),
-        ("", False),
-        ("\\boxed{", False),
-    ],
-)
-def test_what_counts_as_right(answer: str, right: bool) -> None:
-    assert is_right(Item("?", "18"), answer) is right
-
-
-def test_items_come_from_a_file(problems: Path, tmp_path: Path) -> None:
-    items = read_items(200, problems)
-    assert len(items) == 200 and items[0] == Item("What is 700 + 700?", "1,400")
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text('\n{"question": "a", "answer": "b"}\n')
-    with pytest.raises(UserError, match="line 2"):
-        read_items(1, bad)
-    with pytest.raises(UserError, match="no text file"):
-        read_items(1, tmp_path / "none")
-
-
-class _Rows(BaseHTTPRequestHandler):
-    """A stand-in for the service that hands out data sets by rows, a hundred at a time."""
-
-    def do_GET(self) -> None:  # noqa: N802
-        query = {key: int(values[0]) for key, values in parse_qs(urlparse(self.path).query).items()}
-        if query["length"] > 100:
-            self.send_error(422)
-            return
-        rows = [{"row": item} for item in ITEMS[query["offset"] : query["offset"] + query["length"]]]
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps({"rows": rows}).encode())
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def service() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), _Rows)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/rows?offset={{}}&length={{}}"
-    server.shutdown()
-    server.server_close()
-
-
-def test_items_come_from_the_hub(service: str, problems: Path) -> None:
-    assert read_items(150, rows=service) == read_items(150, problems)
-    assert len(read_items(999, rows=service)) == len(ITEMS)
-
-
-def test_without_a_network_it_says_what_to_do() -> None:
-    with pytest.raises(UserError, match="--gsm8k FILE"):
-        read_items(1, rows="http://127.0.0.1:9/{}/{}")

@@ -183,7 +183,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     action = actions.add_parser(
         "show", help="sample problems of a task", epilog="Example:\n  hadal tasks show sums -n 5"
     )
-    action.add_argument("task", metavar="NAME", help="a built-in task, or a Python file of your own")
+    action.add_argument("task", metavar="NAME", help="a built-in task, a data set, or a Python file of your own")
     action.add_argument("-n", type=whole(1), default=5, metavar="N", help="how many problems (default: 5)")
     action.add_argument("--difficulty", type=whole(0), metavar="D", help="default: the task's own")
     action.add_argument("--seed", type=whole(0), default=0, metavar="N", help="default: 0")
@@ -270,7 +270,7 @@ def ask(options: argparse.Namespace) -> None:
 
 
 def tasks(options: argparse.Namespace) -> None:
-    from hadal.tasks import BUILT_IN, load_tasks
+    from hadal.tasks import BUILT_IN, DATA_SETS, load_tasks
     from hadal.tasks.show import preview
 
     if options.action == "show":
@@ -285,6 +285,9 @@ def tasks(options: argparse.Namespace) -> None:
             print(f"{task.name:<12} holds", flush=True)
         else:
             print(f"{task.name:<12} {task.about}")
+    if options.action in (None, "list"):
+        for data_set in DATA_SETS.values():
+            print(f"{data_set.name:<12} {data_set.about}; published data, NAME:PATH for local files")
 
 
 def doctor(options: argparse.Namespace) -> int:

@@ -1,0 +1,127 @@
+"""Data sets of Python problems with tests: HumanEval and MBPP.
+
+The code that a model writes is run by `run_tests`, which somebody who has a sandbox hands in; this module runs none.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from hadal.errors import UserError
+from hadal.tasks.answers import Verdict
+from hadal.tasks.base import Problem, Split
+from hadal.tasks.datasets import DataSet, RowError, field
+from hadal.tasks.rows import HubFile, Row
+
+RunTests = Callable[[str, str], tuple[bool, str]]
+"""(program, tests) -> (whether the tests passed after the program, a note)."""
+
+_FENCE = re.compile(r"\s*(`{3,}|~{3,})\s*(\w*)\s*")
+_PYTHON = ("", "python", "python3", "py")
+
+
+class CodeTask(DataSet):
+    """A problem's meta holds `tests`, Python that raises where the program is wrong."""
+
+    def __init__(self, path: Path | None = None, run_tests: RunTests | None = None) -> None:
+        super().__init__(path)
+        self.run_tests = run_tests
+
+    def program(self, problem: Problem, code: str) -> str:
+        """What is run before the tests, from the code of a reply."""
+        return code
+
+    def verdict(self, problem: Problem, answer: str) -> Verdict:
+        """UserError where there is no sandbox to run the program in."""
+        if self.run_tests is None:
+            raise UserError(f"{self.name} is scored by running programs, and there is no sandbox to run them in.")
+        code = code_of(answer)
+        if code is None:
+            return Verdict(False, "no Python in the answer")
+        return Verdict(*self.run_tests(self.program(problem, code), problem.meta["tests"]))
+
+
+def code_of(answer: str) -> str | None:
+    """The last whole fenced block of Python in a reply; where it has no fence, the reply itself if it is Python."""
+    found, fence, lines, language = None, "", [""], ""
+    for line in answer.splitlines():
+        match = _FENCE.fullmatch(line)
+        if match and not fence:
+            fence, language, lines = match[1], match[2].lower(), []
+        elif match and match[1].startswith(fence) and not match[2]:
+            found, fence = "\n".join([*lines, ""]) if language in _PYTHON else found, ""
+        else:
+            lines.append(line)
+    if found is not None or fence:
+        return found
+    try:
+        return answer if "def " in answer and ast.parse(answer).body else None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def fenced(code: str) -> str:
+    """Code as a reply writes it."""
+    return f"```python\n{code.strip(chr(10))}\n```"
+
+
+class HumanEval(CodeTask):
+    """Chen et al. 2021, arXiv 2107.03374: 164 functions to complete."""
+
+    name = "humaneval"
+    about = "Python functions from their docstrings (HumanEval)"
+    held_out = (HubFile("openai/openai_humaneval", "openai_humaneval/test-00000-of-00001.parquet"),)
+
+    def read(self, row: Row, split: Split) -> Problem:
+        head, entry = field(row, "prompt"), field(row, "entry_point")
+        before, found, _ = head.rpartition(f"def {entry}(")
+        if not found:
+            raise RowError(f"its prompt has no function {entry}")
+        prompt = f"Complete this function. Give all of it in one block of Python.\n\n{fenced(head)}"
+        meta = {
+            "before": before,
+            "head": head,
+            "entry_point": entry,
+            "tests": f"{field(row, 'test')}\n\ncheck({entry})\n",
+        }
+        return Problem(prompt, fenced(head + field(row, "canonical_solution")), meta)
+
+    def program(self, problem: Problem, code: str) -> str:
+        """The reply's function behind the imports and helpers of the prompt; a bare body behind the whole prompt."""
+        if re.search(rf"^\s*(?:async\s+)?def\s+{problem.meta['entry_point']}\b", code, re.MULTILINE):
+            return f"{problem.meta['before']}\n{code}"
+        return problem.meta["head"] + code
+
+
+class MBPP(CodeTask):
+    """Austin et al. 2021, arXiv 2108.07732: task ids 11 to 510 are the test set, 601 to 974 the training set."""
+
+    name = "mbpp"
+    about = "short Python programs from a sentence and three tests (MBPP)"
+    train = (HubFile("google-research-datasets/mbpp", "full/train-00000-of-00001.parquet"),)
+    held_out = (HubFile("google-research-datasets/mbpp", "full/test-00000-of-00001.parquet"),)
+    _ids = {"train": range(601, 975), "held_out": range(11, 511)}
+
+    def _files(self, split: Split) -> list[Path]:
+        # The original is a single file, in which only the ids tell training and test problems apart.
+        return [self.path] if self.path is not None and self.path.is_file() else super()._files(split)
+
+    def read(self, row: Row, split: Split) -> Problem | None:
+        number = field(row, "task_id")
+        if not number.isdecimal():
+            raise RowError(f"its task_id {number!r} is no number")
+        if int(number) not in self._ids[split]:
+            return None
+        tests = row.get("test_list")
+        if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
+            raise RowError("its test_list is no list of tests")
+        setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
+        shown = "\n".join(tests)
+        prompt = (
+            f"{field(row, 'text', 'prompt').strip()}\nYour program has to pass these tests:\n\n{fenced(shown)}\n\n"
+            "Give all of it in one block of Python."
+        )
+        return Problem(prompt, fenced(field(row, "code")), {"tests": f"{setup}\n{shown}\n"})

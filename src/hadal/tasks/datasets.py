@@ -1,0 +1,124 @@
+"""What all tasks from published data sets share: reading, sides, and the order in which problems come.
+
+`gsm8k` is read from the hub, `gsm8k:PATH` from a file or a folder. A set's own training split is the training side
+and its own test split the held-out one; a training question that is also a test question is left out. What each set
+is, where it lies and under which licence: docs/datasets.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from hadal.errors import UserError
+from hadal.tasks.answers import Verdict
+from hadal.tasks.base import Problem, Reward, Rng, Split, Task
+from hadal.tasks.rows import HubFile, Row, fetch, local_files, read_rows
+from hadal.text.parse import parse_response
+
+
+class RowError(ValueError):
+    """What is wrong with a row, as a clause."""
+
+
+class DataSet(Task):
+    """A task whose problems are read and not drawn. `seed` walks through them in a fixed shuffled order."""
+
+    train: ClassVar[tuple[HubFile, ...]] = ()
+    held_out: ClassVar[tuple[HubFile, ...]]
+    phrasings = ()
+    gold_limit = 5
+    default_difficulty = 1
+    difficulties = range(1, 2)
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self._problems: dict[Split, list[Problem]] = {}
+        self._orders: dict[tuple[Split, int], list[Problem]] = {}
+
+    def read(self, row: Row, split: Split) -> Problem | None:
+        """The problem in a row; None where the row is of another split. RowError says what is wrong with it."""
+        raise NotImplementedError
+
+    def problems(self, split: Split) -> list[Problem]:
+        """All problems of a side, in the order of the files; none for `train` where a set has a test split only."""
+        if split not in self._problems:
+            held_out = {p.meta["key"] for p in self.problems("held_out")} if split == "train" else set()
+            found = []
+            for file in self._files(split):
+                for where, row in read_rows(file):
+                    try:
+                        problem = self.read(row, split)
+                    except RowError as error:
+                        raise UserError(
+                            f"{where}, is no problem of {self.name}: {error}.", "docs/datasets.md lists the columns."
+                        ) from None
+                    if problem is not None:
+                        key = " ".join(problem.prompt.split())
+                        problem.meta |= {"task": self.name, "key": key}
+                        problem.meta.setdefault("difficulty", self.default_difficulty)
+                        found += [problem] if key not in held_out else []
+            self._problems[split] = found
+        return self._problems[split]
+
+    def _files(self, split: Split) -> list[Path]:
+        if self.path is None:
+            return [fetch(file) for file in (self.train if split == "train" else self.held_out)]
+        if self.path.is_dir():
+            files = local_files(self.path, "train" if split == "train" else "test")
+            if not files and split == "held_out":
+                raise UserError(
+                    f"{self.path} has no test file.", "A folder holds test.jsonl and, to train, train.jsonl."
+                )
+            return files
+        return [self.path] if split == ("train" if self.path.name.startswith("train") else "held_out") else []
+
+    def generate(self, seed: int, split: Split, difficulty: int, new_phrasing: bool = False) -> Problem:
+        """Problem number `seed` of those up to this difficulty, in shuffled order, over and over.
+
+        So n seeds in a row give n different problems as long as there are so many. A data set has one wording.
+        """
+        if (split, difficulty) not in self._orders:
+            found = [p for p in self.problems(split) if p.meta["difficulty"] <= difficulty]
+            self._orders[split, difficulty] = Rng(self.name, split, difficulty).sample(found, len(found))
+        order = self._orders[split, difficulty]
+        if not order:
+            side = "training" if split == "train" else "test"
+            level = f" up to difficulty {difficulty}" if self.problems(split) else ""
+            raise UserError(f"{self.name} has no {side} problems{level}.", "docs/datasets.md says what each set has.")
+        return order[seed % len(order)]
+
+    def verdict(self, problem: Problem, answer: str) -> Verdict:
+        """Whether an answer is right, and why not."""
+        raise NotImplementedError
+
+    def judge(self, problem: Problem, answer: str) -> bool:
+        return self.verdict(problem, answer).right
+
+    def score(self, problem: Problem, response: str) -> Reward:
+        """1 for a right answer behind the thought, 0 for anything else that a model can emit; the note says why."""
+        parsed = parse_response(response)
+        if not parsed.closed:
+            return Reward(0.0, {"accuracy": 0.0}, "the thought was not closed")
+        verdict = self.verdict(problem, parsed.answer)
+        return Reward(float(verdict.right), {"accuracy": float(verdict.right)}, verdict.note or "right")
+
+    def validate(self, n: int = 50) -> None:
+        """Check that the gold answers of the first n problems of each side score 1, and nothing 0."""
+        sides: tuple[Split, ...] = ("train", "held_out")
+        for problem in (p for split in sides for p in self.problems(split)[:n]):
+            fault = self.fault(problem)
+            if fault:
+                raise UserError(f"Task {self.name}: {fault} The question was {problem.prompt!r}.")
+
+    def recognise(self, text: str) -> Problem | None:
+        return None
+
+
+def field(row: Row, *names: str) -> str:
+    """The first of these columns that a row has, as text."""
+    for name in names:
+        value = row.get(name)
+        if isinstance(value, str | int | float) and str(value).strip():
+            return str(value)
+    raise RowError(f"it has no {' or '.join(names)}")

@@ -1,0 +1,128 @@
+"""Rows of a data set, from a local file or from a file of a data set on the Hugging Face hub.
+
+Files are JSON lines (also gzipped), JSON, CSV or Parquet; only the last needs pyarrow. Nothing in them is run.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hadal.errors import UserError
+
+KINDS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+Row = dict[str, Any]
+
+
+class HubFile(NamedTuple):
+    """A file of a data set on the hub."""
+
+    repository: str
+    path: str
+
+
+def local_files(path: Path, name: str) -> list[Path]:
+    """The files of a folder whose names begin with `name`, in order."""
+    return sorted(file for file in path.iterdir() if file.name.startswith(name) and file.name.endswith(KINDS))
+
+
+def fetch(file: HubFile) -> Path:
+    """A hub file in the cache that other tools share (HF_HOME), downloaded once; HF_ENDPOINT and HF_TOKEN count.
+
+    UserError where it is gated, not there, or cannot be reached.
+    """
+    try:
+        from huggingface_hub import errors, hf_hub_download
+    except ImportError:
+        raise UserError(f"{file.repository} is on the hub.", "Install huggingface_hub, or give a local file.") from None
+    endpoint = os.environ.get("HF_ENDPOINT") or None
+    page = f"{endpoint or 'https://huggingface.co'}/datasets/{file.repository}"
+    try:
+        return Path(
+            hf_hub_download(
+                file.repository,
+                file.path,
+                repo_type="dataset",
+                endpoint=endpoint,
+                token=os.environ.get("HF_TOKEN") or None,
+            )
+        )
+    except errors.GatedRepoError:
+        raise UserError(f"{file.repository} is gated.", f"Ask for access at {page}, then set HF_TOKEN.") from None
+    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError, errors.HTTPError, OSError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{page} ({file.path}) cannot be downloaded ({line}).", "Check the connection, or give a local file."
+        ) from None
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """(where, row) for each row of a file; `where` names file and line for messages. UserError for a broken file."""
+    if not path.is_file():
+        raise UserError(f"There is no file {path}.", f"Give one that ends in {', '.join(KINDS)}.")
+    try:
+        if path.name.endswith(".parquet"):
+            rows: Iterator[tuple[int, Any]] = enumerate(_parquet(path), 1)
+        elif path.name.endswith(".json"):
+            rows = enumerate(_list(json.loads(path.read_text(encoding="utf-8")), path), 1)
+        elif path.name.endswith(".csv"):
+            rows = enumerate(_csv(path), 1)
+        elif path.name.endswith((".jsonl", ".jsonl.gz")):
+            rows = _json_lines(path)
+        else:
+            raise UserError(f"{path} is of no known kind.", f"Known are {', '.join(KINDS)}.")
+        for number, row in rows:
+            if not isinstance(row, dict):
+                raise UserError(f"{path}, row {number}, is no table of names and values.")
+            yield f"{path}, row {number}", row
+    except (
+        UnicodeDecodeError,
+        json.JSONDecodeError,
+        RecursionError,
+        csv.Error,
+        EOFError,
+        OSError,
+        zlib.error,
+    ) as error:
+        line = " ".join(str(error).split())[:120]
+        raise UserError(f"{path} cannot be read ({line}).", "Is it whole, and what its name says?") from None
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UserError(f"{path}, row {number}, is no JSON ({error.msg}).") from None
+
+
+def _list(data: Any, path: Path) -> list[Any]:
+    if not isinstance(data, list):
+        raise UserError(f"{path} is no list.", "A .json file holds a list of rows; one row a line is .jsonl.")
+    return data
+
+
+def _csv(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        yield from csv.DictReader(stream)
+
+
+def _parquet(path: Path) -> list[Row]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"{path.name} is a Parquet file.", "Install pyarrow: pip install 'hadal[data]'.") from None
+    try:
+        rows: list[Row] = pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}).") from None
+    return rows
