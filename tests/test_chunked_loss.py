@@ -11,7 +11,7 @@ from hadal.models.checkpoint import build
 from hadal.models.deepseek import routers
 from hadal.train import losses
 from hadal.train.corpus import Batch
-from hadal.train.losses import chunked_log_probabilities, pretraining_loss
+from hadal.train.losses import head_log_probabilities, pretraining_loss
 
 MODELS: dict[str, ModelConfig] = {
     "dense": DenseConfig(96, 32, 3, intermediate_size=64, head_dim=8, max_position_embeddings=64),
@@ -41,7 +41,7 @@ def test_chunks_equal_the_plain_form_and_its_gradients(rows: int, frozen: bool) 
     inputs = [hidden] if frozen else [hidden, weight]
     logits = (hidden @ weight.T).index_fill(1, forbidden, float("-inf"))
     expected = -F.cross_entropy(logits, targets, reduction="none")
-    found = chunked_log_probabilities(hidden, weight, targets, forbidden, rows)
+    found = head_log_probabilities(hidden, weight, targets, forbidden, rows)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     ours = torch.autograd.grad((found * upstream).sum(), inputs)
     theirs = torch.autograd.grad((expected * upstream).sum(), inputs)
@@ -66,21 +66,24 @@ def test_all_logits_never_exist_at_once() -> None:
     hidden, weight = torch.randn(512, 8, requires_grad=True), torch.randn(1000, 8, requires_grad=True)
     targets = torch.randint(1000, (512,))
     with Watch():
-        chunked_log_probabilities(hidden, weight, targets, torch.tensor([0]), rows=16).sum().backward()
+        head_log_probabilities(hidden, weight, targets, torch.tensor([0]), rows=16).sum().backward()
     assert largest[0] == 16 * 1000
     with Watch():
         F.cross_entropy(F.linear(hidden, weight), targets).backward()
     assert largest[0] == 512 * 1000
 
 
+@pytest.mark.parametrize("chunk", [5 * 96, 1000 * 96])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_large_vocabulary_takes_the_chunked_way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_logits_take_a_way_of_their_own(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(MODELS[name])
     model.initialise(0)
     pretraining_loss(model, batch(), FORBIDDEN, 0.3)[0].backward()
     expected = {n: p.grad for n, p in model.named_parameters()}
     model.zero_grad()
-    monkeypatch.setattr(losses, "CHUNK_LOGITS", 5 * 96)
+    monkeypatch.setattr(losses, "MANY_LOGITS", 0)
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(losses, "log_probabilities", None)  # the other way
     pretraining_loss(model, batch(), FORBIDDEN, 0.3)[0].backward()
     for n, p in model.named_parameters():
         torch.testing.assert_close(p.grad, expected[n], rtol=1e-4, atol=1e-6)

@@ -14,6 +14,8 @@ from typing import Any
 
 from hadal.cost.flops import Shape, forward_flops, mean_context, parameters
 
+MANY_LOGITS = 1 << 21
+"""Logits past which `hadal.train.losses` keeps one copy of them instead of three. The quickstart's stay below."""
 CHUNK_LOGITS = 1 << 25
 """Logits that a loss makes at once, 128 MiB in float32: `hadal.train.losses` computes more in chunks of so many."""
 MATMUL_SHARE = 0.5
@@ -61,7 +63,11 @@ def training_memory(
     whole = layers * s.hidden_size + max(by_layer) if checkpointed else sum(by_layer)
     activations = (whole + 3 * s.hidden_size + _moment(s, length)) * value_bytes * tokens
     bias = value_bytes * tokens * length
-    logits = min(tokens * s.vocab_size, CHUNK_LOGITS) * (12 + (value_bytes if value_bytes < 4 else 0))
+    logits = tokens * s.vocab_size
+    if logits <= MANY_LOGITS:
+        logits *= 12
+    else:
+        logits = min(logits, CHUNK_LOGITS) * (4 + (value_bytes if value_bytes < 4 else 0))
     update = 4 * trained if value_bytes < 4 else 0
     return TrainingMemory(
         weights=value_bytes * (model + adapters) + tables,
