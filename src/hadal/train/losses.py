@@ -23,9 +23,9 @@ def pretraining_loss(
     Only positions whose weight is above 0 go through the head. `forbidden` ids can never be emitted: their logits
     are -inf, in training as in sampling, so that both speak of the same distribution.
 
-    A model with a multi-token prediction module also predicts the token after the next one, from its hidden
-    state and the next token, at `mtp_weight` (DeepSeek-V3, arXiv 2412.19437, equations 21 to 25), never across
-    the border of packed documents. Attention stays in a document as well.
+    Where `mtp_weight` is above 0, a model with a multi-token prediction module also predicts the token after the next
+    one, from its hidden state and the next token, at that weight (DeepSeek-V3, arXiv 2412.19437, equations 21 to 25),
+    never across the border of packed documents. Attention stays in a document as well.
     """
     ids_BT, weight_BT, positions_BT = batch.ids, batch.weight, None
     if batch.positions is not None:
@@ -37,7 +37,7 @@ def pretraining_loss(
     )
     weight_N = weight_BT[:, 1:][wanted]
     loss = weighted_mean(-_target_logprobs(model, hidden[wanted], ids_BT[:, 1:][wanted], forbidden), weight_N)
-    if not isinstance(model, Deepseek) or not model.config.num_nextn_predict_layers:
+    if not mtp_weight or not isinstance(model, Deepseek) or not model.config.num_nextn_predict_layers:
         return loss, loss.detach()
     after = weight_BT[:, 2:] > 0
     if batch.documents is not None:
