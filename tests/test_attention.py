@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor
 
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
+from hadal.cost import memory
 from hadal.models.checkpoint import build, save_model
 from hadal.ops.attention import BLOCK, LONG, blockwise_attend, causal_bias, fused_attend, plain_attend
 
@@ -80,6 +81,10 @@ def test_blocks_give_the_same_bits_twice_and_keep_the_dtype(dtype: torch.dtype) 
         exact = plain_attend(*(x.detach().double() for x in inputs), bias.double(), 0.3)
         torch.testing.assert_close(out.double(), exact, atol=1e-6 if dtype == torch.float32 else 0.02, rtol=0)
     assert all(torch.equal(a, b) and a.dtype == dtype for a, b in zip(*results, strict=True))
+
+
+def test_the_forecast_of_memory_knows_the_forms() -> None:
+    assert (memory.PLAIN, memory.BLOCK) == (LONG, BLOCK)
 
 
 LONG_CONFIGS: dict[str, ModelConfig] = {

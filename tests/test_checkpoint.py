@@ -423,7 +423,7 @@ print(sum(p.nbytes for p in model.parameters()), int(peak.split()[1]) * 1024)
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
 def test_loading_holds_one_copy(stored: torch.dtype, tmp_path: Path) -> None:
     """The 0.5B shape in four shards, read in its own dtype and in the other."""
-    outline = checkpoint._outline(HALF_BILLION).state_dict()
+    outline = checkpoint.outline(HALF_BILLION).state_dict()
     values = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(stored)
     state = {
         name: values.repeat(-(-like.numel() // len(values)))[: like.numel()].view(like.shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from hadal.models.checkpoint import build
 from hadal.models.deepseek import routers
 from hadal.train import losses
 from hadal.train.corpus import Batch
-from hadal.train.losses import chunked_log_probabilities, pretraining_loss
+from hadal.train.losses import head_log_probabilities, pretraining_loss
 
 MODELS: dict[str, ModelConfig] = {
     "dense": DenseConfig(96, 32, 3, intermediate_size=64, head_dim=8, max_position_embeddings=64),
@@ -41,7 +43,7 @@ def test_chunks_equal_the_plain_form_and_its_gradients(rows: int, frozen: bool) 
     inputs = [hidden] if frozen else [hidden, weight]
     logits = (hidden @ weight.T).index_fill(1, forbidden, float("-inf"))
     expected = -F.cross_entropy(logits, targets, reduction="none")
-    found = chunked_log_probabilities(hidden, weight, targets, forbidden, rows)
+    found = head_log_probabilities(hidden, weight, targets, forbidden, rows)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     ours = torch.autograd.grad((found * upstream).sum(), inputs)
     theirs = torch.autograd.grad((expected * upstream).sum(), inputs)
@@ -66,21 +68,24 @@ def test_all_logits_never_exist_at_once() -> None:
     hidden, weight = torch.randn(512, 8, requires_grad=True), torch.randn(1000, 8, requires_grad=True)
     targets = torch.randint(1000, (512,))
     with Watch():
-        chunked_log_probabilities(hidden, weight, targets, torch.tensor([0]), rows=16).sum().backward()
+        head_log_probabilities(hidden, weight, targets, torch.tensor([0]), rows=16).sum().backward()
     assert largest[0] == 16 * 1000
     with Watch():
         F.cross_entropy(F.linear(hidden, weight), targets).backward()
     assert largest[0] == 512 * 1000
 
 
+@pytest.mark.parametrize("chunk", [5 * 96, 1000 * 96])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_large_vocabulary_takes_the_chunked_way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_logits_take_a_way_of_their_own(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(MODELS[name])
     model.initialise(0)
     pretraining_loss(model, batch(), FORBIDDEN, 0.3)[0].backward()
     expected = {n: p.grad for n, p in model.named_parameters()}
     model.zero_grad()
-    monkeypatch.setattr(losses, "CHUNK_LOGITS", 5 * 96)
+    monkeypatch.setattr(losses, "MANY_LOGITS", 0)
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(losses, "log_probabilities", None)  # the other way
     pretraining_loss(model, batch(), FORBIDDEN, 0.3)[0].backward()
     for n, p in model.named_parameters():
         torch.testing.assert_close(p.grad, expected[n], rtol=1e-4, atol=1e-6)
@@ -111,3 +116,29 @@ def test_checkpointed_layers_give_the_same_bits_and_count_loads_once(name: str) 
     assert all(torch.equal(a, b) for a, b in zip(grads, again, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(loads, loads_again, strict=True))
     assert name == "dense" or all(int(load.sum()) > 0 for load in loads)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_the_balance_loss_of_an_update_does_not_depend_on_its_passes(checkpointed: bool) -> None:
+    """The same batch three times over at a third each is the batch once; every choice is counted, once."""
+    model = build(replace(MODELS["deepseek"], aux_loss_alpha=1.0))
+    model.initialise(0)
+    model.checkpoint_activations = checkpointed
+
+    def gradients(passes: int, share: float) -> list[torch.Tensor]:
+        model.zero_grad()
+        for router in routers(model):
+            router.load.zero_()
+            router.balance_share = share
+        for _ in range(passes):
+            (pretraining_loss(model, batch(), FORBIDDEN, 0.3)[0] / passes).backward()
+        assert all(int(router.load.sum()) % passes == 0 and router.load.sum() > 0 for router in routers(model))
+        counted.append([router.load // passes for router in routers(model)])
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    counted: list[list[torch.Tensor]] = []
+    once, thrice, unshared = gradients(1, 1.0), gradients(3, 1 / 3), gradients(3, 1.0)
+    for a, b in zip(once, thrice, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert any(not torch.allclose(a, b, rtol=0.1) for a, b in zip(once, unshared, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(counted[0], counted[1], strict=True))

@@ -413,6 +413,8 @@ def test_a_training_step_counts_what_is_trained_and_the_module_too() -> None:
     assert [m["layer"] for m in metrics] == [1, 2, 3]
     update_router_biases(model, 0.001)
     assert all(m["load_dead"] == 8 for m in model.load_metrics())
+    pretraining_loss(model, Batch(ids, mask.float()), torch.tensor([0]))  # without weight the module does not run
+    assert [int(r.load.sum()) for r in routers(model)] == [3 * (9 + 5), 3 * (9 + 5), 0]
 
 
 def test_load_figures() -> None:

@@ -55,7 +55,9 @@ CONFIGS: dict[str, ModelConfig] = {
     "v3-unequal-mscale": DeepseekConfig(
         **LATENT, attention_bias=True, q_lora_rank=24, rope_scaling=YarnScaling(4.0, 32, mscale=1.5, mscale_all_dim=0.5)
     ),
-    "v3-plain": DeepseekConfig(**LATENT, first_k_dense_replace=0, norm_topk_prob=False),
+    "v3-plain": DeepseekConfig(
+        **LATENT | {"tie_word_embeddings": True}, first_k_dense_replace=0, norm_topk_prob=False, rms_norm_eps=1e-5
+    ),
     "qwen2": Qwen2Config(**DENSE, rms_norm_eps=1e-5),
     "qwen2-untied-yarn": Qwen2Config(**DENSE, tie_word_embeddings=False, rope_scaling=YarnScaling(4.0, 16)),
     "qwen3": DenseConfig(**DENSE, tie_word_embeddings=False),

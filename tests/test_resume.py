@@ -125,7 +125,11 @@ def test_experts_resume_too(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in lab.outcome(1)["metrics.jsonl"].splitlines()]
     trained = [line for line in lines if line["stage"] == "pretrain" and "loss" in line]
     assert trained and all([layer["layer"] for layer in line["experts"]] == [1, 2] for line in trained)
-    for layer in (layer for line in trained for layer in line["experts"]):
+    updates = [line for line in lines if line["stage"] == "grpo" and "reward" in line]
+    assert any(line["kept_groups"] for line in updates)
+    for line in updates:  # RL leaves the prediction module alone, and nothing is trained where no group is kept
+        assert [layer["layer"] for layer in line.get("experts", [])] == ([1] if line["kept_groups"] else [])
+    for layer in (layer for line in [*trained, *updates] for layer in line.get("experts", [])):
         assert 1 <= layer["load_max"] <= 4 / 2 and 0.5 <= layer["load_entropy"] <= 1 and 0 <= layer["load_dead"] <= 2
 
 

@@ -67,9 +67,9 @@ def wrong_header(run):
         (lambda run: (run / "run.json").unlink(), "no run.json", "quickstart"),
         (lambda run: (run / "tokenizer.json").unlink(), "no tokenizer.json", "--fresh"),
         (lambda run: (run / "model.safetensors").unlink(), "no model.safetensors", "--fresh"),
-        (cut_weights, "model.safetensors is damaged", "--fresh"),
-        (no_weights, "model.safetensors is damaged", "--fresh"),
-        (wrong_header, "model.safetensors is damaged", "--fresh"),
+        (cut_weights, "model.safetensors cannot be read", "--fresh"),
+        (no_weights, "model.safetensors cannot be read", "--fresh"),
+        (wrong_header, "model.safetensors cannot be read", "--fresh"),
     ],
 )
 def test_a_broken_run_names_cause_and_remedy(tmp_path, harm, cause, remedy):

@@ -119,6 +119,9 @@ def test_it_learns_what_it_is_shown(name: str, way: str, tmp_path: Path) -> None
     assert (out / "adapter_model.safetensors").is_file() == (way == "lora")
     record = totals(Ledger(out / "ledger.jsonl").read(), "sft")  # one for each checkpoint, and the last
     assert record.stage == "sft" and record.tokens_trained > 1000 and record.flops > 0
+    for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()):
+        mixtures = [] if name != "deepseek_v3" else [1, 2] if way == "full" else [1]  # 2: the prediction module
+        assert [layer["layer"] for layer in line.get("experts", [])] == mixtures
     if way != "lora":
         theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
         assert transformers.AutoTokenizer.from_pretrained(out).chat_template
@@ -194,9 +197,8 @@ def test_mistakes_give_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "is no folder" in refusal(capsys, *arguments(tmp_path / "nowhere", out, file))
     mistyped = arguments(base, out, file, "--set", "lora.rnk=3")
     assert "Unknown key lora.rnk. Did you mean rank?" in refusal(capsys, *mistyped)
-    assert "no linear layer 'q_prj'" in refusal(
-        capsys, *arguments(base, out, file, "--lora", "2", "--set", 'lora.targets=["q_prj"]')
-    )
+    moving = arguments(base, out, file, "--lora", "2", "--set", "router_bias_rate=0.1")
+    assert "Leave router_bias_rate at 0" in refusal(capsys, *moving)
     assert "is the model itself" in refusal(capsys, *arguments(base, base, file))
     other = tmp_path / "other"
     other.mkdir()
@@ -238,6 +240,8 @@ def test_memory_that_is_not_there_is_refused_before_anything_is_loaded(
     assert "--checkpoint-activations, --lora 16, --dtype bfloat16" in told.err and told.err.count("\n") == 1
     assert "Memory: about" in told.out and "minutes" in told.out
     assert not list(out.glob("*.safetensors"))
+    mistyped = arguments(base, out, file, "--lora", "2", "--set", 'lora.targets=["q_prj"]')
+    assert "no linear layer 'q_prj'" in refusal(capsys, *mistyped)
 
 
 def test_plain_checkpoints_are_asked_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,12 @@ from typing import Any
 
 from hadal.cost.flops import Shape, forward_flops, mean_context, parameters
 
+MANY_LOGITS = 1 << 21
+"""Logits past which `hadal.train.losses` keeps one copy of them instead of three. The quickstart's stay below."""
 CHUNK_LOGITS = 1 << 25
 """Logits that a loss makes at once, 128 MiB in float32: `hadal.train.losses` computes more in chunks of so many."""
+PLAIN, BLOCK = 128, 64
+"""Rows up to which attention keeps its weights, and past which so many queries' exist at a time (`hadal.ops`)."""
 MATMUL_SHARE = 0.5
 """Of the measured rate of matrix products, what a whole training step comes to."""
 
@@ -61,7 +65,11 @@ def training_memory(
     whole = layers * s.hidden_size + max(by_layer) if checkpointed else sum(by_layer)
     activations = (whole + 3 * s.hidden_size + _moment(s, length)) * value_bytes * tokens
     bias = value_bytes * tokens * length
-    logits = min(tokens * s.vocab_size, CHUNK_LOGITS) * (12 + (value_bytes if value_bytes < 4 else 0))
+    logits = tokens * s.vocab_size
+    if logits <= MANY_LOGITS:
+        logits *= 12
+    else:
+        logits = min(logits, CHUNK_LOGITS) * (4 + (value_bytes if value_bytes < 4 else 0))
     update = 4 * trained if value_bytes < 4 else 0
     return TrainingMemory(
         weights=value_bytes * (model + adapters) + tables,
@@ -75,7 +83,7 @@ def training_memory(
 def _kept(s: Shape, length: int, dense: bool, value_bytes: int) -> int:
     """Values that one layer keeps of a token for its backward pass, in rows of `length` tokens."""
     d, heads = s.hidden_size, s.num_attention_heads
-    scores = heads * length  # the softmax's result
+    scores = heads * length if length <= PLAIN else 0  # the softmax's result
     if s.is_latent:
         query = heads * s.qk_dim * 2 + 2 * s.q_lora_rank  # before and after the norm; a copy by head; keys as many
         attention = query + 2 * heads * s.value_dim + 2 * s.kv_lora_rank + s.qk_rope_head_dim
@@ -93,7 +101,8 @@ def _kept(s: Shape, length: int, dense: bool, value_bytes: int) -> int:
 def _moment(s: Shape, length: int) -> int:
     """Values a token that a layer's passes make and let go of, at their most."""
     mixture = s.num_experts_per_tok * s.moe_intermediate_size if s.n_routed_experts else 0
-    return max(3 * s.num_attention_heads * length, 4 * max(s.intermediate_size, mixture))
+    scores = s.num_attention_heads * (length if length <= PLAIN else BLOCK)
+    return max(3 * scores, 4 * max(s.intermediate_size, mixture))
 
 
 def training_seconds(
@@ -118,8 +127,10 @@ def available_memory() -> int | None:
         group = Path("/sys/fs/cgroup")
         limit = (group / "memory.max").read_text().strip()
         if limit != "max":
-            found.append(int(limit) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
+            held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            files = int(held["inactive_file"])  # read, and let go of when memory is asked for
+            found.append(int(limit) - int((group / "memory.current").read_text()) + files)
+    except (OSError, ValueError, KeyError):
         pass
     if not found and "SC_PHYS_PAGES" in os.sysconf_names:
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -45,12 +45,16 @@ class Columns:
         return (columns - self.start[:, None]).clamp_(min=0)
 
     def bias(self, tokens: int, dtype: torch.dtype) -> Tensor:
-        """Additive mask [B, T, S] for the next `tokens` columns over all columns up to them."""
+        """Additive mask for the next `tokens` columns over all columns up to them: [B, T, S], and [T, S] for several
+        where no row has unused columns, so that it says no more than that each looks at itself and what came before.
+        """
         end = self.length + tokens
         column = torch.arange(end, device=self.start.device)
         query = column[self.length :, None]
-        seen = (column <= query) & (column >= self.start[:, None, None])
-        seen |= column == query  # an unused column looks at itself, so that its softmax is defined
+        seen = column <= query
+        if tokens == 1 or self.start.any():  # one token: a look at `start` would cost more than it saves
+            seen = seen & (column >= self.start[:, None, None])
+            seen |= column == query  # an unused column looks at itself, so that its softmax is defined
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 

@@ -29,6 +29,8 @@ from hadal.configs.reading import nearest
 from hadal.errors import UserError
 from hadal.models.checkpoint import load_model, outline
 from hadal.models.decoder import Decoder, LowRank
+from hadal.models.deepseek import Experts
+from hadal.models.hub import resolve
 from hadal.models.names import to_released
 from hadal.models.tensor_files import TensorFiles
 
@@ -105,10 +107,9 @@ class LoraLinear(nn.Linear, LowRank):
 class LoraExperts(nn.Module):
     """The frozen stacked matrices of a layer's experts with adapters: A [E, r, in], B [E, out, r]."""
 
-    def __init__(self, base: nn.Module) -> None:
+    def __init__(self, base: Experts) -> None:
         super().__init__()
-        self.gate_up_proj: nn.Parameter = base.gate_up_proj  # type: ignore[assignment]
-        self.down_proj: nn.Parameter = base.down_proj  # type: ignore[assignment]
+        self.gate_up_proj, self.down_proj = base.gate_up_proj, base.down_proj
         self.scale: dict[str, float] = {}
         self.lora_A, self.lora_B = nn.ParameterDict(), nn.ParameterDict()
 
@@ -165,7 +166,7 @@ def _sites(model: Decoder) -> dict[str, _Site]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             kinds = {"weight": module.weight}
-        elif isinstance(getattr(module, "gate_up_proj", None), nn.Parameter):
+        elif isinstance(module, Experts | LoraExperts):
             kinds = {kind: getattr(module, kind) for kind in ("gate_up_proj", "down_proj")}
         else:
             continue
@@ -187,13 +188,14 @@ def _adapted(model: Decoder, name: str, sites: dict[str, _Site], dropout: float)
     if isinstance(module, LoraLinear | LoraExperts):
         return module
     new: Adapted
-    if isinstance(module, nn.Linear):
-        rows = {site.part: site.shape[0] for site in sites.values() if site.module == name}
-        new = LoraLinear(module, rows, dropout)
-    else:
+    if isinstance(module, Experts):
         if dropout:
             raise UserError("Adapters on experts have no dropout.", "Set lora.dropout to 0, or choose other targets.")
         new = LoraExperts(module)
+    else:
+        assert isinstance(module, nn.Linear)
+        rows = {site.part: site.shape[0] for site in sites.values() if site.module == name}
+        new = LoraLinear(module, rows, dropout)
     model.set_submodule(name, new.train(module.training))
     return new
 
@@ -205,33 +207,46 @@ def adapted_modules(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
             yield name, module
 
 
+def _chosen(sites: dict[str, _Site], config: ModelConfig, lora: LoraConfig) -> list[_Site]:
+    """The matrices that a config adapts, in the model's order; UserError for a target that there is not."""
+    known = {site.part for site in sites.values()}
+    for target in lora.targets:
+        if target not in known:
+            raise UserError(f"The model has no linear layer {target!r} to adapt.", nearest(target, known))
+    wanted = set(lora.targets_of(config))
+    return [site for site in sites.values() if site.part in wanted]
+
+
+def _place(
+    module: Adapted, model: Decoder, site: _Site, sites: dict[str, _Site], rank: int, scale: float
+) -> None:
+    """Room for an adapter that changes nothing, for all of a layer's experts at once."""
+    rows, width = site.shape
+    experts = max(s.expert for s in sites.values() if s.module == site.module) + 1
+    lead = (experts,) if experts else ()
+    module.lora_A[site.part] = nn.Parameter(torch.zeros(*lead, rank, width, dtype=model.dtype))
+    module.lora_B[site.part] = nn.Parameter(torch.zeros(*lead, rows, rank, dtype=model.dtype))
+    module.scale[site.part] = scale
+
+
 def attach(model: Decoder, config: LoraConfig, seed: int) -> None:
     """Freeze a model and give it new adapters, which leave it as it is until they are trained (B = 0).
 
     UserError for a target that the model does not have.
     """
     sites = _sites(model)
-    known = {site.part for site in sites.values()}
-    for target in config.targets:
-        if target not in known:
-            raise UserError(f"The model has no linear layer {target!r} to adapt.", nearest(target, known))
-    wanted = set(config.targets_of(model.config))
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
-    for site in {(s.module, s.part): s for s in sites.values() if s.part in wanted}.values():
+    for site in {(s.module, s.part): s for s in _chosen(sites, model.config, config)}.values():
         module = _adapted(model, site.module, sites, config.dropout)
-        rows, width = site.shape
-        lead = (max(s.expert for s in sites.values() if s.module == site.module) + 1,) if site.expert >= 0 else ()
-        down = torch.rand(*lead, config.rank, width, generator=generator).mul_(2).sub_(1).div_(math.sqrt(width))
-        module.lora_A[site.part] = nn.Parameter(down.to(model.dtype))
-        module.lora_B[site.part] = nn.Parameter(torch.zeros(*lead, rows, config.rank, dtype=model.dtype))
-        module.scale[site.part] = config.scale
+        _place(module, model, site, sites, config.rank, config.scale)
+        down = module.lora_A[site.part].data
+        down.copy_(torch.rand(down.shape, generator=generator).mul_(2).sub_(1).div_(math.sqrt(site.shape[1])))
 
 
 def adapter_size(config: ModelConfig, lora: LoraConfig) -> int:
     """How many parameters adapters have on a model of this config, which is not built for it."""
-    wanted = set(lora.targets_of(config))
-    return sum(lora.rank * sum(site.shape) for site in _sites(outline(config)).values() if site.part in wanted)
+    return sum(lora.rank * sum(site.shape) for site in _chosen(_sites(outline(config)), config, lora))
 
 
 @torch.no_grad()
@@ -247,8 +262,6 @@ def merge(model: Decoder) -> None:
             linear.weight, linear.bias = module.weight, module.bias
             plain = linear
         else:
-            from hadal.models.deepseek import Experts
-
             plain = Experts.of(module.gate_up_proj, module.down_proj)
         model.set_submodule(name, plain.train(module.training))
     model.requires_grad_(True)
@@ -288,9 +301,9 @@ def save_adapter(folder: Path, model: Decoder, config: LoraConfig, base: str) ->
 
 
 # What a config may say without changing what is computed; every other key has to be empty.
-_READ = {"peft_type", "r", "lora_alpha", "use_rslora", "init_lora_weights", "bias", "lora_dropout"}
+_READ = {"peft_type", "r", "lora_alpha", "use_rslora", "init_lora_weights", "bias", "lora_dropout", "revision"}
 _HARMLESS = {
-    "task_type", "base_model_name_or_path", "inference_mode", "revision", "auto_mapping", "peft_version",
+    "task_type", "base_model_name_or_path", "inference_mode", "auto_mapping", "peft_version",
     "target_modules", "exclude_modules", "layers_pattern", "layers_to_transform", "rank_pattern", "loftq_config",
     "eva_config", "corda_config", "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying",
 }  # fmt: skip
@@ -354,27 +367,15 @@ def load_adapter(model: Decoder, folder: Path) -> None:
             for letter, shape in (("A", (rank, width)), ("B", (rows, rank))):
                 files.check(names.get(letter, f"base_model.model.{path}.lora_{letter}.weight"), shape)
             module = _adapted(model, site.module, sites, 0.0)
-            scale = data["lora_alpha"] / (math.sqrt(rank) if data.get("use_rslora") else rank)
-            _place(module, model, site, sites, rank, scale)
+            if site.part not in module.scale:  # experts that the folder leaves out keep an adapter of zeros
+                scale = data["lora_alpha"] / (math.sqrt(rank) if data.get("use_rslora") else rank)
+                _place(module, model, site, sites, rank, scale)
+            elif module.lora_A[site.part].shape[-2] != rank:
+                cause = f"{files.source}: experts of {site.module} have adapters of different ranks."
+                raise UserError(cause, "hadal stacks equal ones.")
             for letter, held in (("A", module.lora_A), ("B", module.lora_B)):
                 out = held[site.part].data
                 files.read_into(names[letter], out[site.expert] if site.expert >= 0 else out)
-
-
-def _place(
-    module: Adapted, model: Decoder, site: _Site, sites: dict[str, _Site], rank: int, scale: float
-) -> None:
-    """Room for an adapter; experts that a folder leaves out keep a zero one."""
-    rows, width = site.shape
-    if site.part in module.scale:
-        if module.lora_A[site.part].shape[-2] != rank:
-            raise UserError(f"Experts of {site.module} have adapters of different ranks.", "hadal stacks equal ones.")
-        return
-    experts = max(s.expert for s in sites.values() if s.module == site.module) + 1
-    lead = (experts,) if experts else ()
-    module.lora_A[site.part] = nn.Parameter(torch.zeros(*lead, rank, width, dtype=model.dtype))
-    module.lora_B[site.part] = nn.Parameter(torch.zeros(*lead, rows, rank, dtype=model.dtype))
-    module.scale[site.part] = scale
 
 
 def is_adapter(folder: Path) -> bool:
@@ -382,21 +383,17 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
-def base_of(folder: Path) -> str:
-    """The id or folder of the model that an adapter was trained on; UserError where it is not named."""
-    base = read_adapter_config(folder).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        raise UserError(f"{folder / CONFIG} does not name its base model.", "Set base_model_name_or_path to it.")
-    return base
-
-
 def open_model(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     """The model of a checkpoint folder, or of an adapter folder: its base with the adapters merged."""
     if not is_adapter(folder):
         return load_model(folder, dtype)
-    from hadal.models.hub import resolve
-
-    model = load_model(resolve(base_of(folder)), dtype)
+    data = read_adapter_config(folder)
+    base, revision = data.get("base_model_name_or_path"), data.get("revision")
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{folder / CONFIG} does not name its base model.", "Set base_model_name_or_path to it.")
+    if not isinstance(revision, str | None):
+        raise UserError(f"{folder / CONFIG} has revision {revision!r}.", "It must be a branch, a tag or a commit.")
+    model = load_model(resolve(base, revision), dtype)
     load_adapter(model, folder)
     merge(model)
     return model

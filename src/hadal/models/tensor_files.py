@@ -1,8 +1,7 @@
 """Reading safetensors files straight into memory that is already there.
 
 safetensors' own reader maps a file, so that what was read counts twice until the file is let go. Here the bytes
-of each tensor go to where they are wanted, converted a piece at a time: a model is loaded in its own size. Every
-number of a header is checked before it is believed. Format: https://github.com/huggingface/safetensors
+of each tensor go to where they are wanted, converted a piece at a time: a model is loaded in its own size.
 """
 
 from __future__ import annotations
@@ -10,13 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
+from hadal.configs.tensor_header import REMEDY, Entry, read_header
 from hadal.errors import UserError
 
 DTYPES = {
@@ -26,62 +25,11 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
 }
+FP8 = "F8_E4M3"
 FP8_BLOCK = 128
 """Rows and columns of the blocks that share a scale in DeepSeek's FP8 weights."""
 _PIECE = 1 << 19  # elements that are read, converted and looked at together: they stay in a core's cache
-_LONGEST_HEADER = 100 << 20
-_REMEDY = "It is truncated or corrupt: download or save it again."
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where a tensor lies; `offset` from the file's beginning, in bytes."""
-
-    path: Path
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offset: int
-
-
-def read_header(path: Path) -> dict[str, Entry]:
-    """The tensors of a safetensors file; UserError for a file that is none or not whole."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _LONGEST_HEADER):
-                raise ValueError(f"{size} bytes are too few for its header")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        entries = {name: _entry(path, name, data, 8 + length, size) for name, data in header.items()}
-        end = max((e.offset + e.dtype.itemsize * math.prod(e.shape) for e in entries.values()), default=8 + length)
-        if end != size:
-            raise ValueError(f"it has {size} bytes where its header speaks of {end}")
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing.", "Give a folder that holds a finished run or a checkpoint.") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}).", _REMEDY) from None
-    return entries
-
-
-def _entry(path: Path, name: str, data: dict[str, object], data_begin: int, size: int) -> Entry:
-    if not name.isprintable():  # it is shown in messages
-        raise ValueError(f"it has a tensor {name!r}")
-    kind, shape, offsets = data["dtype"], data["shape"], data["data_offsets"]
-    if not isinstance(kind, str) or not isinstance(shape, list) or not isinstance(offsets, list):
-        raise ValueError(f"the entry of {name} is malformed")
-    if kind not in DTYPES:
-        raise UserError(f"{path}: {name} has the dtype {kind}.", f"hadal reads {', '.join(DTYPES)}.")
-    if not all(isinstance(n, int) and 0 <= n <= size for n in [*shape, *offsets]) or len(offsets) != 2:
-        raise ValueError(f"the entry of {name} is malformed")
-    dtype = DTYPES[kind]
-    begin, end = offsets
-    if end - begin != dtype.itemsize * math.prod(shape):
-        raise ValueError(f"{name} has {end - begin} bytes, which are not its shape's")
-    if data_begin + end > size:
-        raise ValueError(f"{name} ends at byte {data_begin + end} of {size}")
-    return Entry(path, dtype, tuple(shape), data_begin + begin)
 
 
 class TensorFiles:
@@ -104,7 +52,7 @@ class TensorFiles:
             places = json.loads(self.index.read_text())["weight_map"]
             files = sorted(set(places.values()))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{self.index} cannot be read ({error!r}).", _REMEDY) from None
+            raise UserError(f"{self.index} cannot be read ({error!r}).", REMEDY) from None
         for file in files:
             if not isinstance(file, str) or Path(file).name != file or not file.isprintable():
                 raise UserError(f"{self.index} names the file {file!r}.", "Shards lie beside their index.")
@@ -137,7 +85,7 @@ class TensorFiles:
     def is_scale(self, name: str) -> bool:
         """Whether a tensor holds the scales of an FP8 one."""
         owner = self.entries.get(name.removesuffix("_scale_inv"))
-        return name.endswith("_scale_inv") and owner is not None and owner.dtype == torch.float8_e4m3fn
+        return name.endswith("_scale_inv") and owner is not None and owner.kind == FP8
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """UserError unless there is a tensor of that name and shape, with its scales if it is FP8."""
@@ -149,7 +97,7 @@ class TensorFiles:
                 f"{entry.path}: {name} is {entry.shape} where the config wants {shape}.",
                 "Do config.json and weights belong together?",
             )
-        if entry.dtype == torch.float8_e4m3fn:
+        if entry.kind == FP8:
             scale = name + "_scale_inv"
             if len(shape) != 2 or scale not in self.entries:
                 raise UserError(f"{entry.path}: {name} is FP8, without {scale}.", "hadal reads FP8 in scaled blocks.")
@@ -175,12 +123,12 @@ class TensorFiles:
     def pieces(self, name: str, out: Tensor | None = None) -> Iterator[Tensor]:
         """The values, flat and piece by piece, each good until the next; in place in `out` where its dtype allows."""
         entry = self.entries[name]
-        if entry.dtype == torch.float8_e4m3fn:
+        if entry.kind == FP8:
             yield from self._dequantised(name, entry)
             return
         total = math.prod(entry.shape)
-        in_place = out is not None and out.dtype == entry.dtype
-        room = torch.empty(0 if in_place else min(_PIECE, total), dtype=entry.dtype)
+        in_place = out is not None and out.dtype == DTYPES[entry.kind]
+        room = torch.empty(0 if in_place else min(_PIECE, total), dtype=DTYPES[entry.kind])
         for begin in range(0, total, _PIECE):
             size = min(_PIECE, total - begin)
             piece = out.view(-1)[begin : begin + size] if out is not None and in_place else room[:size]
@@ -194,7 +142,7 @@ class TensorFiles:
         scales = torch.empty(scale_entry.shape)
         self.read_into(name + "_scale_inv", scales)
         for band, row in enumerate(range(0, rows, FP8_BLOCK)):
-            raw = torch.empty(min(FP8_BLOCK, rows - row), columns, dtype=entry.dtype)
+            raw = torch.empty(min(FP8_BLOCK, rows - row), columns, dtype=DTYPES[FP8])
             self._read(entry, row * columns, raw)
             yield (raw.float() * scales[band].repeat_interleave(FP8_BLOCK)[:columns]).view(-1)
 
@@ -209,7 +157,7 @@ class TensorFiles:
         while view:
             count = self._file.readinto(view)  # type: ignore[attr-defined]
             if not count:
-                raise UserError(f"{entry.path} became shorter while it was read.", _REMEDY)
+                raise UserError(f"{entry.path} became shorter while it was read.", REMEDY)
             view = view[count:]
 
 

@@ -27,7 +27,8 @@ def attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: 
     """Causal softmax attention of the last T of S positions; H query heads share J key heads (H a multiple of J).
 
     bias: additive mask, 0 where a query may look and -inf where not, which is never past its own column S - T + t:
-    [B, T, S], or [T, S] where that is all it says. Returns [B, T, H * V].
+    [B, T, S], or [T, S] where that is all it says, so that nothing before that column is masked. Returns
+    [B, T, H * V].
     """
     if q_BTHK.device.type == "cuda":
         return fused_attend(q_BTHK, k_BJSK, v_BJSV, bias, scale)
@@ -150,8 +151,14 @@ def _block_weights(
     q = q_NGTK[:, :, begin : begin + BLOCK]
     last = begin + q.shape[2]
     end = k_NSK.shape[1] - q_NGTK.shape[2] + last
-    mask = _mask(bias[..., begin:last, :end], q)
-    return q, end, torch.softmax(torch.baddbmm(mask, q.flatten(1, 2), k_NSK[:, :end].mT, alpha=scale), dim=-1)
+    rows, keys = q.flatten(1, 2), k_NSK[:, :end].mT
+    if bias.dim() == 2:  # only the block's own columns hide anything
+        scores = torch.baddbmm(rows.new_zeros(1, 1, 1), rows, keys, beta=0, alpha=scale)
+        own = slice(end - q.shape[2], end)
+        scores.view(*q.shape[:3], end)[..., own] += bias[begin:last, own]
+    else:
+        scores = torch.baddbmm(_mask(bias[..., begin:last, :end], q), rows, keys, alpha=scale)
+    return q, end, torch.softmax(scores, dim=-1, out=scores)
 
 
 def causal_bias(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -37,7 +37,7 @@ from hadal.recipe.run_folder import write_json, write_run
 from hadal.recipe.stages.sft import STAGE, SftConfig, batches, sft
 from hadal.recipe.view import View
 from hadal.text.tokenizer import Tokenizer
-from hadal.train.conversations import Conversation, packed, read_conversations
+from hadal.train.conversations import Conversation, read_conversations, rows_of_passes
 
 WRITTEN = ("metrics.jsonl", "timing.jsonl", "ledger.jsonl", "stages")
 
@@ -142,11 +142,11 @@ def needs(shape: ModelConfig, conversations: Sequence[Conversation], config: Sft
     """The memory of the largest pass."""
     adapters = adapter_size(shape, config.lora) if config.lora.rank else 0
     value_bytes = 4 if config.dtype == "float32" else 2
-    longest = max(len(c.ids) for c in conversations)
-    sizes = {(max(1, config.pass_tokens // longest), longest)}
-    for chosen in batches(conversations, replace(config, epochs=1)):
-        passes = packed([conversations[i] for i in chosen], config.pass_tokens, 0)
-        sizes |= {(len(batch.ids), batch.ids.shape[1]) for batch in passes}
+    sizes = {
+        (len(rows), width)
+        for chosen in batches(conversations, config)
+        for rows, width in rows_of_passes([conversations[i] for i in chosen], config.pass_tokens)
+    }
     return max(
         (training_memory(shape, value_bytes, *size, config.checkpoint_activations, adapters) for size in sizes),
         key=lambda memory: memory.total,

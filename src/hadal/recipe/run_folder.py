@@ -8,18 +8,17 @@ imports torch.
 import json
 import math
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hadal.configs.tensor_header import read_header
 from hadal.errors import UserError
 
 RUN_VERSION = 1
 
 _CHECKPOINT_FILES = ("config.json", "model.safetensors", "tokenizer.json")
-_HEADER_LIMIT = 100 * 2**20  # the safetensors format allows no larger header
 
 
 def plain(value: Any) -> Any:
@@ -153,42 +152,16 @@ def open_run(run: Path) -> dict[str, Any]:
     for name in _CHECKPOINT_FILES:
         if not (run / name).is_file():
             raise UserError(f"{run} has no {name}.", f"Make it again: {again(run)} --fresh")
-    read_header(run / "model.safetensors")
-    return record
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: {name: {"dtype", "shape", "data_offsets"}}, without `__metadata__`.
-
-    Raises UserError where the file is cut short or is no safetensors file.
-    """
-    path = Path(path)
-    damaged = UserError(f"{path} is damaged.", f"Make it again: {again(path.parent)} --fresh")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else _HEADER_LIMIT + 1
-        if length > min(_HEADER_LIMIT, size):
-            raise damaged
-        try:
-            header = json.loads(file.read(length))
-        except ValueError as error:
-            raise damaged from error
-    if not isinstance(header, dict):
-        raise damaged
-    header.pop("__metadata__", None)
     try:
-        end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-    except (KeyError, IndexError, TypeError) as error:
-        raise damaged from error
-    if 8 + length + end != size:
-        raise damaged
-    return header
+        read_header(run / "model.safetensors")
+    except UserError as error:
+        raise UserError(error.cause, f"Make it again: {again(run)} --fresh") from None
+    return record
 
 
 def count_parameters(run: Path) -> int:
     """The number of parameters in the run's checkpoint; shared ones count once, as the file holds them."""
-    return sum(math.prod(tensor["shape"]) for tensor in read_header(Path(run) / "model.safetensors").values())
+    return sum(math.prod(tensor.shape) for tensor in read_header(Path(run) / "model.safetensors").values())
 
 
 class JsonLines:

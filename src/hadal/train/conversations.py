@@ -209,16 +209,16 @@ def epoch_batches(lengths: Sequence[int], tokens: int, seed: int, epoch: int) ->
     return batches
 
 
-def packed(conversations: Sequence[Conversation], tokens: int, pad_id: int) -> list[Batch]:
-    """Passes of at most `tokens` tokens, or of one row: conversations in rows as wide as the longest of a pass.
+Rows = list[list[Conversation]]
 
-    Positions restart in each, and `documents` keeps attention inside it: the loss is that of each by itself.
-    """
+
+def rows_of_passes(conversations: Sequence[Conversation], tokens: int) -> list[tuple[Rows, int]]:
+    """Passes of at most `tokens` tokens, or of one row: rows of conversations, and the width, the longest's."""
     waiting = sorted(conversations, key=lambda c: -len(c.ids))
     passes = []
     while waiting:
         width = len(waiting[0].ids)
-        rows: list[list[Conversation]] = []
+        rows: Rows = []
         room: list[int] = []
         rest = []
         for conversation in waiting:
@@ -233,12 +233,21 @@ def packed(conversations: Sequence[Conversation], tokens: int, pad_id: int) -> l
                 continue
             rows[fits].append(conversation)
             room[fits] -= size
-        passes.append(_batch(rows, width, pad_id))
+        passes.append((rows, width))
         waiting = rest
     return passes
 
 
-def _batch(rows: Sequence[Sequence[Conversation]], width: int, pad_id: int) -> Batch:
+def packed(conversations: Sequence[Conversation], tokens: int, pad_id: int) -> list[Batch]:
+    """The passes of `rows_of_passes`, padded.
+
+    Positions restart in each conversation, and `documents` keeps attention inside it: the loss is that of each by
+    itself.
+    """
+    return [_batch(rows, width, pad_id) for rows, width in rows_of_passes(conversations, tokens)]
+
+
+def _batch(rows: Rows, width: int, pad_id: int) -> Batch:
     ids = torch.full((len(rows), width), pad_id)
     weight = torch.zeros(len(rows), width)
     positions = torch.zeros(len(rows), width, dtype=torch.long)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from hadal.cost.memory import CHUNK_LOGITS
+from hadal.cost.memory import CHUNK_LOGITS, MANY_LOGITS
 from hadal.models.decoder import Decoder
 from hadal.models.deepseek import Deepseek
 from hadal.train.corpus import Batch
@@ -23,9 +23,9 @@ def pretraining_loss(
     Only positions whose weight is above 0 go through the head. `forbidden` ids can never be emitted: their logits
     are -inf, in training as in sampling, so that both speak of the same distribution.
 
-    A model with a multi-token prediction module also predicts the token after the next one, from its hidden
-    state and the next token, at `mtp_weight` (DeepSeek-V3, arXiv 2412.19437, equations 21 to 25), never across
-    the border of packed documents. Attention stays in a document as well.
+    Where `mtp_weight` is above 0, a model with a multi-token prediction module also predicts the token after the next
+    one, from its hidden state and the next token, at that weight (DeepSeek-V3, arXiv 2412.19437, equations 21 to 25),
+    never across the border of packed documents. Attention stays in a document as well.
     """
     ids_BT, weight_BT, positions_BT = batch.ids, batch.weight, None
     if batch.positions is not None:
@@ -37,7 +37,7 @@ def pretraining_loss(
     )
     weight_N = weight_BT[:, 1:][wanted]
     loss = weighted_mean(-_target_logprobs(model, hidden[wanted], ids_BT[:, 1:][wanted], forbidden), weight_N)
-    if not isinstance(model, Deepseek) or not model.config.num_nextn_predict_layers:
+    if not mtp_weight or not isinstance(model, Deepseek) or not model.config.num_nextn_predict_layers:
         return loss, loss.detach()
     after = weight_BT[:, 2:] > 0
     if batch.documents is not None:
@@ -63,9 +63,9 @@ def _needed(wanted_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
 
 
 def _target_logprobs(model: Decoder, hidden_ND: Tensor, targets_N: Tensor, forbidden: Tensor) -> Tensor:
-    """Log-probability [N] of each target by the model's head, in chunks where there would be too many logits."""
-    if len(targets_N) * model.config.vocab_size > CHUNK_LOGITS:
-        return chunked_log_probabilities(hidden_ND, model.head_weight(), targets_N, forbidden)
+    """Log-probability [N] of each target by the model's head, without autograd's copies where logits are many."""
+    if len(targets_N) * model.config.vocab_size > MANY_LOGITS:
+        return head_log_probabilities(hidden_ND, model.head_weight(), targets_N, forbidden)
     return log_probabilities(model.logits(hidden_ND).index_fill(1, forbidden, float("-inf")), targets_N)
 
 
@@ -79,35 +79,41 @@ def log_probabilities(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     return -F.cross_entropy(logits_NV, targets_N, reduction="none")
 
 
-class _ChunkedLogProbabilities(Function):
+class _HeadLogProbabilities(Function):
     @staticmethod
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, forbidden: Tensor, rows: int
     ) -> Tensor:
-        out, normal = [], []
+        out, kept = [], []
         for hidden, targets in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True):
             logits = _head(hidden, weight_VD, forbidden)
-            normal.append(logits.logsumexp(-1))
-            out.append(logits.gather(1, targets[:, None])[:, 0] - normal[-1])
-        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, forbidden, torch.cat(normal))
+            own, top = logits.gather(1, targets[:, None])[:, 0], logits.amax(-1)
+            probabilities = torch.softmax(logits, -1, out=logits)
+            out.append(own - top + probabilities.amax(-1).log())  # of the likeliest, the logarithm is exact
+            kept = [probabilities] if len(hidden) == len(hidden_ND) else []
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, forbidden, *kept)
         ctx.rows = rows
         return torch.cat(out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        hidden_ND, weight_VD, targets_N, forbidden, normal_N = ctx.saved_tensors
+        hidden_ND, weight_VD, targets_N, forbidden, *kept = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
+        grad_weight = torch.empty_like(weight_VD) if ctx.needs_input_grad[1] else None
         for begin in range(0, len(hidden_ND), ctx.rows):
             span = slice(begin, begin + ctx.rows)
+            if kept:
+                grad = kept.pop()
+            else:
+                logits = _head(hidden_ND[span], weight_VD, forbidden)
+                grad = torch.softmax(logits, -1, out=logits)
             # d log p(target) / d logits = 1[target] - p
-            grad = _head(hidden_ND[span], weight_VD, forbidden).sub_(normal_N[span, None]).exp_()
             grad.scatter_add_(1, targets_N[span, None], torch.full_like(grad[:, :1], -1.0))
             grad = grad.mul_(-grads[0][span, None]).to(weight_VD.dtype)
             if grad_hidden is not None:
                 torch.mm(grad, weight_VD, out=grad_hidden[span])
             if grad_weight is not None:
-                grad_weight.addmm_(grad.t(), hidden_ND[span])
+                torch.addmm(grad_weight, grad.t(), hidden_ND[span], beta=1 if begin else 0, out=grad_weight)
         return grad_hidden, grad_weight, None, None, None
 
 
@@ -117,18 +123,19 @@ def _head(hidden_ND: Tensor, weight_VD: Tensor, forbidden: Tensor) -> Tensor:
     return logits.index_fill_(1, forbidden, float("-inf"))
 
 
-def chunked_log_probabilities(
+def head_log_probabilities(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, forbidden: Tensor, rows: int = 0
 ) -> Tensor:
     """Log-probability [N] of each target under softmax(hidden weight^T), `forbidden` ids left out.
 
-    The same as `log_probabilities` of all logits, of which only `rows` rows (0: as CHUNK_LOGITS allows) exist at
-    once: the backward pass computes them again.
+    The same as `log_probabilities` of all logits, which are overwritten by what the backward pass needs of them. Only
+    `rows` rows (0: as CHUNK_LOGITS allows) exist at once: if there are more, the backward pass computes them again.
+    Its gradient can be asked for once.
     """
     if len(hidden_ND) == 0:
         return hidden_ND.sum(-1).float()
     rows = rows or max(1, CHUNK_LOGITS // len(weight_VD))
-    return _ChunkedLogProbabilities.apply(hidden_ND, weight_VD, targets_N, forbidden, rows)
+    return _HeadLogProbabilities.apply(hidden_ND, weight_VD, targets_N, forbidden, rows)
 
 
 @torch.no_grad()

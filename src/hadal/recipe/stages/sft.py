@@ -55,6 +55,8 @@ class SftConfig:
                 raise UserError(f"{name} is {getattr(self, name)}.", "It must be at least 1.")
         if not 0 <= self.warmup_share < 1:
             raise UserError(f"warmup_share is {self.warmup_share}.", "It must be at least 0 and below 1.")
+        if self.router_bias_rate and self.lora.rank:
+            raise UserError("Adapters leave the routers' biases as they are.", "Leave router_bias_rate at 0.")
 
     @property
     def lr(self) -> float:
@@ -105,6 +107,7 @@ def sft(
         loss = _gradients(model, chosen, forbidden, pad_id, config)
         scale = config.rate(step, len(plan))
         norm = optimizer.step(scale)
+        loads = [layer for layer in model.load_metrics() if layer["load_max"]]  # some layers may not be trained here
         model.after_update(config.router_bias_rate)
         tokens = sum(len(c.ids) for c in chosen)
         for conversation in chosen:
@@ -113,7 +116,8 @@ def sft(
         if not norm < float("inf"):
             run.view.note(f"The gradient of update {done} is not finite: the update is left out.")
         seconds = time.perf_counter() - began
-        run.metrics.append({"stage": STAGE, "step": done, "loss": loss, "rate": scale * config.lr, "grad_norm": norm})
+        line = {"stage": STAGE, "step": done, "loss": loss, "rate": scale * config.lr, "grad_norm": norm}
+        run.metrics.append(line | ({"experts": loads} if loads else {}))
         pace = {"seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / seconds}
         run.timing.append({"stage": STAGE, "step": done, **pace})
         run.view.step(
