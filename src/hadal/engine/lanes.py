@@ -125,11 +125,14 @@ class Pass(Columns):
         steps = torch.arange(tokens, device=self.start.device)
         self.masks, self.at, self._places = [], [], {}
         for lane, length in zip(self.lanes, self.lengths, strict=True):
-            end = min(max(int(length.max()) + tokens, COLUMNS), lane.size)
+            longest = int(length.max())
+            end = min(max(longest + tokens, COLUMNS), lane.size)
             lane.fill(end)
             at = length[:, None] + steps
-            hidden = torch.arange(end, device=length.device) > at[:, :, None]
             self.at.append(at)
+            # One mask for all rows, which says no more than causality, spares attention most of the masking.
+            alike = end == longest + tokens and tokens > 1 and int(length.min()) == longest
+            hidden = torch.arange(end, device=length.device) > (at[0, :, None] if alike else at[:, :, None])
             self.masks.append(torch.zeros(hidden.shape, dtype=dtype, device=at.device).masked_fill_(hidden, -torch.inf))
         return self.masks[0]
 
@@ -142,7 +145,7 @@ class Pass(Columns):
         tokens = q_BTHK.shape[1]
         if self.exact and tokens * group < QUERIES:  # the last query again, to have enough
             q_BTHK = _repeated(q_BTHK, -(-QUERIES // group))
-            self.masks = [_repeated(mask, q_BTHK.shape[1]) for mask in self.masks]
+            self.masks = [_repeated(mask, q_BTHK.shape[1]) for mask in self.masks]  # a row each: tokens are few
         parts, begin = [], 0
         for lane, count in enumerate(self.counts):
             rows = slice(begin, begin + count)
