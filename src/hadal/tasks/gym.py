@@ -1,0 +1,75 @@
+"""The tasks of reasoning-gym (https://github.com/open-thought/reasoning-gym) under `rg/NAME`.
+
+They need the extra `rg`, whose own requirements need a C compiler: nothing else in hadal does. Problems, difficulties
+(the package's curricula) and scorers are the package's; seeds and sides are hadal's. There are no gold thoughts.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from hadal.configs.reading import nearest
+from hadal.errors import UserError
+from hadal.tasks.base import Problem, Rng, Task, plainly
+
+PREFIX = "rg/"
+INDICES = 1 << 31
+
+
+class GymTask(Task):
+    """One of the package's data sets; a random index is a random problem. An answer is right if it scores 1 in full."""
+
+    phrasings = ()
+    gold_limit = 0
+
+    def __init__(self, name: str) -> None:
+        factory = gym()
+        known = {key for key in factory.DATASETS if key != "composite"}  # that one is a mixture of others
+        if name not in known:
+            raise UserError(f"reasoning-gym has no task {name!r}.", nearest(name, known))
+        self.dataset_name = name
+        self.name = PREFIX + name  # type: ignore[misc]
+        self.about = f"reasoning-gym's {name.replace('_', ' ')}"  # type: ignore[misc]
+        attributes = factory.create_curriculum(name).attributes.values() if name in factory.CURRICULA else ()
+        self.difficulties = range(1, 1 + max((len(attribute.levels) for attribute in attributes), default=1))
+        self.default_difficulty = self.difficulties[len(self.difficulties) // 2]
+        self.dataset = cache(self.open_level)
+
+    def open_level(self, difficulty: int) -> Any:
+        """The package's data set at a level of its curriculum, each of its dials as far as it goes."""
+        factory = gym()
+        if self.dataset_name not in factory.CURRICULA:
+            return factory.create_dataset(self.dataset_name, seed=0)
+        curriculum = factory.create_curriculum(self.dataset_name)
+        for attribute in curriculum.attributes.values():
+            curriculum.set_attr_level(attribute.name, min(difficulty, len(attribute.levels)) - 1)
+        kind, _ = factory.DATASETS[self.dataset_name]
+        return kind(config=curriculum.generate_configuration({"seed": 0}))
+
+    def propose(self, rng: Rng, difficulty: int, new_phrasing: bool) -> Problem:
+        entry = self.dataset(difficulty)[rng.below(INDICES)]
+        meta = {"task": self.name, "key": plainly(entry["question"]), "difficulty": difficulty, "entry": entry}
+        return Problem(entry["question"], str(entry["answer"]), meta)
+
+    def judge(self, problem: Problem, answer: str) -> bool:
+        return float(self.dataset(problem.meta["difficulty"]).score_answer(answer, problem.meta["entry"])) == 1.0
+
+    def near_misses(self, problem: Problem, rng: Rng) -> list[str]:
+        return []  # what is near and wrong is the package's business
+
+    def recognise(self, text: str) -> Problem | None:
+        return None
+
+
+def gym() -> Any:
+    """The package's registry of data sets."""
+    try:
+        import_module("reasoning_gym")
+    except ImportError as error:
+        raise UserError(
+            f"Tasks under {PREFIX} need the package reasoning-gym ({error}).",
+            "Install it with pip install 'hadal[rg]'; it needs a C compiler.",
+        ) from None
+    return import_module("reasoning_gym.factory")
