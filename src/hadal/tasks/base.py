@@ -39,7 +39,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Reward:
-    """total is what training maximises, from 0 to 1; parts are its components; note says why."""
+    """total is what training maximises; parts are its components, unweighted; note says why."""
 
     total: float
     parts: dict[str, float]

@@ -77,6 +77,6 @@ class Dates(Task):
         assert found is not None
         year, month, day = found
         other = 1 + day % length(month, year)
-        near = [(year, month, other), (year, month, 1 + other % 28 if other != day - 1 else day + 3), (year + 1, month, day)]
+        near = [(year, month, other), (year, month, 1 + other % 28), (year + 1, month, day)]
         near += [(year, (month + 1) % 12, day), (year, (month + 11) % 12, day)]
         return [f"{d} {MONTHS[m]} {y}" for y, m, d in near]

@@ -32,29 +32,55 @@ class GymTask(Task):
         self.dataset_name = name
         self.name = PREFIX + name  # type: ignore[misc]
         self.about = f"reasoning-gym's {name.replace('_', ' ')}"  # type: ignore[misc]
-        attributes = factory.create_curriculum(name).attributes.values() if name in factory.CURRICULA else ()
-        self.difficulties = range(1, 1 + max((len(attribute.levels) for attribute in attributes), default=1))
+        self.difficulties = range(1, 1 + self.levels())
         self.default_difficulty = self.difficulties[len(self.difficulties) // 2]
         self.dataset = cache(self.open_level)
 
-    def open_level(self, difficulty: int) -> Any:
-        """The package's data set at a level of its curriculum, each of its dials as far as it goes."""
+    def settings(self, difficulty: int) -> Any:
+        """The package's configuration at a level of its curriculum, each of its dials as far as it goes."""
         factory = gym()
         if self.dataset_name not in factory.CURRICULA:
-            return factory.create_dataset(self.dataset_name, seed=0)
+            return factory.DATASETS[self.dataset_name][1](seed=0)
         curriculum = factory.create_curriculum(self.dataset_name)
         for attribute in curriculum.attributes.values():
             curriculum.set_attr_level(attribute.name, min(difficulty, len(attribute.levels)) - 1)
-        kind, _ = factory.DATASETS[self.dataset_name]
-        return kind(config=curriculum.generate_configuration({"seed": 0}))
+        return curriculum.generate_configuration({"seed": 0})
+
+    def levels(self) -> int:
+        """How many levels the curriculum has, up to the first that the package itself refuses."""
+        factory = gym()
+        if self.dataset_name not in factory.CURRICULA:
+            return 1
+        attributes = factory.create_curriculum(self.dataset_name).attributes.values()
+        most = max(len(attribute.levels) for attribute in attributes)
+        for level in range(1, most + 1):
+            try:
+                self.settings(level).validate()
+            except (AssertionError, ValueError):
+                return max(level - 1, 1)
+        return most
+
+    def open_level(self, difficulty: int) -> Any:
+        return gym().DATASETS[self.dataset_name][0](config=self.settings(difficulty))
 
     def propose(self, rng: Rng, difficulty: int, new_phrasing: bool) -> Problem:
-        entry = self.dataset(difficulty)[rng.below(INDICES)]
+        dataset, index = self.dataset(difficulty), rng.below(INDICES)
+        try:
+            entry = dataset[index]
+        except IndexError:  # some data sets are a list of `size` problems
+            entry = dataset[index % len(dataset)]
         meta = {"task": self.name, "key": plainly(entry["question"]), "difficulty": difficulty, "entry": entry}
-        return Problem(entry["question"], str(entry["answer"]), meta)
+        return Problem(entry["question"], "" if entry["answer"] is None else str(entry["answer"]), meta)
 
     def judge(self, problem: Problem, answer: str) -> bool:
-        return float(self.dataset(problem.meta["difficulty"]).score_answer(answer, problem.meta["entry"])) == 1.0
+        try:
+            score = self.dataset(problem.meta["difficulty"]).score_answer(answer, problem.meta["entry"])
+        except Exception:  # some of the package's scorers raise on text that they cannot parse
+            return False
+        return float(score) == 1.0
+
+    def fault(self, problem: Problem) -> str:
+        return super().fault(problem) if problem.answer else ""  # some data sets have a scorer and no gold answer
 
     def near_misses(self, problem: Problem, rng: Rng) -> list[str]:
         return []  # what is near and wrong is the package's business

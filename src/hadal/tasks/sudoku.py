@@ -81,6 +81,12 @@ def written(cells: str | list[str]) -> str:
     return " / ".join(" ".join(cells[row : row + 4]) for row in range(0, 16, 4))
 
 
+def unnamed(cells: list[str]) -> str:
+    """The same for all puzzles that differ in the names of the digits alone."""
+    names = {digit: str(i) for i, digit in enumerate(dict.fromkeys(c for c in cells if c != EMPTY))}
+    return "".join(names.get(cell, EMPTY) for cell in cells)
+
+
 class Sudoku(Task):
     """The thought numbers the cells from 1 to 16 and names what is around each, and so what is left for it."""
 
@@ -107,9 +113,7 @@ class Sudoku(Task):
                     break
             if cells.count(EMPTY) == difficulty and fill(cells):
                 break
-        # Twins that differ in the names of the digits alone get one key.
-        names = {digit: str(i) for i, digit in enumerate(dict.fromkeys(c for c in cells if c != EMPTY))}
-        return {"grid": written(cells)}, "".join(names.get(cell, EMPTY) for cell in cells)
+        return {"grid": written(cells)}, unnamed(cells)
 
     def solve(self, fields: dict[str, str]) -> tuple[str, str] | None:
         cells = re.findall(r"[1-4_]", fields["grid"])
