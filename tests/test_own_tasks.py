@@ -10,7 +10,7 @@ import pytest
 
 from hadal.cli import main
 from hadal.errors import UserError
-from hadal.tasks import Problem, load_tasks
+from hadal.tasks import load_tasks
 
 
 def write(folder: Path, text: str) -> str:
@@ -99,7 +99,7 @@ def test_json_lines_are_a_task(tmp_path: Path) -> None:
 
 def test_a_scorer_may_lie_beside_json_lines(tmp_path: Path) -> None:
     name = write_rows(tmp_path, ROWS)
-    scorer = "about = 'doubles'\ndef score(problem, answer):\n    return answer.isdecimal() and int(answer) == int({})\n"
+    scorer = "about = 'doubles'\ndef score(problem, answer):\n    return answer.isdigit() and int(answer) == int({})\n"
     (tmp_path / "mine.py").write_text(scorer.format("problem.answer"))
     (task,) = load_tasks([name]).values()
     task.validate()
@@ -125,7 +125,7 @@ def test_a_scorer_may_lie_beside_json_lines(tmp_path: Path) -> None:
         ([{"prompt": "a", "answer": "b", "difficulty": "hard"}], "difficulty is 'hard'"),
         ([{"prompt": "a", "answer": "b", "difficulty": -1}], "difficulty is -1"),
         ([ROWS[0]], "there are 1 problems of difficulty 1"),
-        ([*ROWS, *({"prompt": f"{n}", "answer": "b", "difficulty": 9} for n in range(9))], "0 problems of difficulty 3"),
+        ([*ROWS, {"prompt": "a", "answer": "b", "difficulty": 9}], "0 problems of difficulty 3"),
         ([*ROWS, {"prompt": "what is 3  plus 3", "answer": "6"}], "lines 4 and 41 ask the same, with the same answer"),
         ([*ROWS, {"prompt": "What is 3 plus 3?", "answer": "7"}], "lines 4 and 41 ask the same, with another answer"),
         (ROWS[:8], "too few different problems"),

@@ -64,7 +64,7 @@ def test_length_rewards_prefer_short_right_answers() -> None:
 
 @pytest.mark.parametrize(
     ("ids", "n", "value"),
-    [([1, 2, 3, 4], 2, 0), ([1, 2, 1, 2], 2, -1 / 3), ([5] * 11, 2, -9 / 10), ([1], 2, 0), ([], 2, 0), ([1, 1], 1, -0.5)],
+    [([1, 2, 3, 4], 2, 0), ([1, 2, 1, 2], 2, -1 / 3), ([5] * 11, 2, -0.9), ([1], 2, 0), ([], 2, 0), ([1, 1], 1, -0.5)],
 )
 def test_the_repetition_penalty_is_the_share_of_repeated_pieces(ids: list[int], n: int, value: float) -> None:
     assert repetition_penalty(ids, n) == pytest.approx(value)

@@ -107,7 +107,7 @@ def honest(spoken: str) -> list[str]:
 
 
 def knights(fields: Fields, answer: str) -> bool:
-    return sorted(answer.split(", ")) == honest(fields["claims"])
+    return sorted(re.findall(r"\w+", answer)) == honest(fields["claims"])
 
 
 def sudoku(fields: Fields, answer: str) -> bool:

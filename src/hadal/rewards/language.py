@@ -45,7 +45,10 @@ def words(text: str) -> list[str]:
 
 
 def language_share(thought: str, language: str) -> float:
-    """Words of the language / words, from 0 to 1 (R1, arXiv 2501.12948). 1 for a thought of numbers alone, 0 for none."""
+    """Words of the language / words, from 0 to 1 (R1, arXiv 2501.12948).
+
+    A thought of numbers alone has nothing foreign in it and gets 1; no thought gets 0.
+    """
     found = words(thought)
     if not found:
         return float(bool(thought.strip()))

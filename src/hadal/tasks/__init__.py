@@ -31,7 +31,7 @@ BUILT_IN: dict[str, type[Task]] = {
 
 
 def load_tasks(names: Sequence[str]) -> dict[str, Task]:
-    """Tasks by name: built-in ones, reasoning-gym's (`rg/NAME`), and files of one's own (`./mine.py`, `./mine.jsonl`)."""
+    """Tasks by name: built-in ones, reasoning-gym's (`rg/NAME`), one's own files (`./mine.py`, `./mine.jsonl`)."""
     tasks: dict[str, Task] = {}
     for name in names:
         if name in BUILT_IN:

@@ -23,10 +23,12 @@ def read_date(text: str) -> tuple[int, int, int] | None:
     """(year, month from 0, day) of '1 April 2024', 'April 1st, 2024' or '2024-04-01'; None for anything else."""
     text = text.strip().rstrip(".").lower()
     day, name, year = r"(?P<d>[0-9]{1,2})(?:st|nd|rd|th)?", r"(?P<m>[a-z]{3,9})\.?", r"(?P<y>[0-9]{4})"
-    for form in (rf"{day}\.? (?:of )?{name},? {year}", rf"{name} {day},? {year}", r"(?P<y>\d{4})-(?P<m>\d\d)-(?P<d>\d\d)"):
-        match = re.fullmatch(form, text, re.ASCII)
+    iso = r"(?P<y>[0-9]{4})-(?P<m>[0-9]{2})-(?P<d>[0-9]{2})"
+    for form in (rf"{day}\.? (?:of )?{name},? {year}", rf"{name} {day},? {year}", iso):
+        match = re.fullmatch(form, text)
         if match:
-            months = [i for i, m in enumerate(MONTHS) if m.lower().startswith(match["m"]) or match["m"] == f"{i + 1:02}"]
+            named = match["m"]
+            months = [i for i, month in enumerate(MONTHS) if named in (month.lower(), month[:3].lower(), f"{i + 1:02}")]
             return (int(match["y"]), months[0], int(match["d"])) if months else None
     return None
 

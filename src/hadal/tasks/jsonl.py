@@ -10,6 +10,7 @@ A Python file of the same name beside it (`mine.py` beside `mine.jsonl`) may hol
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,8 +30,8 @@ class JsonlTask(UserTask):
     def __init__(self, path: Path, module: ModuleType, problems: list[Problem]) -> None:
         levels = sorted({p.meta["difficulty"] for p in problems})
         super().__init__(path, module, range(levels[0], levels[-1] + 1))
-        if not hasattr(module, "default_difficulty"):
-            self.default_difficulty = max(levels, key=lambda level: sum(p.meta["difficulty"] == level for p in problems))
+        if not hasattr(module, "default_difficulty"):  # where most of the problems are
+            self.default_difficulty = Counter(p.meta["difficulty"] for p in problems).most_common(1)[0][0]
         self.problems = problems
         self.by_side: dict[tuple[str, int], list[Problem]] = {}
         for level in self.difficulties:

@@ -107,7 +107,7 @@ class Paths(Task):
         way = problem.answer.split()
         place = rng.between(1, len(way) - 1)
         longer = way[: place + 1] + way[place - 1 :]  # there, back and there again
-        nowhere = rng.choice([name for name in PLACES if name not in re.findall("[a-z]", problem.meta["fields"]["roads"])])
+        nowhere = rng.choice([name for name in PLACES if name not in problem.meta["fields"]["roads"]])
         return [
             " ".join(row)
             for row in (way[:-1], way[1:], way[::-1], longer, way[: place - 1] + [nowhere] + way[place:])

@@ -20,5 +20,6 @@ def without_names(labels: Sequence[str], links: Sequence[tuple[int, str, tuple[i
         views: list[list[str]] = [[] for _ in labels]
         for item, kind, others in links:
             views[item].append(f"{kind}{'+'.join(map(str, sorted(colours[o] for o in others)))}")
-        seen = [f"{colour}{label}({','.join(sorted(view))})" for colour, label, view in zip(colours, labels, views, strict=True)]
+        rows = zip(colours, labels, views, strict=True)
+        seen = [f"{colour}{label}({','.join(sorted(view))})" for colour, label, view in rows]
     return ";".join(sorted(seen))

@@ -80,7 +80,8 @@ class UserTask(Task):
         except Exception as error:
             shown = f" on the answer {arguments[1]!r}" if name == "score" else ""
             raise UserError(
-                f"{self.path}: {name} raised {type(error).__name__}{shown}: {error} ({_line(error, self.path)}).", remedy
+                f"{self.path}: {name} raised {type(error).__name__}{shown}: {error} ({_line(error, self.path)}).",
+                remedy,
             ) from None
 
     def recognise(self, text: str) -> Problem | None:
