@@ -57,10 +57,12 @@ class Dates(Task):
 
     def solve(self, fields: dict[str, str]) -> tuple[str, str] | None:
         date = read_date(fields["start"])
-        waits = [int(wait) for wait in re.findall(r"\d{1,3}", fields["waits"])]
-        if date is None or not waits or not 1 <= date[2] <= length(date[1], date[0]):
+        waits = [int(wait) for wait in re.findall("[0-9]{1,3}", fields["waits"])]
+        if date is None or not waits or re.search("[0-9]{4}", fields["waits"]):
             return None
         year, month, day = date
+        if not 1 <= day <= length(month, year):
+            return None
         thought = f" {day} {MONTHS[month]}"
         for wait in waits:
             day += wait

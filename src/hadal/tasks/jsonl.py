@@ -30,8 +30,8 @@ class JsonlTask(UserTask):
     def __init__(self, path: Path, module: ModuleType, problems: list[Problem]) -> None:
         levels = sorted({p.meta["difficulty"] for p in problems})
         super().__init__(path, module, range(levels[0], levels[-1] + 1))
-        if not hasattr(module, "default_difficulty"):  # where most of the problems are
-            self.default_difficulty = Counter(p.meta["difficulty"] for p in problems).most_common(1)[0][0]
+        # Evaluated where most of the problems are.
+        self.default_difficulty = Counter(p.meta["difficulty"] for p in problems).most_common(1)[0][0]
         self.problems = problems
         self.by_side: dict[tuple[str, int], list[Problem]] = {}
         for level in self.difficulties:
