@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import time
 from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,13 @@ FEW_AT_MOST = 17  # how many could have been expected, at 95%, where fewer than 
 
 
 def rate(task: Task, difficulty: int, problems: int) -> float:
-    """Training problems a second, worked thoughts included: the median of a few rounds."""
+    """Training problems in a second of processor time, thoughts included: the median of a few rounds."""
     rates = []
     for turn in range(ROUNDS + 1):
-        began = time.perf_counter()
+        began = time.process_time()
         for i in range(problems):
             task.generate(turn * problems + i, "train", difficulty)
-        rates.append(problems / (time.perf_counter() - began))
+        rates.append(problems / (time.process_time() - began))
     return statistics.median(rates[1:])  # the first one fills tables
 
 
@@ -62,6 +63,12 @@ def rounded(entry: dict[str, Any]) -> str:
     return f"{'> ' if entry['kind'] == 'bound' else '~ '}{count // unit * unit:,}"
 
 
+def listed(entries: Sequence[dict[str, Any]]) -> str:
+    """Counts by difficulty, neighbours of the same count as one."""
+    runs = [(text, [entry["difficulty"] for entry in run]) for text, run in groupby(entries, rounded)]
+    return ", ".join(f"{levels[0]}{f'-{levels[-1]}' if levels[1:] else ''}: {text}" for text, levels in runs)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer problems, a few seconds in all")
@@ -69,15 +76,13 @@ def main() -> None:
     parser.add_argument("--distinct", action="store_true", help="count different problems instead of timing")
     parser.add_argument("--draws", type=int, default=10_000, help="draws for --distinct (default: 10,000)")
     options = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     tasks = {name: kind() for name, kind in BUILT_IN.items()}
     results: dict[str, Any] = {}
     if options.distinct:
         for name, task in tasks.items():
             draws = 1000 if options.quick else options.draws
             results[name] = [distinct(task, level, draws) for level in task.difficulties]
-            print(f"{name:12}" + "  ".join(f"{e['difficulty']}: {rounded(e)}" for e in results[name]), flush=True)
+            print(f"| `{name}` | {listed(results[name])} |", flush=True)
     else:
         print(f"{'task':12}{'difficulty':>12}{'problems/s':>12}{'hardest':>10}{'problems/s':>12}")
         for name, task in tasks.items():

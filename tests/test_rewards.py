@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_rl import grown
 
-from hadal.engine import LLM
 from hadal.errors import UserError
 from hadal.recipe.config import read_recipe
 from hadal.rewards import Response, RewardConfig, score_group
@@ -13,7 +13,6 @@ from hadal.rewards.language import language_share
 from hadal.rewards.shape import format_reward, length_rewards, overlong_penalty, repetition_penalty
 from hadal.tasks import BUILT_IN
 from hadal.train.curriculum import Curriculum
-from hadal.train.optim import Optimizer, OptimizerConfig
 from hadal.train.rl import RLConfig, rl_update
 
 
@@ -107,13 +106,9 @@ def test_weights_that_make_no_sense_are_named(setting: dict[str, object], words:
 
 
 def test_updates_log_the_parts_and_the_curriculum_follows_accuracy_alone() -> None:
-    from test_rl import grown
-
     updates = []
-    for rewards in (RewardConfig(), RewardConfig(format=0.5, repetition=1.0, repetition_ngram=2)):
-        llm: LLM
-        llm, _ = grown()
-        optimizer = Optimizer(llm.model, OptimizerConfig(lr=3e-3, muon_lr=0.0))
+    for rewards in (RewardConfig(), RewardConfig(format=0.5, repetition=1.0, repetition_ngram=1)):
+        llm, optimizer = grown()
         tasks = {"letters": BUILT_IN["letters"]()}
         curriculum = Curriculum(tasks)
         config = RLConfig(prompts=4, samples=4, max_tokens=12, rewards=rewards)
