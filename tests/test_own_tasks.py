@@ -97,6 +97,16 @@ def test_json_lines_are_a_task(tmp_path: Path) -> None:
     assert task.score(problem, f"<think>x</think> {problem.answer}1").total == 0
 
 
+def test_spellings_of_a_question_lie_on_one_side(tmp_path: Path) -> None:
+    texts = ("How many is {}?", "HOW many is {}")
+    rows = [{"prompt": text.format(n), "answer": n} for n in range(60) for text in texts]
+    (task,) = load_tasks([write_rows(tmp_path, rows)]).values()
+    task.validate()
+    drawn = {side: [task.generate(i, side, 1) for i in range(900)] for side in ("train", "held_out")}
+    sides = [{problem.prompt.lower().rstrip("?") for problem in problems} for problems in drawn.values()]
+    assert [len(side) for side in sides] == [52, 8] and not sides[0] & sides[1]
+
+
 def test_a_scorer_may_lie_beside_json_lines(tmp_path: Path) -> None:
     name = write_rows(tmp_path, ROWS)
     scorer = "about = 'doubles'\ndef score(problem, answer):\n    return answer.isdigit() and int(answer) == int({})\n"
@@ -126,8 +136,8 @@ def test_a_scorer_may_lie_beside_json_lines(tmp_path: Path) -> None:
         ([{"prompt": "a", "answer": "b", "difficulty": -1}], "difficulty is -1"),
         ([ROWS[0]], "there are 1 problems of difficulty 1"),
         ([*ROWS, {"prompt": "a", "answer": "b", "difficulty": 9}], "0 problems of difficulty 3"),
-        ([*ROWS, {"prompt": "what is 3  plus 3", "answer": "6"}], "lines 4 and 41 ask the same, with the same answer"),
-        ([*ROWS, {"prompt": "What is 3 plus 3?", "answer": "7"}], "lines 4 and 41 ask the same, with another answer"),
+        ([*ROWS, {"prompt": "What is 3  plus 3?", "answer": "6"}], "lines 4 and 41 ask the same, with the same answer"),
+        ([*ROWS, {"prompt": "What is 3 plus 3?\n", "answer": "7"}], "lines 4 and 41 ask the same, with another answer"),
         (ROWS[:8], "too few different problems"),
     ],
 )  # fmt: skip

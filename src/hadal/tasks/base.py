@@ -187,7 +187,7 @@ class Task:
                 fault = self.fault(problem)
                 if fault:
                     raise UserError(f"Task {self.name}: {fault} The question was {problem.prompt!r}.")
-                questions.add(plainly(problem.prompt))
+                questions.add(" ".join(problem.prompt.split()))
         both = asked["train"] & asked["held_out"]
         if both:
             raise UserError(
@@ -266,7 +266,7 @@ def listing(items: Sequence[object]) -> str:
 
 
 def plainly(text: str) -> str:
-    """A question without case, punctuation and white space: what two wordings of the same letters share."""
+    """A question without case, punctuation and white space, as a key: spelled otherwise it stays on its side."""
     return " ".join(re.findall(r"\w+|[^\w\s.,;:!?]", text.lower()))
 
 

@@ -56,7 +56,7 @@ class JsonlTask(UserTask):
     def validate(self, n: int = 50) -> None:
         lines: dict[str, Problem] = {}
         for problem in self.problems:
-            first = lines.setdefault(problem.meta["key"], problem)
+            first = lines.setdefault(" ".join(problem.prompt.split()), problem)
             if first is not problem:
                 same = "with the same answer" if first.answer == problem.answer else "with another answer"
                 raise UserError(
