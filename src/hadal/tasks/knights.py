@@ -48,12 +48,14 @@ def worlds(people: int) -> tuple[int, list[int]]:
 def possible(people: int, claims: list[Claim]) -> int:
     """How many worlds agree with all claims."""
     left, knight = worlds(people)
-    everything = left
     for speaker, kind, about in claims:
         first, last = knight[about[0]], knight[about[-1]]
-        truth = first if kind in ("knight", "knave") else first & last if "both" in kind else ~(first ^ last)
-        left &= ~(knight[speaker] ^ (~truth if kind in ("knave", "other", "not both") else truth))
-    return (left & everything).bit_count()
+        truth = {
+            "knight": first, "knave": ~first, "same": ~(first ^ last), "other": first ^ last,
+            "both": first & last, "not both": ~(first & last),
+        }[kind]  # fmt: skip
+        left &= ~(knight[speaker] ^ truth)  # knights say what is true, knaves what is not
+    return left.bit_count()
 
 
 class Knights(Task):
