@@ -16,6 +16,7 @@ from hadal.tasks.base import Problem, Rng, Task, plainly
 
 PREFIX = "rg/"
 INDICES = 1 << 31
+ATTEMPTS = 20
 LEFT_OUT = {"composite", "codeio"}
 """A mixture of others; and one that runs pieces of found code, whose outcome changes from run to run."""
 
@@ -66,13 +67,23 @@ class GymTask(Task):
         return gym().DATASETS[self.dataset_name][0](config=self.settings(difficulty))
 
     def propose(self, rng: Rng, difficulty: int, new_phrasing: bool) -> Problem:
-        dataset, index = self.dataset(difficulty), rng.below(INDICES)
-        try:
-            entry = dataset[index]
-        except IndexError:  # some data sets are a list of `size` problems
-            entry = dataset[index % len(dataset)]
+        entry = self.entry(rng, difficulty)
         meta = {"task": self.name, "key": plainly(entry["question"]), "difficulty": difficulty, "entry": entry}
         return Problem(entry["question"], "" if entry["answer"] is None else str(entry["answer"]), meta)
+
+    def entry(self, rng: Rng, difficulty: int) -> Any:
+        """What the package has at a random index; it gives up on some, so a few are tried."""
+        dataset = self.dataset(difficulty)
+        for _ in range(ATTEMPTS):
+            index = rng.below(INDICES)
+            try:
+                try:
+                    return dataset[index]
+                except IndexError:  # some data sets are a list of `size` problems
+                    return dataset[index % len(dataset)]
+            except Exception as error:
+                failure = error
+        raise UserError(f"reasoning-gym makes no problem of {self.dataset_name} at difficulty {difficulty} ({failure}).")
 
     def judge(self, problem: Problem, answer: str) -> bool:
         try:
