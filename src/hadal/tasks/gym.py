@@ -83,7 +83,7 @@ class GymTask(Task):
                     return dataset[index % len(dataset)]
             except Exception as error:
                 failure = error
-        raise UserError(f"reasoning-gym makes no problem of {self.dataset_name} at difficulty {difficulty} ({failure}).")
+        raise UserError(f"reasoning-gym has no {self.dataset_name} problem at difficulty {difficulty} ({failure}).")
 
     def judge(self, problem: Problem, answer: str) -> bool:
         try:
