@@ -4,9 +4,9 @@
     python benchmarks/tasks.py --distinct the number of different problems at each difficulty, as in docs/tasks.md
 
 Different is what has different keys: twins (the same problem but for names, order or wording) count once. A count is
-exact where the draws find every problem many times over. Elsewhere it is Chao's estimate (Scandinavian Journal of
-Statistics 11, 1984) from how many problems were drawn just once and just twice, which is low where some come up more
-often than others; where almost none was drawn twice there is only a bound below.
+exact where N random draws find every problem many times over. Elsewhere it is estimated from how often two draws
+coincide: N (N - 1) / 2 pairs over the coinciding ones, which is the number of problems if all are as likely and less
+if some come up more often; where almost no pair coincides there is only a bound below.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hadal.tasks import BUILT_IN, Rng, Task
 
 GOAL, MEDIAN_GOAL = 1000, 5000  # problems a second
 ROUNDS = 5
-FEW = 10  # problems drawn just twice below which there is no estimate
+FEW = 10  # coinciding pairs below which there is no estimate
 FEW_AT_MOST = 17  # how many could have been expected, at 95%, where fewer than FEW were seen
 
 
@@ -46,15 +46,12 @@ def distinct(task: Task, difficulty: int, draws: int) -> dict[str, Any]:
     """found: how many different ones among the draws; count: how many there are, or more than that if bound."""
     rng = Rng("distinct", difficulty)
     seen = Counter(task.draw(rng, difficulty)[1] for _ in range(draws))
-    found, times = len(seen), Counter(seen.values())
-    once, twice = times[1], times[2]
-    if once < found / 1000:
-        count, kind = found, "exact"
-    elif twice < FEW:
-        count, kind = once * once // (2 * FEW_AT_MOST), "bound"
-    else:
-        count, kind = found + once * (once - 1) // (2 * (twice + 1)), "estimate"
-    return {"difficulty": difficulty, "found": found, "count": count, "kind": kind}
+    pairs, same = draws * (draws - 1) // 2, sum(n * (n - 1) // 2 for n in seen.values())
+    if sum(n == 1 for n in seen.values()) < len(seen) / 1000:  # next to none was seen just once
+        return {"difficulty": difficulty, "found": len(seen), "count": len(seen), "kind": "exact"}
+    if same < FEW:
+        return {"difficulty": difficulty, "found": len(seen), "count": pairs // FEW_AT_MOST, "kind": "bound"}
+    return {"difficulty": difficulty, "found": len(seen), "count": max(pairs // same, len(seen)), "kind": "estimate"}
 
 
 def rounded(entry: dict[str, Any]) -> str:
