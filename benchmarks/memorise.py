@@ -17,7 +17,8 @@ import numpy as np
 
 from hadal.evaluate.statistics import proportion
 from hadal.evaluate.suite import held_out
-from hadal.tasks import BUILT_IN, Problem, Task
+from hadal.recipe.config import load_recipe_data
+from hadal.tasks import Problem, Task, load_tasks
 from hadal.tasks.words import build_tokenizer
 from hadal.text.tokenizer import Tokenizer
 
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     train, test = (2000, 100) if options.quick else (options.train, options.problems)
-    tasks = {name: kind() for name, kind in BUILT_IN.items()}
+    tasks = load_tasks(load_recipe_data("quickstart")["tasks"])
     tokenizer = build_tokenizer(list(tasks.values()))
     report: dict[str, Any] = json.loads((options.run / "report.json").read_text()) if options.run else {}
     result = {}

@@ -3,76 +3,146 @@
 from __future__ import annotations
 
 import itertools
-import textwrap
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from hashlib import blake2b
 from pathlib import Path
 
 import pytest
+from verifiers import RIGHT
 
 from hadal.errors import UserError
 from hadal.tasks import BUILT_IN, Problem, Rng, load_tasks
+from hadal.tasks.arithmetic import Term, join
+from hadal.tasks.sudoku import unnamed
+from hadal.tasks.twins import without_names
 
 ALL = sorted(BUILT_IN)
 
 
-def brute_force(problem: Problem) -> set[str]:
-    """Every right answer, found from the fields alone by a way of its own."""
-    fields = problem.meta["fields"]
-    if problem.meta["task"] == "sums":
-        return {str(eval(fields["expression"], {"__builtins__": {}}))}
-    if problem.meta["task"] == "letters":
-        return {str(fields["word"].count(fields["letter"]))}
-    if problem.meta["task"] == "sort":
-        return {str(sorted(int(n) for n in fields["numbers"].split(", "))[int(fields["place"]) - 1])}
-    if problem.meta["task"] == "clock":
-        hours = int(fields["start"])
-        for wait in "".join(c if c.isdigit() else " " for c in fields["waits"]).split():
-            for _ in range(int(wait)):  # the hand goes round hour by hour
-                hours = 1 if hours == 12 else hours + 1
-        return {str(hours)}
-    numbers = fields["numbers"].split(", ")
-    answers = set()
-    for signs in itertools.product("+-", repeat=len(numbers) - 1):
-        text = numbers[0] + "".join(f" {s} {n}" for s, n in zip(signs, numbers[1:], strict=True))
-        if eval(text, {"__builtins__": {}}) == int(fields["target"]):
-            answers.add(text)
-    return answers
+def mixed(name: str, n: int) -> Iterator[Problem]:
+    """n problems of a task, of both sides and all difficulties."""
+    task, rng = BUILT_IN[name](), Rng("mixed", name)
+    for i in range(n):
+        yield task.generate(i, "held_out" if i % 8 == 0 else "train", rng.choice(task.difficulties))
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_gold_answers_are_what_brute_force_finds_and_score_one(name: str) -> None:
+def test_gold_answers_score_one_and_five_near_misses_nothing(name: str) -> None:
+    """A thousand problems; what is right and what truly differs is said by brute force, apart from the task."""
     task = BUILT_IN[name]()
-    for i in range(150):
-        level = task.difficulties[i % len(task.difficulties)]
-        problem = task.generate(i, "train" if i % 2 else "held_out", level)
-        right = brute_force(problem)
-        assert problem.answer in right
-        for answer in right:
-            assert task.score(problem, f"<think> hm</think> {answer}").total == 1
-            assert task.score(problem, answer).total == 1
+    for i, problem in enumerate(mixed(name, 1000)):
+        fields = problem.meta["fields"]
+        assert RIGHT[name](fields, problem.answer), problem
+        assert task.score(problem, f"<think> hm</think> {problem.answer}").total == 1, problem
+        assert task.score(problem, problem.answer).total == 1
+        wrong = task.near_misses(problem, Rng("test", i))
+        assert len(set(wrong)) == 5, (wrong, problem)
+        for answer in wrong:
+            assert not RIGHT[name](fields, answer), (answer, problem)
+            assert task.score(problem, f"<think> hm</think> {answer}").total == 0, (answer, problem)
+        for response in ("", "<think></think>", f"<think> {problem.answer}", f"<think> {problem.answer}</think>"):
+            assert task.score(problem, response).total == 0, (response, problem)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_wrong_and_malformed_responses_score_nothing(name: str) -> None:
+def test_any_answer_is_judged_as_brute_force_judges_it(name: str) -> None:
+    """Answers of the task's own form, right now and then: those of other problems and pieces of the gold one."""
     task = BUILT_IN[name]()
-    for i in range(60):
-        problem = task.generate(i, "train", task.default_difficulty)
-        right = brute_force(problem)
-        other = task.generate(i + 1000, "train", task.default_difficulty).answer
-        for answer in {other, problem.answer + "1", "-" + problem.answer, "", "ÿ", "</think>", "1 + 1"} - right:
-            assert task.score(problem, f"<think> x</think> {answer}").total == 0
-        assert task.score(problem, f"<think> {problem.answer}").total == 0  # a thought that never ends
-        assert task.score(problem, f"<think> {problem.answer}</think>").total == 0  # a thought without an answer
+    problems = list(mixed(name, 120))
+    rng = Rng("others")
+    for problem in problems:
+        words = problem.answer.split()
+        answers = {other.answer for other in rng.sample(problems, 12)}
+        answers |= {" ".join(rng.sample(words, len(words))) for _ in range(4)} | {" ".join(words[1:]), "0", "a", "ÿ"}
+        for answer in answers - {""}:
+            verdict = RIGHT[name](problem.meta["fields"], answer)
+            assert task.score(problem, answer).total == verdict, (answer, problem)
 
 
-def test_countdown_takes_any_right_expression_and_only_with_the_given_numbers() -> None:
+def test_countdown_takes_every_way_to_the_target() -> None:
     task = BUILT_IN["countdown"]()
-    problem = task.recognise("Make 16 from 12, 7 and 3 using + and -.")
-    assert problem is not None
-    for answer, verdict in {
-        "12 + 7 - 3": 1, "7 - 3 + 12": 1, "12+7-3": 1, "-3 + 7 + 12": 0, "16": 0, "12 + 4": 0, "12 + 7 - 3 + 0": 0,
-        "12 + 7 + 3 - 3 - 3": 0, "__import__('os')": 0,
-    }.items():  # fmt: skip
+    for problem in mixed("countdown", 60):
+        numbers = problem.meta["fields"]["numbers"].split(", ")
+        for signs in itertools.product("+-", repeat=len(numbers) - 1):
+            text = numbers[0] + "".join(f" {s} {n}" for s, n in zip(signs, numbers[1:], strict=True))
+            right = eval(text, {"__builtins__": {}}) == int(problem.meta["fields"]["target"])
+            assert task.score(problem, text).total == right, (text, problem)
+
+
+MEANT = {
+    "What is (3 + 4) * 2 - 9 / 3?": {"11": 1, "11.": 1, "11.0": 1, "+11": 1, "= 11": 0, "-11": 0, "eleven": 0},
+    "Roads join a - b, b - d, a - c, c - d, d - e. What is a shortest way from a to e?": {
+        "a b d e": 1, "a c d e": 1, "A -> B -> D -> E": 1, "a, b, d, e": 1, "a - c - d - e.": 1, "a to b to d to e": 1,
+        "a b c d e": 0, "a b e": 0, "e d b a": 0, "a x d e": 0, "abde": 0, "a b d e e": 0, "": 0,
+    },
+    "Knights tell the truth, knaves lie. Anna says Ben and Carl are both knights. Ben says Anna is a knave. "
+    "Carl says Ben is a knave. Who are the knights?": {
+        "Carl": 0, "Ben": 1, "ben": 1, "Ben.": 1, "Ben, Ben": 0, "Anna, Ben": 0, "nobody": 0, "Ben and Zoe": 0,
+    },
+    "Fill in this 4x4 sudoku: 1 _ 3 4 / 3 4 1 2 / 2 1 4 3 / 4 3 2 1": {
+        "1 2 3 4 / 3 4 1 2 / 2 1 4 3 / 4 3 2 1": 1, "1234 3412 2143 4321": 1, "1 2 3 4\n3 4 1 2\n2 1 4 3\n4 3 2 1": 1,
+        "2": 0, "1 1 3 4 / 3 4 1 2 / 2 1 4 3 / 4 3 2 1": 0, "1 2 3 4 / 3 4 1 2 / 2 1 4 3 / 4 3 2 1 0": 0,
+    },
+    "a = 3 for _ in range(2): a = a + 4 print(a) What does this print?": {"11": 1, "11.": 1, "a = 11": 0, "7": 0},
+    "Take plan: reverse it, then drop the last letter. What do you have?": {
+        "nal": 1, "NAL": 1, "'nal'": 1, "n a l": 1, "n-a-l.": 1, "nalp": 0, "lan": 0,
+    },
+    "Decode khoor: move each letter 3 back.": {"hello": 1, "Hello": 1, '"hello"': 1, "h e l l o": 1, "khoor": 0},
+    "It is 28 February 2024. What is the date after 2 days?": {
+        "1 March 2024": 1, "March 1, 2024": 1, "1st of March 2024": 1, "2024-03-01": 1, "1 Mar 2024": 1,
+        "2 March 2024": 0, "1 March": 0, "1 March 2023": 0, "2024-01-03": 0, "1 M 2024": 0, "1 Ma 2024": 0,
+    },
+    "Add 3 ft 7 in, 29 in. How many ft and in is that?": {
+        "6 ft 0 in": 1, "6 ft": 1, "72 in": 1, "5 feet and 12 inches": 1, "6ft 0in": 1, "2 yd": 0, "6": 0, "6 in": 0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("question", MEANT)
+def test_answers_are_taken_as_they_are_meant(question: str) -> None:
+    task, problem = next((t, p) for t in (kind() for kind in BUILT_IN.values()) if (p := t.recognise(question)))
+    for answer, verdict in MEANT[question].items():
         assert task.score(problem, answer).total == verdict, answer
+
+
+def test_a_sudoku_has_one_solution() -> None:
+    def fillings(cells: list[str]) -> int:
+        if "_" not in cells:
+            return 1
+        i = cells.index("_")
+        seen = {cells[j] for j in range(16) if j // 4 == i // 4 or j % 4 == i % 4
+                or (j // 8, j % 4 // 2) == (i // 8, i % 4 // 2)}  # fmt: skip
+        return sum(fillings([*cells[:i], digit, *cells[i + 1 :]]) for digit in "1234" if digit not in seen)
+
+    for problem in mixed("sudoku", 200):
+        assert fillings(problem.meta["fields"]["grid"].replace("/", "").split()) == 1
+
+
+def test_sums_and_products_in_another_order_or_nesting_are_twins() -> None:
+    one, two, three = (Term(n, int(n), "", (n,)) for n in "123")
+    keys = {join(join(a, op, b), op, c).key for op in "+*" for a, b, c in itertools.permutations((one, two, three))}
+    assert keys == {"(1+2+3)", "(1*2*3)"} and join(one, "+", join(two, "+", three)).key in keys
+    assert join(three, "-", one).key != join(one, "-", three).key
+
+
+def test_renamed_problems_are_twins_and_other_problems_are_not() -> None:
+    rng, keys = Rng("twins"), set()
+    for _ in range(60):
+        labels = ["end", "end", *[""] * 6]
+        pairs = [tuple(rng.sample(range(8), 2)) for _ in range(10)]
+        links = [(a, "-", (b,)) for pair in pairs for a, b in (pair, pair[::-1])]
+        order = rng.sample(range(8), 8)
+        renamed = [(order[a], kind, tuple(order[b] for b in others)) for a, kind, others in rng.sample(links, 20)]
+        moved = [labels[order.index(i)] for i in range(8)]
+        assert without_names(labels, links) == without_names(moved, renamed)
+        keys.add(without_names(labels, links))
+    assert len(keys) == 60
+    puzzle = "1_34_41_21_34_21"
+    assert unnamed(list(puzzle)) == unnamed(list(puzzle.translate(str.maketrans("1234", "3142"))))
+    assert unnamed(list(puzzle)) != unnamed(list(puzzle[::-1]))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -85,11 +155,11 @@ def test_the_same_seed_gives_the_same_problem_and_wording_does_not_change_sides(
 
 
 def test_problems_are_the_same_on_every_machine() -> None:
-    prompts = [BUILT_IN[name]().generate(2026, "train", BUILT_IN[name].default_difficulty).prompt for name in ALL]
-    assert prompts == GOLDEN
+    kinds = [BUILT_IN[name] for name in ("clock", "countdown", "letters", "sort", "sums")]
+    assert [kind().generate(2026, "train", kind.default_difficulty).prompt for kind in kinds] == GOLDEN_PROMPTS
 
 
-GOLDEN = [
+GOLDEN_PROMPTS = [
     "A clock shows 5. You wait 3, then 12, after that another 6, 11, 9, 10, then 4 hours. What does it show?"
     " Please be careful.",
     "How do you get 23 from 17, 11, 10, 8, 1 with + and -?",
@@ -104,10 +174,18 @@ def test_train_and_held_out_problems_never_meet(name: str) -> None:
     task = BUILT_IN[name]()
     keys: dict[str, set[str]] = {"train": set(), "held_out": set()}
     for split, found in keys.items():
-        for i in range(1000):
+        for i in range(1000 if split == "train" else 150):
             level = task.difficulties[i % min(6, len(task.difficulties))]
             found.add(task.generate(i, split, level).meta["key"])  # type: ignore[arg-type]
     assert not keys["train"] & keys["held_out"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_one_problem_in_eight_is_held_out(name: str) -> None:
+    task, rng = BUILT_IN[name](), Rng("share", name)
+    keys = {task.draw(rng, task.difficulties[i % len(task.difficulties)])[1] for i in range(2000)}
+    share = sum(task.side(key) == "held_out" for key in keys) / len(keys)
+    assert abs(share - 1 / 8) < 3.5 * (7 / 64 / len(keys)) ** 0.5, share
 
 
 @pytest.mark.long
@@ -165,59 +243,63 @@ def test_the_last_wording_is_never_trained_on() -> None:
         assert start and not any(prompt.startswith(start) for prompt in seen), name
 
 
-def write(folder: Path, text: str) -> str:
-    path = folder / "mine.py"
-    path.write_text("from hadal.tasks import Problem\n" + textwrap.dedent(text))
-    return str(path)
-
-
-GOOD = """
-difficulties = range(1, 4)
-def generate(rng, difficulty):
-    n = rng.below(1000)
-    return Problem(f"Double {n}", str(2 * n), thought=f"{n} + {n}")
-"""
-
-
-def test_a_file_of_ones_own_is_a_task(tmp_path: Path) -> None:
-    (task,) = load_tasks([write(tmp_path, GOOD)]).values()
-    task.validate()
-    problem = task.generate(0, "train", 2)
-    assert task.score(problem, f"<think>x</think> {problem.answer}").total == 1
-    assert task.generate(0, "train", 2) == problem
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("def generate(:", "not valid Python"),
-        ("x = 1", "no function generate"),
-        ("def generate(rng, d): return None", "no difficulties"),
-        ("1/0", "ZeroDivisionError"),
-        ("difficulties = range(1, 3)\ndef generate(rng, d): return 7", "returned int"),
-        ("difficulties = range(1, 3)\ndef generate(rng, d): return Problem('', '1')", "prompt"),
-        ("difficulties = range(1, 3)\ndef generate(rng, d): return {}[d]", "KeyError"),
-        ("import random\n" + GOOD.replace("rng.below(1000)", "random.randrange(1000)"), "same rng"),
-        (GOOD + "\ndef score(problem, answer): return int(answer) == 3", "score"),
-        (GOOD + "\ndef score(problem, answer): return False", "gold answer"),
-        (GOOD + "\ndef score(problem, answer): return True", "scores above 0"),
-        (GOOD.replace("rng.below(1000)", "3"), "found no"),
-    ],
-)  # fmt: skip
-def test_faults_of_ones_own_file_are_named(tmp_path: Path, text: str, words: str) -> None:
-    with pytest.raises(UserError, match=words) as error:
-        for task in load_tasks([write(tmp_path, text)]).values():
-            task.validate()
-    assert "mine" in str(error.value)
-
-
-def test_the_shipped_examples_are_sound() -> None:
-    folder = Path(__file__).parent.parent / "examples"
-    for path in sorted(folder.glob("*.py")):
-        for task in load_tasks([str(path)]).values():
-            task.validate()
-
-
 def test_an_unknown_task_names_the_nearest() -> None:
     with pytest.raises(UserError, match="countdown"):
         load_tasks(["countdwn"])
+
+
+def digest(name: str) -> str:
+    """Over 120 problems of both sides, all difficulties and both kinds of wording, with thoughts and keys."""
+    task, hashed = BUILT_IN[name](), blake2b(digest_size=8)
+    for i in range(120):
+        level = task.difficulties[i % len(task.difficulties)]
+        p = task.generate(i, "held_out" if i % 4 == 0 else "train", level, i % 3 == 0)
+        hashed.update(f"{p.prompt}\x1f{p.answer}\x1f{p.thought}\x1f{p.meta['key']}\x1e".encode())
+    return hashed.hexdigest()
+
+
+GOLDEN = {
+    "arithmetic": "e3821a4999164e11",
+    "cipher": "9a7fb3f3059beaad",
+    "clock": "7d0198d8e7082bcc",
+    "countdown": "ccdfc053ee15c7df",
+    "dates": "b17fa065faf7efd3",
+    "knights": "1e8e0044523f33bd",
+    "letters": "69443ddd949a35fb",
+    "paths": "452d4a25f5e50fb7",
+    "program": "157ace0f01a48a07",
+    "sort": "3e00c76ccd547e0e",
+    "strings": "015b695506e027e2",
+    "sudoku": "95e4e195e508037a",
+    "sums": "137be718bb6f3481",
+    "units": "b0cc1b9ef611504b",
+}
+"""Published results rest on these streams: a task that changes them is another task."""
+
+
+@pytest.mark.parametrize("seed", ["0", "7"])
+def test_streams_are_those_that_were_published_whatever_the_hash_seed(seed: str) -> None:
+    program = "from test_tasks import ALL, digest\nprint(*(f'{name} {digest(name)}' for name in ALL), sep='\\n')"
+    environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert dict(line.split() for line in done.stdout.splitlines()) == GOLDEN
+
+
+def test_the_docs_show_the_tasks_as_they_are() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "tasks.md").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
+    examples = {row[0].strip("`"): row for row in rows if len(row) == 4 and row[0].strip("`") in BUILT_IN}
+    dials = {row[0].strip("`"): row for row in rows if len(row) == 5}
+    assert list(examples) == list(dials) == list(BUILT_IN)
+    for name, (_, question, thought, answer) in examples.items():
+        problem = BUILT_IN[name]().recognise(question.replace(" ⏎ ", "\n"))
+        assert problem is not None and problem.thought is not None, name
+        assert problem.thought.strip() == thought and problem.answer in answer, name
+    for name, (_, _, levels, default, limit) in dials.items():
+        task = BUILT_IN[name]()
+        assert (levels, default, limit) == (
+            f"{task.difficulties[0]}-{task.difficulties[-1]}", str(task.default_difficulty), str(task.gold_limit)
+        )  # fmt: skip

@@ -128,7 +128,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     command.add_argument(
         "--arch", choices=["dense", "deepseek"], help="the model's block (default: as in the recipe)"
     )
-    command.add_argument("--task", type=Path, metavar="FILE", help="a Python file with your own task")
+    command.add_argument("--task", type=Path, metavar="FILE", help="a Python or JSON Lines file with your own task")
     command.add_argument("--fresh", action="store_true", help="start anew, even where a run could carry on")
     command.add_argument("--no-chat", action="store_true", help="end after the report")
     command.add_argument("--json", action="store_true", help="progress as JSON lines on stdout, and no chat")
@@ -183,7 +183,9 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     action = actions.add_parser(
         "show", help="sample problems of a task", epilog="Example:\n  hadal tasks show sums -n 5"
     )
-    action.add_argument("task", metavar="NAME", help="a built-in task, a data set, or a Python file of your own")
+    action.add_argument(
+        "task", metavar="NAME", help="a built-in task, a data set, rg/NAME, or a file of your own (.py, .jsonl)"
+    )
     action.add_argument("-n", type=whole(1), default=5, metavar="N", help="how many problems (default: 5)")
     action.add_argument("--difficulty", type=whole(0), metavar="D", help="default: the task's own")
     action.add_argument("--seed", type=whole(0), default=0, metavar="N", help="default: 0")
@@ -193,7 +195,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         epilog="Example:\n  hadal tasks validate ./mine.py",
     )
     action.add_argument(
-        "tasks", nargs="*", metavar="NAME", help="built-in tasks or Python files (default: all built-in)"
+        "tasks", nargs="*", metavar="NAME", help="tasks, or files of your own: .py, .jsonl (default: all built-in)"
     )
     action.add_argument("--all", action="store_true", help="all built-in tasks")
 
@@ -288,6 +290,7 @@ def tasks(options: argparse.Namespace) -> None:
     if options.action in (None, "list"):
         for data_set in DATA_SETS.values():
             print(f"{data_set.name:<12} {data_set.about}; published data, NAME:PATH for local files")
+        print(f"{'rg/NAME':<12} the tasks of reasoning-gym, with the extra hadal[rg]")
 
 
 def doctor(options: argparse.Namespace) -> int:

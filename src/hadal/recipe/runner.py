@@ -30,7 +30,7 @@ from hadal.recipe.stages.evaluate import evaluate_stage, write_evaluation
 from hadal.recipe.stages.grpo import grpo
 from hadal.recipe.stages.pretrain import has_thoughts, pretrain
 from hadal.recipe.view import View
-from hadal.tasks import Task, load_tasks
+from hadal.tasks import Task, files_of, load_tasks
 from hadal.tasks.words import build_tokenizer
 from hadal.text.tokenizer import Tokenizer
 
@@ -62,19 +62,19 @@ def train(
         raise UserError(f"{recipe_path} is not a recipe.", "Give the path of a TOML file.")
     data = load_recipe_data(recipe_path, overrides)
     recipe = read_recipe(data)
-    files = [name for name in recipe.tasks if name.endswith(".py")]
-    if files and not trust:
+    beside = {name: str((recipe_path.parent / name).resolve()) for name in recipe.tasks if files_of(name)}
+    code = [file for name in beside.values() for file in files_of(name) if file.suffix == ".py"]
+    if code and not trust:
         raise UserError(
-            f"{recipe_path} names the Python file {files[0]}, which would run as you.",
+            f"{recipe_path} names the Python file {code[0]}, which would run as you.",
             "Read it, and add --trust if you trust it.",
         )
-    beside = {name: str((recipe_path.parent / name).resolve()) for name in files}
     recipe = replace(recipe, tasks=[beside.get(name, name) for name in recipe.tasks])
     if dry_run:
         print(plan_of(recipe, view), end="", flush=True)
         return None
     folder = out or Path("runs") / recipe_path.stem
-    command = ["hadal", "train", str(recipe_path), *(["--trust"] if files else [])]
+    command = ["hadal", "train", str(recipe_path), *(["--trust"] if code else [])]
     return grow(recipe, folder, view, fresh=fresh, command=[*command, *_settings(overrides)])
 
 
@@ -97,15 +97,14 @@ def grow(
     minutes: stretch the recipe's budgets to fill them. command: what the user typed, kept for the reader of the run.
     """
     tasks = _load_and_check(recipe)
-    wanted = recipe.to_dict()
-    del wanted["threads"]  # the run keeps those that it began with
-    request = {"recipe": wanted, "minutes": minutes, "task_files": _file_digests(recipe)}
+    request = {"recipe": _wanted(recipe), "minutes": minutes, "task_files": _file_digests(recipe)}
     with alone_in(folder), disk_trouble_told(folder):
         record = existing(folder, fresh)
         if record is None:
             record = _prepare(folder, recipe, tasks, minutes, request, view, command)
         else:
-            check_same(folder, record["request"], request)
+            asked = read_recipe(record["request"]["recipe"])  # a setting that came later has its default
+            check_same(folder, {**record["request"], "recipe": _wanted(asked)}, request)
             if record["status"] != "complete":
                 view.note(f"Carrying on in {folder}.")
         frozen = read_recipe(record["config"])
@@ -220,6 +219,11 @@ def _prepare(
     return record
 
 
+def _wanted(recipe: Recipe) -> dict[str, Any]:
+    """What a request is known by: all but the threads, since a run keeps those that it began with."""
+    return {key: value for key, value in recipe.to_dict().items() if key != "threads"}
+
+
 def _load_and_check(recipe: Recipe) -> dict[str, Task]:
     tasks = load_tasks(recipe.tasks)
     for task in tasks.values():
@@ -229,8 +233,8 @@ def _load_and_check(recipe: Recipe) -> dict[str, Task]:
 
 def _file_digests(recipe: Recipe) -> dict[str, str]:
     """A digest of each task file: a run is carried on with the tasks that it began with, or not at all."""
-    files = [name for name in recipe.tasks if name.endswith(".py")]
-    return {name: blake2b(Path(name).read_bytes(), digest_size=16).hexdigest() for name in files}
+    files = [file for name in recipe.tasks for file in files_of(name)]
+    return {str(file): blake2b(file.read_bytes(), digest_size=16).hexdigest() for file in files}
 
 
 def _clear(folder: Path) -> None:

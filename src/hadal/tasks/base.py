@@ -19,6 +19,9 @@ from hadal.text.parse import parse_response
 CLOSINGS = ("Thanks!", "Please.", "Please be careful.", "Take your time.")
 """What people add to a question."""
 
+FEWEST = 10  # different problems in 100 draws at the default difficulty
+SAME_RNG = "Take all randomness from rng, and none from the random module or the clock."
+
 Split = Literal["train", "held_out"]
 T = TypeVar("T")
 _MASK = (1 << 64) - 1
@@ -36,7 +39,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Reward:
-    """total is what training maximises, from 0 to 1; parts are its components; note says why."""
+    """total is what training maximises; parts are its components, unweighted; note says why."""
 
     total: float
     parts: dict[str, float]
@@ -85,7 +88,12 @@ class Rng:
 
 def split_of(key: str) -> Split:
     """Which side a problem is on, from its key alone."""
-    return "held_out" if blake2b(key.encode(), digest_size=8).digest()[0] % 8 == 0 else "train"
+    return "held_out" if split_order(key)[0] % 8 == 0 else "train"
+
+
+def split_order(key: str) -> bytes:
+    """A random-looking order of keys."""
+    return blake2b(key.encode(), digest_size=8).digest()
 
 
 class Task:
@@ -158,25 +166,54 @@ class Task:
         right = self.judge(problem, parsed.answer)
         return Reward(float(right), {"accuracy": float(right)}, "right" if right else "wrong")
 
+    def near_misses(self, problem: Problem, rng: Rng) -> list[str]:
+        """Answers that look like the right one and are wrong; here a number or a word that is slightly off."""
+        return near_numbers(problem.answer, rng) or near_words(problem.answer, rng)
+
     def validate(self, n: int = 50) -> None:
-        """Check on n problems of each side that the gold answer scores 1, other problems' answers 0 where they
-        differ, and nothing 0. UserError names the first fault."""
-        for split in ("train", "held_out"):
+        """Check n problems of each side, at levels from the easiest to the hardest. UserError names the first fault.
+
+        The gold answer scores 1; near misses, empty answers and mere thoughts score 0; the same seed gives the same
+        problem; no question is asked on both sides; there are enough different ones to learn from.
+        """
+        levels = self.difficulties
+        asked: dict[Split, set[str]] = {"train": set(), "held_out": set()}
+        for split, questions in asked.items():
             for i in range(n):
-                levels = self.difficulties
-                problem = self.generate((7 << 32) + i, split, levels[i % min(len(levels), 8)])
+                seed, level = (7 << 32) + i, levels[i * len(levels) // n]
+                problem = self.generate(seed, split, level)
+                if self.generate(seed, split, level) != problem:
+                    raise UserError(f"Task {self.name} gives another problem for the same seed.", SAME_RNG)
                 fault = self.fault(problem)
                 if fault:
                     raise UserError(f"Task {self.name}: {fault} The question was {problem.prompt!r}.")
+                questions.add(" ".join(problem.prompt.split()))
+        both = asked["train"] & asked["held_out"]
+        if both:
+            raise UserError(
+                f"Task {self.name} asks the same on both sides: {min(both)!r} is trained on and held out.",
+                'A problem\'s meta["key"] must be the same whenever its question is.',
+            )
+        drawn = {self.generate((7 << 32) + i, "train", self.default_difficulty).meta["key"] for i in range(100)}
+        if len(drawn) < FEWEST:
+            raise UserError(
+                f"Task {self.name} has too few different problems at difficulty {self.default_difficulty}: "
+                f"{len(drawn)} in 100 draws.",
+                f"Fewer than {FEWEST} would be learned by heart.",
+            )
 
     def fault(self, problem: Problem) -> str:
         """What is wrong with a problem, in a sentence; empty if nothing is."""
         gold = self.score(problem, f"<think>{problem.thought or ''}</think> {problem.answer}").total
         if gold != 1:
             return f"the gold answer {problem.answer!r} scores {gold:g} and not 1."
-        for wrong in ("", "<think> hm", "<think> hm </think>", "<think></think>", "no idea"):
+        thought_only = (f"<think> {problem.answer}", f"<think> {problem.answer}</think>")
+        for wrong in ("", "<think> hm", "<think> hm </think>", "<think></think>", "no idea", *thought_only):
             if self.score(problem, wrong).total != 0:
                 return f"the response {wrong!r} scores above 0."
+        for wrong in self.near_misses(problem, Rng("near misses", problem.prompt)):
+            if self.score(problem, wrong).total != 0:
+                return f"the wrong answer {wrong!r} scores above 0, like the gold answer {problem.answer!r}."
         return ""
 
     def recognise(self, text: str) -> Problem | None:
@@ -226,3 +263,40 @@ def whole_numbers(text: str) -> list[int] | None:
 def listing(items: Sequence[object]) -> str:
     """'3, 8, 5' as people write it."""
     return ", ".join(map(str, items))
+
+
+def plainly(text: str) -> str:
+    """A question without case, punctuation and white space, as a key: spelled otherwise it stays on its side."""
+    return " ".join(re.findall(r"\w+|[^\w\s.,;:!?]", text.lower()))
+
+
+def as_number(text: str) -> int | None:
+    """The whole number that an answer is ('14', '14.', '+14', '14.0'); None if it is none."""
+    match = re.fullmatch(r"([+-]?[0-9]{1,18})(\.0*)?", text.strip())
+    return int(match[1]) if match else None
+
+
+def bare(text: str) -> str:
+    """A word as it is meant: without case, quotes, a final stop and gaps between its letters."""
+    return re.sub(r"[\s'\"`-]", "", text.lower()).removesuffix(".")
+
+
+def near_numbers(answer: str, rng: Rng) -> list[str]:
+    """Five other whole numbers near a whole number; none where the answer is no number."""
+    number = as_number(answer)
+    if number is None:
+        return []
+    others = {number - 1, number + 1, number + 10, number * 10, 10 * number + 1, number - 10, -number, number + 2}
+    return [str(other) for other in rng.sample(sorted(others - {number}), 5)]
+
+
+def near_words(answer: str, rng: Rng) -> list[str]:
+    """Five texts that differ from the answer in a letter or digit: one changed, dropped, doubled, added at an end."""
+    places = [i for i, character in enumerate(answer) if character.isalnum()]
+    if not places:
+        return []
+    place, letter = rng.choice(places), rng.choice("abcdefghijklmnopqrstuvwxyz")
+    while letter == answer[place].lower():
+        letter = rng.choice("abcdefghijklmnopqrstuvwxyz")
+    before, at, after = answer[:place], answer[place], answer[place + 1 :]
+    return [before + letter + after, before + after, before + at + at + after, letter + answer, answer + letter]

@@ -7,6 +7,7 @@
 
     def generate(rng, difficulty):          -> Problem(prompt, answer, thought="...")
     def score(problem, answer):             optional -> True or False (default: the same text)
+    def near_misses(problem, rng):          optional -> wrong answers, which must score 0 when the task is checked
 
 The generator takes all its randomness from `rng`, so that the same seed gives the same problem. The file is
 run as it stands: only name files that you trust.
@@ -21,33 +22,28 @@ from types import ModuleType
 from typing import Any
 
 from hadal.errors import UserError
-from hadal.tasks.base import Problem, Rng, Task
+from hadal.tasks.base import SAME_RNG, Problem, Rng, Task, near_numbers
 
-LONGEST = 400  # characters of a question; a small model reads about a thousand tokens in all
+PAIRS = 40  # of a problem and another one's answer that a scorer is tried on
 
 
 class UserTask(Task):
     """The file's functions behind the interface of every task."""
 
     phrasings = ()
+    longest = 400  # characters of a question; a small model reads about a thousand tokens in all
 
-    def __init__(self, path: Path, module: ModuleType) -> None:
-        self.path, self.module = path, module
+    def __init__(self, path: Path, module: ModuleType, difficulties: range) -> None:
+        self.path, self.module, self.difficulties = path, module, difficulties
         self.name = path.stem  # type: ignore[misc]
         self.about = str(getattr(module, "about", self.name))  # type: ignore[misc]
-        self.difficulties = module.difficulties
         last = self.difficulties[-1]
         self.gold_limit = getattr(module, "gold_limit", last)
         middle = self.difficulties[len(self.difficulties) // 2]
         self.default_difficulty = getattr(module, "default_difficulty", middle)
 
     def propose(self, rng: Rng, difficulty: int, new_phrasing: bool) -> Problem:
-        try:
-            problem = self.module.generate(rng, difficulty)
-        except Exception as error:
-            raise UserError(
-                f"{self.path}: generate raised {type(error).__name__}: {error} ({_line(error, self.path)})."
-            ) from None
+        problem = self.call("generate", rng, difficulty)
         if not isinstance(problem, Problem):
             raise UserError(f"{self.path}: generate returned {type(problem).__name__} and not a hadal.tasks.Problem.")
         for name in ("prompt", "answer"):
@@ -56,8 +52,10 @@ class UserTask(Task):
                 raise UserError(f"{self.path}: a problem's {name} is {value!r}.", "It must be text that is not empty.")
         if problem.thought is not None and not isinstance(problem.thought, str):
             raise UserError(f"{self.path}: a problem's thought is {problem.thought!r}.", "It must be text or None.")
-        if len(problem.prompt) > LONGEST:
-            raise UserError(f"{self.path}: a question has {len(problem.prompt)} characters.", f"{LONGEST} is the most.")
+        if len(problem.prompt) > self.longest:
+            raise UserError(
+                f"{self.path}: a question has {len(problem.prompt)} characters.", f"{self.longest} is the most."
+            )
         if problem.thought is not None and not problem.thought.startswith(" "):
             problem.thought = " " + problem.thought
         problem.meta = {"key": problem.prompt, **problem.meta, "task": self.name, "difficulty": difficulty}
@@ -67,13 +65,23 @@ class UserTask(Task):
         scorer = getattr(self.module, "score", None)
         if scorer is None:
             return " ".join(answer.split()) == " ".join(problem.answer.split())
+        return bool(self.call("score", problem, answer, remedy="A scorer must judge whatever a model can say."))
+
+    def near_misses(self, problem: Problem, rng: Rng) -> list[str]:
+        if hasattr(self.module, "near_misses"):
+            return [str(wrong) for wrong in self.call("near_misses", problem, rng)]
+        # A scorer of one's own may take what looks wrong: `lenience` judges it in the large.
+        return [] if hasattr(self.module, "score") else super().near_misses(problem, rng)
+
+    def call(self, name: str, *arguments: Any, remedy: str = "") -> Any:
+        """A function of the file; UserError says where it raised."""
         try:
-            return bool(scorer(problem, answer))
+            return getattr(self.module, name)(*arguments)
         except Exception as error:
+            shown = f" on the answer {arguments[1]!r}" if name == "score" else ""
             raise UserError(
-                f"{self.path}: score raised {type(error).__name__} on the answer {answer!r}: {error} "
-                f"({_line(error, self.path)}).",
-                "A scorer must judge whatever a model can say.",
+                f"{self.path}: {name} raised {type(error).__name__}{shown}: {error} ({_line(error, self.path)}).",
+                remedy,
             ) from None
 
     def recognise(self, text: str) -> Problem | None:
@@ -84,19 +92,35 @@ class UserTask(Task):
             level = self.difficulties[0]
             first, second = (self.propose(Rng("same", seed), level, False) for _ in range(2))
             if (first.prompt, first.answer, first.thought) != (second.prompt, second.answer, second.thought):
-                raise UserError(
-                    f"{self.path}: generate gives another problem for the same rng.",
-                    "Take all randomness from rng, and none from the random module or the clock.",
-                )
+                raise UserError(f"{self.path}: generate gives another problem for the same rng.", SAME_RNG)
         super().validate(n)
         for wrong in ("7", "x" * 300, "\x00", "日本", "-", "1/0"):
             self.judge(first, wrong)
+        self.lenience()
+
+    def lenience(self) -> None:
+        """UserError if a scorer takes other problems' answers, or other numbers, more often than not."""
+        if not hasattr(self.module, "score"):
+            return
+        rng = Rng("lenience")
+        problems = [self.generate((6 << 32) + i, "train", self.default_difficulty) for i in range(PAIRS)]
+        answers = list(dict.fromkeys(problem.answer for problem in problems))
+        tried: list[tuple[Problem, str]] = []
+        for problem in problems:
+            others = [answer for answer in answers if answer != problem.answer] or [""]
+            tried += [(problem, wrong) for wrong in [rng.choice(others), *near_numbers(problem.answer, rng)[:1]]]
+        passed = [(problem, wrong) for problem, wrong in tried if self.judge(problem, wrong)]
+        if 2 * len(passed) > len(tried):
+            problem, wrong = passed[0]
+            raise UserError(
+                f"{self.path}: the scorer lets wrong answers pass, such as {wrong!r} for {problem.answer!r} "
+                f"({len(passed)} of {len(tried)}).",
+                "Compare the answer with the problem's own.",
+            )
 
 
-def load_task_file(path: Path) -> UserTask:
-    """The task in a Python file; UserError names what it lacks, with the line where it fails."""
-    if not path.is_file():
-        raise UserError(f"There is no task file {path}.", "Give the path of a Python file.")
+def load_module(path: Path) -> ModuleType:
+    """A Python file, run; UserError names what is wrong with it, with the line."""
     spec = importlib.util.spec_from_file_location(f"hadal_user_task_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} cannot be read as Python.")
@@ -107,6 +131,14 @@ def load_task_file(path: Path) -> UserTask:
         raise UserError(f"{path} is not valid Python: {error.msg} (line {error.lineno}).") from None
     except Exception as error:
         raise UserError(f"{path} raised {type(error).__name__}: {error} ({_line(error, path)}).") from None
+    return module
+
+
+def load_task_file(path: Path) -> UserTask:
+    """The task in a Python file; UserError names what it lacks, with the line where it fails."""
+    if not path.is_file():
+        raise UserError(f"There is no task file {path}.", "Give the path of a Python file.")
+    module = load_module(path)
     if not callable(getattr(module, "generate", None)):
         raise UserError(f"{path} has no function generate(rng, difficulty).", "examples/roman.py shows one.")
     levels: Any = getattr(module, "difficulties", None)
@@ -118,7 +150,7 @@ def load_task_file(path: Path) -> UserTask:
             raise UserError(f"{path}: {name} is {value!r}.", "It must be a whole number.")
     if getattr(module, "default_difficulty", levels[0]) not in levels:
         raise UserError(f"{path}: default_difficulty is not one of {levels}.")
-    return UserTask(path, module)
+    return UserTask(path, module, levels)
 
 
 def _line(error: BaseException, path: Path) -> str:

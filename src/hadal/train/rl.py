@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from hadal.engine import LLM, SamplingParams
+from hadal.rewards import PARTS, RewardConfig
 from hadal.tasks import Rng, Task
 from hadal.train.algorithms import ALGORITHMS
 from hadal.train.curriculum import Curriculum
@@ -38,6 +39,7 @@ class RLConfig:
     epochs: int = 1
     minibatches: int = 1
     micro_tokens: int = 4096
+    rewards: RewardConfig = field(default_factory=RewardConfig)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def draw_groups(
         config.temperature, max_tokens=config.max_tokens, seed=seed, thinking=thinking, n=config.samples, logprobs=0,
         logprobs_of="sampled",
     )  # fmt: skip
-    groups = sample_groups(llm, tasks, problems, params)
+    groups = sample_groups(llm, tasks, problems, params, config.rewards)
     for group in groups:
         curriculum.record(group.task, group.problem.meta["difficulty"], group.success)
     return groups
@@ -138,6 +140,10 @@ def rl_update(
         "mismatch": sums["mismatch"] / max(sums["tokens"], 1),
         "grad_norm": sums["grad_norm"] / max(updates, 1),
     }
+    scored = [r for g in groups for r in g.rewards]
+    shown = [part for part in PARTS if part in scored[0].parts]
+    if len(shown) > 1:  # else the reward says it all
+        metrics |= {f"reward_{part}": sum(r.parts[part] for r in scored) / len(scored) for part in shown}
     return UpdateResult(
         metrics, groups, sum(len(s.token_ids) for s in samples), trained, sampled - began, done - sampled
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 from hadal.engine import LLM, Sample, SamplingParams
 from hadal.models.cache import SharedPrefix
 from hadal.models.decoder import Decoder
+from hadal.rewards import Response, RewardConfig, score_group
 from hadal.tasks import Problem, Reward, Task
 from hadal.text.tokenizer import THINK
 
@@ -27,8 +28,8 @@ class Group:
 
     @property
     def success(self) -> float:
-        """Mean reward of the group."""
-        return sum(r.total for r in self.rewards) / len(self.rewards)
+        """The share of right answers; shaping of the reward does not change it."""
+        return sum(r.parts["accuracy"] for r in self.rewards) / len(self.rewards)
 
 
 def sample_groups(
@@ -36,13 +37,16 @@ def sample_groups(
     tasks: Mapping[str, Task],
     problems: Sequence[tuple[str, Problem]],
     params: SamplingParams,
+    config: RewardConfig,
 ) -> list[Group]:
     """params.n scored samples for each (task name, problem)."""
     prompts = [llm.tokenizer.chat([{"role": "user", "content": p.prompt}], params.thinking) for _, p in problems]
     opening = THINK if params.thinking else ""
+    limit = params.max_tokens or llm.model.config.max_position_embeddings
     groups = []
     for (name, problem), output in zip(problems, llm.generate(prompts, params.spread(len(prompts))), strict=True):
-        rewards = [tasks[name].score(problem, opening + s.text) for s in output.outputs]
+        responses = [Response(opening + s.text, s.token_ids, limit) for s in output.outputs]
+        rewards = score_group(tasks[name], problem, responses, config)
         groups.append(Group(name, problem, output.prompt_token_ids, output.outputs, rewards))
     return groups
 

@@ -65,7 +65,7 @@ def grpo(run: Run) -> None:
         }
         run.view.step(STAGE, step, shown)
         group = result.groups[step % len(result.groups)]
-        run.view.sample(group.problem.prompt, group.samples[0].text, group.rewards[0].total > 0.5)
+        run.view.sample(group.problem.prompt, group.samples[0].text, group.rewards[0].parts["accuracy"] > 0.5)
         if step % config.rollouts_every == 0 or step == config.updates:
             write_rollouts(run, step, result)
         if step % config.held_out_every == 0 or step == config.updates:
@@ -108,7 +108,7 @@ def write_rollouts(run: Run, step: int, result: UpdateResult) -> None:
             "prompt": group.problem.prompt,
             "answer": group.problem.answer,
             "samples": [
-                {"text": s.text, "reward": r.total, "note": r.note}
+                {"text": s.text, "reward": r.total, "note": r.note} | ({"parts": r.parts} if len(r.parts) > 1 else {})
                 for s, r in zip(group.samples, group.rewards, strict=True)
             ],
         }

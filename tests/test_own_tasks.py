@@ -1,0 +1,174 @@
+"""Tasks of one's own: a Python file or JSON lines are tasks, and what is wrong with them is named before training."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from hadal.cli import main
+from hadal.errors import UserError
+from hadal.tasks import load_tasks
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.py"
+    path.write_text("from hadal.tasks import Problem\n" + textwrap.dedent(text))
+    return str(path)
+
+
+GOOD = """
+difficulties = range(1, 4)
+def generate(rng, difficulty):
+    n = rng.below(1000)
+    return Problem(f"Double {n}", str(2 * n), thought=f"{n} + {n}")
+"""
+
+
+def test_a_file_of_ones_own_is_a_task(tmp_path: Path) -> None:
+    (task,) = load_tasks([write(tmp_path, GOOD)]).values()
+    task.validate()
+    problem = task.generate(0, "train", 2)
+    assert task.score(problem, f"<think>x</think> {problem.answer}").total == 1
+    assert task.generate(0, "train", 2) == problem
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def generate(:", "not valid Python"),
+        ("x = 1", "no function generate"),
+        ("def generate(rng, d): return None", "no difficulties"),
+        ("1/0", "ZeroDivisionError"),
+        ("difficulties = range(1, 3)\ndef generate(rng, d): return 7", "returned int"),
+        ("difficulties = range(1, 3)\ndef generate(rng, d): return Problem('', '1')", "prompt"),
+        ("difficulties = range(1, 3)\ndef generate(rng, d): return {}[d]", "KeyError"),
+        ("import random\n" + GOOD.replace("rng.below(1000)", "random.randrange(1000)"), "same rng"),
+        (GOOD + "\ndef score(problem, answer): return int(answer) == 3", "score"),
+        (GOOD + "\ndef score(problem, answer): return False", "gold answer"),
+        (GOOD + "\ndef score(problem, answer): return True", "scores above 0"),
+        (GOOD.replace("rng.below(1000)", "3"), "found no"),
+        (GOOD.replace("rng.below(1000)", "rng.below(30) // 5"), "too few different problems"),
+        (GOOD.replace("str(2 * n),", "str(2 * n), {'key': str(rng.bits())},"), "on both sides"),
+        (GOOD + "\ndef score(problem, answer): return answer.isdigit()", "lets wrong answers pass"),
+        (GOOD + "\ndef score(problem, answer): return answer.startswith(problem.answer)\n"
+         "def near_misses(problem, rng): return [problem.answer + '0']", "wrong answer '.*0' scores"),
+        (GOOD + "\ndef near_misses(problem, rng): return 1/0", "near_misses raised ZeroDivisionError"),
+    ],
+)  # fmt: skip
+def test_faults_of_ones_own_file_are_named(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        for task in load_tasks([write(tmp_path, text)]).values():
+            task.validate()
+    assert "mine" in str(error.value)
+
+
+def test_the_shipped_examples_are_sound() -> None:
+    folder = Path(__file__).parent.parent / "examples"
+    for path in sorted(folder.glob("*.py")):
+        for task in load_tasks([str(path)]).values():
+            task.validate()
+
+
+
+
+ROWS = [{"prompt": f"What is {n} plus {n}?", "answer": 2 * n, "difficulty": 1 + n // 20} for n in range(40)]
+
+
+def write_rows(folder: Path, rows: list[object]) -> str:
+    path = folder / "mine.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def test_json_lines_are_a_task(tmp_path: Path) -> None:
+    (task,) = load_tasks([write_rows(tmp_path, [*ROWS, ""])]).values()
+    task.validate()
+    assert task.name == "mine" and task.difficulties == range(1, 3)
+    for level in (1, 2):
+        sides = [{task.generate(i, side, level).prompt for i in range(400)} for side in ("train", "held_out")]
+        assert [len(side) for side in sides] == [17, 3] and not sides[0] & sides[1]  # one in eight, rounded up
+        assert all(int(prompt.split()[2]) // 20 == level - 1 for side in sides for prompt in side)
+    problem = task.generate(3, "train", 2)
+    assert problem == task.generate(3, "train", 2)
+    assert task.score(problem, f"<think>x</think> {problem.answer}").total == 1
+    assert task.score(problem, f"<think>x</think> {problem.answer}1").total == 0
+
+
+def test_spellings_of_a_question_lie_on_one_side(tmp_path: Path) -> None:
+    texts = ("How many is {}?", "HOW many is {}")
+    rows = [{"prompt": text.format(n), "answer": n} for n in range(60) for text in texts]
+    (task,) = load_tasks([write_rows(tmp_path, rows)]).values()
+    task.validate()
+    drawn = {side: [task.generate(i, side, 1) for i in range(900)] for side in ("train", "held_out")}
+    sides = [{problem.prompt.lower().rstrip("?") for problem in problems} for problems in drawn.values()]
+    assert [len(side) for side in sides] == [52, 8] and not sides[0] & sides[1]
+
+
+def test_a_scorer_may_lie_beside_json_lines(tmp_path: Path) -> None:
+    name = write_rows(tmp_path, ROWS)
+    scorer = "about = 'doubles'\ndef score(problem, answer):\n    return answer.isdigit() and int(answer) == int({})\n"
+    (tmp_path / "mine.py").write_text(scorer.format("problem.answer"))
+    (task,) = load_tasks([name]).values()
+    task.validate()
+    assert task.about == "doubles"
+    problem = task.generate(0, "train", 1)
+    assert task.score(problem, f"0{problem.answer}").total == 1
+    (tmp_path / "mine.py").write_text(scorer.format("answer"))
+    with pytest.raises(UserError, match="lets wrong answers pass"):
+        load_tasks([name])["mine"].validate()
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], "holds no problems"),
+        (["{"], "line 1 is not JSON"),
+        (["[" * 100_000], "line 1 is not JSON"),
+        ([ROWS[0], [1]], "line 2 is not a JSON object"),
+        ([{"answer": "1"}], "line 1: prompt is None"),
+        ([{"prompt": "a", "answer": " "}], "line 1: answer is ' '"),
+        ([{"prompt": "a", "answer": True}], "line 1: answer is True"),
+        ([{"prompt": "a", "answer": "b", "thought": 3}], "thought is 3"),
+        ([{"prompt": "a", "answer": "b", "difficulty": "hard"}], "difficulty is 'hard'"),
+        ([{"prompt": "a", "answer": "b", "difficulty": -1}], "difficulty is -1"),
+        ([ROWS[0]], "there are 1 problems of difficulty 1"),
+        ([*ROWS, {"prompt": "a", "answer": "b", "difficulty": 9}], "0 problems of difficulty 3"),
+        ([*ROWS, {"prompt": "What is 3  plus 3?", "answer": "6"}], "lines 4 and 41 ask the same, with the same answer"),
+        ([*ROWS, {"prompt": "What is 3 plus 3?\n", "answer": "7"}], "lines 4 and 41 ask the same, with another answer"),
+        (ROWS[:8], "too few different problems"),
+    ],
+)  # fmt: skip
+def test_faults_of_json_lines_are_named(tmp_path: Path, rows: list[object], words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        load_tasks([write_rows(tmp_path, rows)])["mine"].validate()
+    assert "mine" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_own_tasks_are_shown_and_checked_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [write(tmp_path, GOOD), write_rows(tmp_path, ROWS)]
+    (tmp_path / "mine.py").rename(tmp_path / "double.py")  # or it would be the scorer of mine.jsonl
+    names[0] = str(tmp_path / "double.py")
+    assert main(["tasks", "validate", *names]) == 0
+    assert capsys.readouterr().out.split() == ["double", "holds", "mine", "holds"]
+    for name in names:
+        assert main(["tasks", "show", name, "-n", "4"]) == 0
+        assert capsys.readouterr().out.count("question ") == 4
+    Path(names[1]).write_text('{"prompt": 3}\n')
+    assert main(["tasks", "validate", names[1]]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_scorer_beside_json_lines_is_not_run_by_a_recipe_that_is_not_trusted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(tmp_path, ROWS)
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (tmp_path / "recipe.toml").write_text('tasks = ["mine.jsonl"]\n')
+    assert main(["train", str(tmp_path / "recipe.toml"), "--dry-run"]) == 2
+    assert "mine.py" in (err := capsys.readouterr().err) and "--trust" in err and err.count("\n") == 1
+    assert not (tmp_path / "ran").exists()
