@@ -20,6 +20,7 @@ from hadal.models.decoder import Decoder, Norm, full_weight, recomputing
 from hadal.models.dense import FeedForward
 from hadal.ops.attention import attend
 from hadal.ops.experts import routed_experts
+from hadal.ops.linear import linear_rows
 from hadal.ops.norm import rotate_pairs
 
 LATENT_EPS = 1e-6
@@ -123,6 +124,8 @@ class Router(nn.Module):
         self.register_buffer("e_score_correction_bias", torch.zeros(experts) if biased else None)
         # Choices that real tokens made of each expert since the last update, in training passes only.
         self.register_buffer("load", torch.zeros(experts, dtype=torch.long, device="cpu"), persistent=False)
+        self.steady = False
+        """Whether a token's scores keep their bits whatever other tokens there are, as packed models want it."""
         self.balance_share = 1.0
         """What part of an update this pass is: 1/n where gradients of n passes are added up."""
 
@@ -130,7 +133,9 @@ class Router(nn.Module):
         """Experts [N, P] and their weights [N, P]."""
         c = self.config
         wide = torch.float64 if x_BTD.dtype == torch.float64 else torch.float32
-        logits = F.linear(x_BTD.to(wide), self.weight.to(wide))
+        x_ND, weight_ED = x_BTD.flatten(0, -2).to(wide), self.weight.to(wide)
+        logits_NE = linear_rows(x_ND, weight_ED) if self.steady else F.linear(x_ND, weight_ED)
+        logits = logits_NE.view(*x_BTD.shape[:-1], -1)
         scores_BTE = logits.sigmoid() if c.scoring_func == "sigmoid" else logits.softmax(-1)
         scores_NE = scores_BTE.flatten(0, -2)
         with torch.no_grad():
