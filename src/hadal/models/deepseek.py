@@ -20,7 +20,7 @@ from hadal.models.decoder import Decoder, Norm, full_weight, recomputing
 from hadal.models.dense import FeedForward
 from hadal.ops.attention import attend
 from hadal.ops.experts import routed_experts
-from hadal.ops.linear import linear_rows
+from hadal.ops.linear import linear_rows, sigmoid_rows
 from hadal.ops.norm import rotate_pairs
 
 LATENT_EPS = 1e-6
@@ -135,9 +135,11 @@ class Router(nn.Module):
         wide = torch.float64 if x_BTD.dtype == torch.float64 else torch.float32
         x_ND, weight_ED = x_BTD.flatten(0, -2).to(wide), self.weight.to(wide)
         logits_NE = linear_rows(x_ND, weight_ED) if self.steady else F.linear(x_ND, weight_ED)
-        logits = logits_NE.view(*x_BTD.shape[:-1], -1)
-        scores_BTE = logits.sigmoid() if c.scoring_func == "sigmoid" else logits.softmax(-1)
-        scores_NE = scores_BTE.flatten(0, -2)
+        if c.scoring_func == "sigmoid":
+            scores_NE = sigmoid_rows(logits_NE) if self.steady else logits_NE.sigmoid()
+        else:
+            scores_NE = logits_NE.softmax(-1)
+        scores_BTE = scores_NE.view(*x_BTD.shape[:-1], -1)
         with torch.no_grad():
             expert_NP = self.choose(scores_NE)
         weight_NP = scores_NE.gather(1, expert_NP)

@@ -25,6 +25,10 @@ from hadal.errors import UserError
 
 PROBED = 128
 """Row counts that `row_counts` tries; longer inputs are cut where the operator's order of addition varies so far up."""
+VECTOR = 16
+"""Rows that make a number of elements which fills torch's vectors, whatever the width."""
+UNDIVIDED = 32768
+"""Elements up to which torch leaves an elementwise function to one thread."""
 PACKED_FOR = 64
 """Rows that oneDNN is told to expect; its layout serves the other counts as well."""
 
@@ -208,6 +212,16 @@ def linear_rows(x_NK: Tensor, weight_OK: Tensor) -> Tensor:
     """F.linear(x, weight) whose rows do not depend on how many there are; float32, float64 or bfloat16."""
     plain = f"{weight_OK.dtype}:plain".removeprefix("torch.")
     return steadily(lambda x: F.linear(x, weight_OK), x_NK, row_counts(plain, torch.get_num_threads()))
+
+
+def sigmoid_rows(x_NE: Tensor) -> Tensor:
+    """Sigmoids whose bits do not depend on how many rows there are.
+
+    torch computes what is left of a tensor after its last full vectors with another exponential: here nothing is left.
+    Longer tensors it divides among threads, wherever that falls, so they are cut into pieces that it does not divide.
+    """
+    pieces = x_NE.split(max(VECTOR, UNDIVIDED // x_NE.shape[1] // VECTOR * VECTOR))
+    return torch.cat([F.pad(x, (0, 0, 0, -len(x) % VECTOR)).sigmoid_()[: len(x)] for x in pieces])
 
 
 class Stack:
