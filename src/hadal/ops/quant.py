@@ -24,37 +24,56 @@ GROUP = 32
 """Inputs that share a scale and a zero in 4 bits."""
 SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8)
 """Parts of a group's range that 4 bits are spread over; each group takes the one with the least squared error."""
-_PIECE = 1 << 22  # weights that are quantised at a time
+TINY = 1e-30
+"""Least scale that is divided by: rows and groups of zeros stay zeros."""
+_PIECE = 1 << 17  # weights that are quantised at a time
+
+
+def _pieces(weight_OK: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows in float32, as many at a time as a core's cache holds."""
+    rows = max(1, _PIECE // weight_OK.shape[1])
+    for begin in range(0, len(weight_OK), rows):
+        part = slice(begin, begin + rows)
+        yield part, weight_OK[part].detach().float()
 
 
 def quantise_int8(weight_OK: Tensor, scales: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Integers [O, K] of -127..127, and what they are multiplied with [O], rounded to `scales` beforehand."""
-    weight = weight_OK.detach().float()
-    scale_O = (weight.abs().amax(1) / 127).to(scales)
-    wide_O1 = scale_O.float().masked_fill(scale_O == 0, 1.0)[:, None]
-    return (weight / wide_O1).round_().clamp_(-127, 127).to(torch.int8), scale_O
+    q_OK = torch.empty(weight_OK.shape, dtype=torch.int8)
+    scale_O = torch.empty(len(weight_OK), dtype=scales)
+    for part, weight in _pieces(weight_OK):
+        scale_O[part] = torch.linalg.vector_norm(weight, float("inf"), dim=1) / 127
+        wide_O1 = scale_O[part].float().clamp_(min=TINY)[:, None]
+        q_OK[part] = (weight / wide_O1).round_().clamp_(-127, 127)
+    return q_OK, scale_O
 
 
 def quantise_int4(weight_OK: Tensor) -> tuple[Tensor, Tensor]:
     """Integers [O, K] of 0..15, and bf16 [K / 32, O, 2]: the scale of a group, and the value that 8 stands for."""
-    weights, scales = [], []
-    for piece in weight_OK.detach().split(max(1, _PIECE // weight_OK.shape[1])):
-        group_OGK = piece.float().unflatten(1, (-1, GROUP))
-        low, high = group_OGK.amin(2, keepdim=True), group_OGK.amax(2, keepdim=True)
+    O, K = weight_OK.shape
+    q_OK = torch.empty(O, K, dtype=torch.uint8)
+    pair_GO2 = torch.empty(K // GROUP, O, 2, dtype=torch.bfloat16)
+    for part, weight in _pieces(weight_OK):
+        group_OGK = weight.unflatten(1, (-1, GROUP))
+        low, high = torch.aminmax(group_OGK, dim=2, keepdim=True)
         best = torch.full_like(low, float("inf"))
-        q_OGK, pair = torch.zeros_like(group_OGK), torch.zeros(*low.shape[:2], 2)
-        for part in SHRINK:
-            scale = ((high - low) * (part / 15)).bfloat16().float()
-            zero = ((high + low) / 2 + scale / 2).bfloat16().float()
-            q = ((group_OGK - zero) / scale.masked_fill(scale == 0, 1.0)).round_().add_(8).clamp_(0, 15)
-            error = ((q - 8) * scale + zero - group_OGK).square_().sum(2, keepdim=True)
+        scale, zero = torch.zeros_like(low), torch.zeros_like(low)
+        for share in SHRINK:
+            step = (high - low).mul_(share / 15).bfloat16().float()
+            middle = torch.add(high + low, step).div_(2).bfloat16().float()
+            rounded = _rounded(group_OGK, step, middle)
+            error = torch.linalg.vector_norm(rounded.mul_(step).add_(middle).sub_(group_OGK), dim=2, keepdim=True)
             better = error < best
             best = torch.where(better, error, best)
-            q_OGK = torch.where(better, q, q_OGK)
-            pair = torch.where(better, torch.cat([scale, zero], dim=2), pair)
-        weights.append(q_OGK.flatten(1).to(torch.uint8))
-        scales.append(pair.bfloat16())
-    return torch.cat(weights), torch.cat(scales).transpose(0, 1).contiguous()
+            scale, zero = torch.where(better, step, scale), torch.where(better, middle, zero)
+        q_OK[part] = _rounded(group_OGK, scale, zero).add_(8).flatten(1)
+        pair_GO2[:, part] = torch.cat([scale, zero], dim=2).transpose(0, 1)
+    return q_OK, pair_GO2
+
+
+def _rounded(group_OGK: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Steps of -8..7 from `zero`."""
+    return (group_OGK - zero).div_(scale.clamp(min=TINY)).round_().clamp_(-8, 7)
 
 
 def dequantise_int4(q_OK: Tensor, pair_GO2: Tensor) -> Tensor:
@@ -65,7 +84,7 @@ def dequantise_int4(q_OK: Tensor, pair_GO2: Tensor) -> Tensor:
 
 def scale_rows(x_NK: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     """Rows within -levels..levels, not yet rounded, and their scales [N, 1]; a NaN keeps to its row."""
-    scale_N1 = torch.linalg.vector_norm(x_NK, float("inf"), dim=1, keepdim=True).mul_(1 / levels).clamp_(min=1e-30)
+    scale_N1 = torch.linalg.vector_norm(x_NK, float("inf"), dim=1, keepdim=True).mul_(1 / levels).clamp_(min=TINY)
     return x_NK / scale_N1, scale_N1
 
 
