@@ -161,12 +161,14 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         "chat", chat, "Talk to a model in the terminal, its thoughts shown", "  hadal chat runs/dense-seed0"
     )
     command.add_argument("model", metavar="MODEL", help="a run, a checkpoint folder, adapters, or a Hugging Face id")
+    _sampling_options(command)
 
     command = add(
         "ask", ask, "Ask a model one question", '  hadal ask runs/dense-seed0 "How many r are in strawberry?"'
     )
     command.add_argument("model", metavar="MODEL", help="a run, a checkpoint folder, adapters, or a Hugging Face id")
     command.add_argument("question", help="the question, in quotes")
+    _sampling_options(command)
     command.add_argument("--json", action="store_true", help="one JSON object instead of text")
     mode = command.add_mutually_exclusive_group()
     mode.add_argument("--think", action="store_true", help="make it think first")
@@ -258,17 +260,25 @@ def train(options: argparse.Namespace) -> None:
         )
 
 
+def _sampling_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16", "int8", "int4"), default="auto",
+        help="how weights are held (default: auto, the fastest here at full quality)",
+    )  # fmt: skip
+    command.add_argument("--budget", type=whole(0), metavar="N", help="tokens that a thought may have")
+
+
 def chat(options: argparse.Namespace) -> None:
     from hadal.terminal.chat import chat
 
-    chat(options.model)
+    chat(options.model, options.dtype, options.budget)
 
 
 def ask(options: argparse.Namespace) -> None:
     from hadal.terminal.chat import ask
 
     thinking = True if options.think else False if options.direct else None
-    ask(options.model, options.question, thinking=thinking, json=options.json)
+    ask(options.model, options.question, thinking, options.json, options.dtype, options.budget)
 
 
 def tasks(options: argparse.Namespace) -> None:

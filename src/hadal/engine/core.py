@@ -87,7 +87,8 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         self.config = config or EngineConfig()
         never = [*tokenizer.forbidden_ids, *range(tokenizer.size, model.config.vocab_size)]
-        self.device = model.embed.weight.device
+        like = model.norm.weight  # the embedding of a packed model may be narrower than what it computes in
+        self.device = like.device
         self.forbidden = torch.tensor(never, dtype=torch.long, device=self.device)
         self.ends = torch.tensor(sorted(tokenizer.eos_ids), device=self.device)
         self.sampler = Sampler(tokenizer, self.forbidden)
@@ -99,8 +100,10 @@ class Engine:
         self.layers, self.widths = len(model.layers) + (self.predictor is not None), model.cache_widths()
         column = self.layers * sum(heads * width for heads, width in self.widths) * model.dtype.itemsize
         budget = cache_budget(self.config.cache_bytes) // column
-        self.runs = Runs(budget, 1 + self.guesses, self.layers, self.widths, model.embed.weight)
+        self.runs = Runs(budget, 1 + self.guesses, self.layers, self.widths, like)
         self.column_bytes = column
+        # Packed matrices see to their rows themselves, each operator by what it needs.
+        self.pads = self.config.exact and model.packed_head is None
         self.drafted = self.accepted = 0
         """Tokens that were guessed ahead, and those that came out so."""
         self._requests = 0
@@ -233,7 +236,7 @@ class Engine:
                 job.request.cached = max(job.request.cached, hit * BLOCK)
         done = torch.tensor([hit * BLOCK for hit in hits], device=self.device)
         total = torch.tensor([len(job.tokens) for job in jobs], device=self.device)
-        last = self.model.embed.weight.new_zeros(len(jobs), self.model.config.hidden_size)
+        last = self.model.norm.weight.new_zeros(len(jobs), self.model.config.hidden_size)
         self.reading = Reading(jobs, lane, done, total, last)
 
     def _run_size(self, sequence: Sequence, length: int) -> int:
@@ -319,7 +322,7 @@ class Engine:
     def _first_tokens(self, slots: Tensor, hidden_ND: Tensor) -> None:
         """The token behind each prompt, from the hidden state of the prompt's last one."""
         N = len(slots)
-        spare = stable_rows(N) - N if self.config.exact else 0
+        spare = stable_rows(N) - N if self.pads else 0
         logits = self.model.logits(torch.cat([hidden_ND, hidden_ND.new_zeros(spare, hidden_ND.shape[1])]))
         self._advance(slots, logits[:N])
         if self.predictor is not None:
@@ -338,7 +341,7 @@ class Engine:
         ids = torch.cat([self.table.last_tokens(slots)[:, None], guessed.clamp(min=0)], dim=1)
         N, T = ids.shape
         spare = 0
-        while self.config.exact and stable_rows((N + spare) * T) != (N + spare) * T:
+        while self.pads and stable_rows((N + spare) * T) != (N + spare) * T:
             spare += 1
         if spare:
             ids = torch.cat([ids, ids.new_zeros(spare, T)])

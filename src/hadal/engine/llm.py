@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,13 @@ from hadal.engine.request import Request, RequestOutput
 from hadal.errors import UserError
 from hadal.models.decoder import Decoder
 from hadal.models.hub import resolve
-from hadal.models.lora import open_model
+from hadal.models.lora import is_adapter, open_model
+from hadal.models.packed import choose, pack
+from hadal.models.tensor_files import stored_dtype
 from hadal.text.tokenizer import Tokenizer
 
+WORTH_PACKING = 20_000_000
+"""Parameters from which packing is worth its second at the start."""
 Prompt = str | Sequence[int] | Mapping[str, Any]
 """Text, token ids, or {"prompt": text} or {"prompt_token_ids": ids}."""
 
@@ -36,10 +40,30 @@ class LLM:
         """What `generate` uses where it is given no params: the checkpoint's own settings."""
 
     @classmethod
-    def load(cls, folder: Path | str, dtype: torch.dtype = torch.float32, config: EngineConfig | None = None) -> LLM:
-        """The model of a run folder, checkpoint folder or Hugging Face id, or of adapters, merged into their base."""
+    def load(
+        cls, folder: Path | str, dtype: torch.dtype = torch.float32, config: EngineConfig | None = None,
+        form: str | None = None, say: Callable[[str], None] = lambda line: None,
+    ) -> LLM:  # fmt: skip
+        """The model of a run folder, checkpoint folder or Hugging Face id, or of adapters, merged into their base.
+
+        form: how its matrices are packed for this CPU (`hadal.models.packed`): float32, bfloat16, float16, int8, int4, or
+        auto for the fastest at full quality, which a large model is measured for (`say` is told) and a small one left
+        plain. None leaves them plain in `dtype`.
+        """
         folder = resolve(folder)
-        return cls(open_model(folder, dtype).eval(), Tokenizer.load(folder), config, generation_defaults(folder))
+        tokenizer, defaults = Tokenizer.load(folder), generation_defaults(folder)
+        if form is None or torch.cuda.is_available():
+            return cls(open_model(folder, dtype).eval(), tokenizer, config, defaults)
+        stored = torch.float32 if is_adapter(folder) else stored_dtype(folder)
+        model = open_model(folder, stored).eval()
+        if form == "auto":
+            if sum(p.numel() for p in model.parameters()) < WORTH_PACKING:
+                return cls(model.float(), tokenizer, config, defaults)
+            choice = choose(model.config, stored)
+            say(choice.reason)
+            form = choice.form
+        pack(model, form, fast=config is not None and not config.exact)
+        return cls(model, tokenizer, config, defaults)
 
     @property
     def forbidden(self) -> torch.Tensor:

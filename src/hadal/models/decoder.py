@@ -93,6 +93,8 @@ class Decoder(nn.Module):
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
         if not config.tie_word_embeddings:
             self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.packed_head: nn.Module | None = None
+        """The head of a model that is packed for inference (`hadal.models.packed`)."""
         self.cos: Tensor
         self.sin: Tensor
         cos, sin = rotary_tables(config.max_position_embeddings, rotary_dim, config.rope_theta, config.rope_scaling)
@@ -103,7 +105,7 @@ class Decoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embed.weight.dtype
+        return self.norm.weight.dtype
 
     def cache_widths(self) -> list[tuple[int, int]]:
         """(J, C) of each tensor that a layer caches for a token."""
@@ -171,7 +173,8 @@ class Decoder(nn.Module):
 
     def logits(self, hidden_D: Tensor) -> Tensor:
         """Float32 logits [..., V] (float64 for a float64 model)."""
-        logits = F.linear(hidden_D, self.head_weight())
+        packed = self.packed_head
+        logits = F.linear(hidden_D, self.head_weight()) if packed is None else packed(hidden_D)
         return logits if logits.dtype == torch.float64 else logits.float()
 
     @torch.no_grad()

@@ -9,7 +9,6 @@ row, E routed experts, P experts of a token.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hadal.configs.models import DeepseekConfig
@@ -19,7 +18,7 @@ from hadal.models.cache import Cache, Columns
 from hadal.models.decoder import Decoder, Norm, full_weight, recomputing
 from hadal.models.dense import FeedForward
 from hadal.ops.attention import attend, batched_rows, weighted_sum
-from hadal.ops.exact import sigmoid
+from hadal.ops.exact import linear_rows, sigmoid_rows
 from hadal.ops.experts import routed_experts
 from hadal.ops.norm import rotate_pairs
 
@@ -134,9 +133,10 @@ class Router(nn.Module):
         """Experts [N, P] and their weights [N, P]."""
         c = self.config
         wide = torch.float64 if x_BTD.dtype == torch.float64 else torch.float32
-        logits = F.linear(x_BTD.to(wide), self.weight.to(wide))
-        scores_BTE = sigmoid(logits) if c.scoring_func == "sigmoid" else logits.softmax(-1)
-        scores_NE = scores_BTE.flatten(0, -2)
+        x_ND = x_BTD.flatten(0, -2).to(wide)
+        logits_NE = linear_rows(x_ND, self.weight.to(wide))
+        scores_NE = sigmoid_rows(logits_NE) if c.scoring_func == "sigmoid" else logits_NE.softmax(-1)
+        scores_BTE = scores_NE.view(*x_BTD.shape[:-1], -1)
         with torch.no_grad():
             expert_NP = self.choose(scores_NE)
         weight_NP = scores_NE.gather(1, expert_NP)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -30,6 +31,15 @@ FP8_BLOCK = 128
 """Rows and columns of the blocks that share a scale in DeepSeek's FP8 weights."""
 _PIECE = 1 << 19  # elements that are read, converted and looked at together: they stay in a core's cache
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The dtype that most of a checkpoint's weights can be computed in as they are; FP8 ones are read as bf16."""
+    counts: Counter[torch.dtype] = Counter()
+    for entry in TensorFiles(folder).entries.values():
+        counts[torch.bfloat16 if entry.kind == FP8 else DTYPES[entry.kind]] += math.prod(entry.shape)
+    (dtype, _), *_ = counts.most_common(1)
+    return dtype if dtype.itemsize <= 4 else torch.float32
 
 
 class TensorFiles:

@@ -22,8 +22,10 @@ COLUMNS = 16
 """Fewest columns of attention over which sums have one order."""
 SUMMED = 128
 """Columns of attention that are added up in one product."""
-LANES = 32
-"""Elements that torch's loops take at once, or a multiple of that."""
+VECTOR = 16
+"""Rows that make a number of elements which fills torch's vectors, whatever the width."""
+UNDIVIDED = 32768
+"""Elements up to which torch leaves an elementwise function to one thread."""
 _TRIED = 64
 _SHAPES = ((128, 96), (896, 256))
 
@@ -51,18 +53,6 @@ def stable_rows(n: int) -> int:
     return _stable(torch.get_num_threads())[n] if n < _TRIED else n
 
 
-def sigmoid(x_E: Tensor) -> Tensor:
-    """The logistic function, of an element the same bits wherever it stands.
-
-    torch takes many elements at once and the last few one by one, with another exponential: where results must be
-    exact, rows are padded to a length that leaves none over.
-    """
-    over = -x_E.shape[-1] % LANES
-    if not is_exact() or not over:
-        return x_E.sigmoid()
-    return F.pad(x_E, (0, over)).sigmoid()[..., : x_E.shape[-1]]
-
-
 _exact: ContextVar[bool] = ContextVar("exact", default=False)
 
 
@@ -79,3 +69,22 @@ def exactly(wanted: bool) -> Iterator[None]:
         yield
     finally:
         _exact.reset(token)
+
+
+def linear_rows(x_NK: Tensor, weight_OK: Tensor) -> Tensor:
+    """F.linear(x, weight); where results must be exact, rows do not depend on how many there are."""
+    N = len(x_NK)
+    lacking = stable_rows(N) - N if is_exact() else 0
+    return F.linear(F.pad(x_NK, (0, 0, 0, lacking)), weight_OK)[:N] if lacking else F.linear(x_NK, weight_OK)
+
+
+def sigmoid_rows(x_NE: Tensor) -> Tensor:
+    """The logistic function; where results must be exact, of an element the same bits wherever it stands.
+
+    torch computes what is left of a tensor after its last full vectors with another exponential: here nothing is left.
+    Longer tensors it divides among threads, wherever that falls, so they are cut into pieces that it does not divide.
+    """
+    if not is_exact():
+        return x_NE.sigmoid()
+    pieces = x_NE.split(max(VECTOR, UNDIVIDED // x_NE.shape[1] // VECTOR * VECTOR))
+    return torch.cat([F.pad(x, (0, 0, 0, -len(x) % VECTOR)).sigmoid_()[: len(x)] for x in pieces])

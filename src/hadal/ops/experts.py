@@ -21,6 +21,7 @@ from torch.autograd import Function
 
 from hadal.ops.attention import plain_swiglu, swiglu
 from hadal.ops.exact import is_exact, stable_rows
+from hadal.ops.linear import Stack
 
 
 def plain_experts(x_ND: Tensor, expert_NP: Tensor, weight_NP: Tensor, gate_up_EOD: Tensor, down_EDI: Tensor) -> Tensor:
@@ -133,8 +134,10 @@ def loop_linear(x_MK: Tensor, weight_EOK: Tensor, ends_E: Tensor) -> Tensor:
     return _LoopLinear.apply(x_MK, weight_EOK, ends_E)
 
 
-def grouped_linear(x_MK: Tensor, weight_EOK: Tensor, ends_E: Tensor) -> Tensor:
+def grouped_linear(x_MK: Tensor, weight_EOK: Tensor | Stack, ends_E: Tensor) -> Tensor:
     """Rows ends[e - 1]..ends[e] of x times the transpose of matrix e, for every e; [M, O]. ends: int32."""
+    if isinstance(weight_EOK, Stack):
+        return weight_EOK.linear(x_MK, ends_E)
     form = _GroupedLinear if takes_grouped(x_MK, weight_EOK) else _LoopLinear
     return form.apply(x_MK, weight_EOK, ends_E)
 
@@ -156,9 +159,9 @@ def routed_experts(
     x_ND: Tensor,
     expert_NP: Tensor,
     weight_NP: Tensor,
-    gate_up_EOD: Tensor,
-    down_EDI: Tensor,
-    linear: Callable[[Tensor, Tensor, Tensor], Tensor] = grouped_linear,
+    gate_up_EOD: Tensor | Stack,
+    down_EDI: Tensor | Stack,
+    linear: Callable[[Tensor, Any, Tensor], Tensor] = grouped_linear,
 ) -> Tensor:
     """Sum over a token's P experts of weight * down(swiglu(gate_up x)); [N, D].
 
@@ -171,7 +174,7 @@ def routed_experts(
     place_NP = torch.empty_like(place_M)
     place_NP[place_M] = torch.arange(len(place_M), device=place_M.device)
     place_NP = place_NP.view_as(expert_NP)
-    if is_exact() and not torch.is_grad_enabled():
+    if is_exact() and not torch.is_grad_enabled() and not isinstance(gate_up_EOD, Stack):
         ends_E, place_NP, rows = _stable_groups(x_ND, expert_NP, token_M, place_NP, ends_E)
     else:
         rows = _Dispatch.apply(x_ND, token_M, place_NP)

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from hadal.cost.flops import parameters
 from hadal.errors import UserError
 from hadal.recipe.run_folder import again, open_run, read_run, write_text
 from hadal.terminal.clean import clean, one_line, strip_controls
@@ -171,10 +172,11 @@ def save(path: Path, name: str, replies: list[Reply]) -> None:
 class Model:
     """A finished run with its tasks, ready to be asked."""
 
-    def __init__(self, model: str | Path) -> None:
+    def __init__(self, model: str | Path, dtype: str = "auto", budget: int | None = None) -> None:
         from hadal.models.hub import resolve
 
         self.run = resolve(model)
+        self.dtype, self.budget = dtype, budget
         self.given = str(model)
         self.record = _record(self.run)
         self.config: dict[str, Any] = self.record.get("config") or {}
@@ -195,7 +197,7 @@ class Model:
     def _load(self) -> "LLM":
         from hadal.engine import LLM
 
-        return LLM.load(self.run)
+        return LLM.load(self.run, form=self.dtype, say=self.notes.append)
 
     def _load_tasks(self) -> "list[Task]":
         from hadal.tasks import load_tasks
@@ -227,7 +229,9 @@ class Model:
         tokenizer: Any = self.llm.tokenizer
         prompt = tokenizer.chat([{"role": "user", "content": question}], thinking=thinking)
         sampling = R1_SAMPLING | generation_defaults(self.run)
-        params = SamplingParams.of(sampling | {"max_tokens": _MAX_TOKENS, "seed": self.asked, "thinking": thinking})
+        budget = {} if thinking is False else {"thinking_budget": self.budget}
+        asked = {"max_tokens": _MAX_TOKENS, "seed": self.asked, "thinking": thinking}
+        params = SamplingParams.of(sampling | asked | budget)
         self.asked += 1
         opened = bool(thinking) or tokenizer.in_thought(prompt)
         reply = Reply(question, "" if opened else None, "", "", 0, 0, 0.0, 0.0)
@@ -276,10 +280,12 @@ class Chat:
 
     def greet(self) -> None:
         model, say = self.model, self.console.print
-        size = count(sum(parameter.numel() for parameter in model.llm.model.parameters()))
+        size = count(parameters(model.llm.model.config).total)
         if not model.is_grown:
             say(Text.assemble((one_line(model.name), "bold cyan"), f", {size} parameters."))
             say(Text("Each question is asked on its own. /help for the rest.", style="dim"))
+            for note in model.notes:
+                say(Text(clean(note), style="dim"))
             return
         say(Text.assemble((one_line(model.name), "bold cyan"), f", {size} parameters, grown from nothing."))
         say("It is tiny. It knows nothing of the world and cannot chat; it can do what it was grown for:")
@@ -461,14 +467,15 @@ def _record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def chat(run: str | Path) -> None:
+def chat(run: str | Path, dtype: str = "auto", budget: int | None = None) -> None:
     """Opens the run, checkpoint or adapters and talks until the user leaves.
 
+    dtype: how weights are held, as in `LLM.load`; budget: tokens that a thought may have.
     Raises UserError, naming the remedy, where the run is missing, unfinished, damaged or of another version.
     """
     _tolerate(sys.stdin, sys.stdout)
     console = Console(highlight=False)
-    model = Model(run)
+    model = Model(run, dtype, budget)
     conversation = Chat(model, console)
     conversation.greet()
     conversation.loop(_reader(console))
@@ -500,8 +507,11 @@ def _read_plainly() -> str:
     return line
 
 
-def ask(run: str | Path, question: str, thinking: bool | None = None, json: bool = False) -> None:
-    """Asks one question and prints the answer, or one JSON object.
+def ask(
+    run: str | Path, question: str, thinking: bool | None = None, json: bool = False, dtype: str = "auto",
+    budget: int | None = None,
+) -> None:  # fmt: skip
+    """Asks one question and prints the answer, or one JSON object; dtype and budget as for `chat`.
 
     Raises UserError, naming the remedy, for a run that cannot be opened or an empty question.
     """
@@ -509,7 +519,7 @@ def ask(run: str | Path, question: str, thinking: bool | None = None, json: bool
     if not question:
         raise UserError("the question is empty.", 'Ask one, such as "How many r in strawberry?"')
     _tolerate(sys.stdout)
-    model = Model(run)
+    model = Model(run, dtype, budget)
     if json:
         reply = model.reply(question, thinking, lambda kind, text, reply: None)
         print(jsonlib.dumps(reply.as_dict()))

@@ -1,0 +1,304 @@
+"""A decoder whose linear layers are packed for inference (`hadal.ops.linear`): the same modules, other matrices.
+
+`pack` takes a model over and frees each plain matrix as soon as it is packed. `packed_copy` leaves a trainer's model
+as it is and shares with it everything that is no matrix; `repack` brings its matrices up to date after an update.
+`choose` finds the form that is fastest on this machine. All this is for CPUs; on a GPU a model stays plain.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hadal.configs.models import ModelConfig
+from hadal.errors import UserError
+from hadal.models.checkpoint import outline
+from hadal.models.decoder import Decoder, full_weight
+from hadal.models.deepseek import Experts, Router
+from hadal.models.lora import LoraExperts
+from hadal.ops import quant
+from hadal.ops.linear import FORMS, Matrix, Stack, kind_of, measure, usable, works
+
+BLOCK = 1 << 24
+"""Weights that are packed at a time, so that what packing needs for itself stays small beside a vocabulary's head."""
+MEASURED = 24_000_000
+"""Weights that `choose` multiplies with: more than most caches hold."""
+
+
+class PackedLinear(nn.Module):
+    """A linear layer over packed matrices; the result has the dtype of what it is given, or `out`."""
+
+    def __init__(
+        self, form: str, weight_OK: Tensor, bias: nn.Parameter | None, fast: bool, out: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.form, self.bias, self.fast, self.out = FORMS[form], bias, fast, out
+        self.repack(weight_OK)
+
+    def repack(self, weight_OK: Tensor) -> None:
+        """Take another matrix of the same shape."""
+        self.in_features = weight_OK.shape[1]
+        self.blocks = [self.form(block) for block in weight_OK.chunk(math.ceil(weight_OK.numel() / BLOCK))]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(block.nbytes for block in self.blocks)
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix [O, K], where the form keeps it as it is."""
+        return torch.cat([block.dense() for block in self.blocks]) if len(self.blocks) > 1 else self.blocks[0].dense()
+
+    def forward(self, x_D: Tensor) -> Tensor:
+        x_NK = x_D.reshape(-1, self.in_features).to(self.form.dtype)
+        bias = None if self.bias is None else self.bias.to(self.form.dtype)
+        if len(self.blocks) == 1:
+            y = self._multiply(self.blocks[0], x_NK, bias)
+        else:
+            y = torch.cat([self._multiply(block, x_NK, None) for block in self.blocks], dim=1)
+            y = y if bias is None else y.add_(bias)
+        return y.view(*x_D.shape[:-1], y.shape[1]).to(self.out or x_D.dtype)
+
+    def _multiply(self, block: Matrix, x_NK: Tensor, bias_O: Tensor | None) -> Tensor:
+        return block(x_NK, bias_O) if self.fast else block.rows(x_NK, bias_O)
+
+
+class PackedExperts(nn.Module):
+    """The routed experts' matrices, each packed."""
+
+    def __init__(self, form: str, matrices: tuple[Tensor, Tensor], fast: bool) -> None:
+        super().__init__()
+        self.form, self.fast = FORMS[form], fast
+        self.repack(matrices)
+
+    def repack(self, matrices: tuple[Tensor, Tensor]) -> None:
+        """Take other matrices of the same shapes: gate and up [E, 2I, D], and down [E, D, I]."""
+        gate_up, down = matrices
+        self.stacks = Stack(self.form, gate_up, self.fast), Stack(self.form, down, self.fast)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(stack.nbytes for stack in self.stacks)
+
+    def matrices(self) -> tuple[Stack, Stack]:
+        return self.stacks
+
+
+class Lookup(nn.Module):
+    """An embedding that is stored in a narrower dtype than the model computes in."""
+
+    def __init__(self, weight: Tensor, out: torch.dtype) -> None:
+        super().__init__()
+        self.weight, self.out = nn.Parameter(weight, requires_grad=False), out
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        return F.embedding(ids_BT, self.weight).to(self.out)
+
+
+# Packing
+
+
+@dataclass(frozen=True)
+class Repacked:
+    """What packing took: the packed matrices' bytes, and seconds."""
+
+    nbytes: int
+    seconds: float
+
+
+@torch.no_grad()
+def pack(model: Decoder, form: str, head: str | None = None, fast: bool = False) -> Repacked:
+    """Pack a model's linear layers in place, for inference from now on; every plain matrix is freed as it goes.
+
+    form: a kind (float32, bfloat16, float16, int8, int4) or a form's whole name, as `choose` gives it. The model then
+    computes in bf16 for bfloat16 and in float32 otherwise; load it in the checkpoint's own dtype, so that nothing is
+    ever held in a wider one. head: another form for the head; int4 models get an int8 one if nothing is said.
+    fast: operators may take an order of addition that depends on how many rows there are. What attention multiplies
+    with itself (MLA's kv_b_proj) stays plain.
+    """
+    began = time.perf_counter()
+    form = resolve(form)
+    head = resolve(head or ("int8" if kind_of(form) == "int4" else form))
+    if model.cos.device.type != "cpu" and not (form.endswith(":plain") and head.endswith(":plain")):
+        raise UserError(f"{form} is a form for CPUs, and the model is on {model.cos.device}.", "Leave it plain there.")
+    compute = torch.float32 if kind_of(form) in quant.KINDS else FORMS[form].dtype
+    _pack_modules(model, form, compute, fast)
+    wide = torch.promote_types(compute, torch.float32)
+    model.packed_head = PackedLinear(head, model.head_weight(), None, fast, out=wide)
+    if not model.config.tie_word_embeddings:
+        del model.head
+    _cast(model, compute)
+    _give_back()
+    model.requires_grad_(False).eval()
+    return Repacked(packed_bytes(model), time.perf_counter() - began)
+
+
+def packed_copy(model: Decoder, form: str, head: str | None = None, fast: bool = False) -> tuple[Decoder, Repacked]:
+    """A packed model beside a plain one, with which it shares norms and embedding; arguments as for `pack`."""
+    shell = _shell(model)
+    assert isinstance(shell, Decoder)
+    return shell, pack(shell, form, head, fast)
+
+
+@torch.no_grad()
+def repack(packed: Decoder, model: Decoder) -> Repacked:
+    """Bring a packed model's weights up to those of a plain one of the same shape, in place."""
+    began = time.perf_counter()
+    for name, module in packed.named_modules():
+        if name == "packed_head":
+            module.repack(model.head_weight())
+        elif isinstance(module, PackedLinear):
+            module.repack(full_weight(model.get_submodule(name)))  # type: ignore[arg-type]
+        elif isinstance(module, PackedExperts):
+            module.repack(model.get_submodule(name).matrices())  # type: ignore[operator]
+    theirs = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, ours in (*packed.named_parameters(), *packed.named_buffers()):
+        if ours.data_ptr() != theirs[name].data_ptr():
+            ours.copy_(theirs[name])
+    return Repacked(packed_bytes(packed), time.perf_counter() - began)
+
+
+def packed_bytes(model: nn.Module) -> int:
+    """Bytes of a model's packed matrices."""
+    return sum(module.nbytes for module in model.modules() if isinstance(module, PackedLinear | PackedExperts))
+
+
+def resolve(form: str) -> str:
+    """The whole name of a form that works here; of a kind, the first operator that does, or the plain form."""
+    if form in FORMS and works(form):
+        return form
+    kind = kind_of(form)
+    found = usable(kind)
+    if not found:
+        raise UserError(f"There is no form {form!r} of weights.", f"Take one of: {', '.join(FORMS)}.")
+    if form != kind:
+        raise UserError(f"torch {torch.__version__} has no {form} on this machine.", f"Take {' or '.join(found)}.")
+    return found[min(1, len(found) - 1)]
+
+
+def _pack_modules(parent: nn.Module, form: str, compute: torch.dtype, fast: bool) -> None:
+    for name, child in list(parent.named_children()):
+        if isinstance(child, Router):
+            continue
+        if isinstance(child, Experts | LoraExperts):
+            setattr(parent, name, PackedExperts(form, child.matrices(), fast))
+        elif isinstance(child, nn.Linear):
+            if isinstance(parent, Decoder):
+                continue  # the head, which may be the embedding, has its turn at the end
+            chosen = f"{compute}:plain".removeprefix("torch.") if name == "kv_b_proj" else form
+            setattr(parent, name, PackedLinear(chosen, full_weight(child), child.bias, fast))
+            del child
+            _give_back()
+        else:
+            _pack_modules(child, form, compute, fast)
+
+
+def _give_back() -> None:
+    """Have the C library hand freed matrices back to the system, where it keeps them and can be told (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def _cast(module: nn.Module, compute: torch.dtype) -> None:
+    """Bring what was not packed to the dtype that the model computes in; routers know their own."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Embedding) and child.weight.dtype.itemsize < compute.itemsize:
+            setattr(module, name, Lookup(child.weight.detach(), compute))
+        elif not isinstance(child, Router):
+            _cast(child, compute)
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.dtype != compute:
+            setattr(module, name, nn.Parameter(parameter.detach().to(compute), requires_grad=False))
+
+
+def _shell(module: nn.Module) -> nn.Module:
+    """A module of the same tensors, in which modules can be replaced without a trace in the first."""
+    shell = copy.copy(module)
+    shell._parameters = {  # parameters of its own, that share their values: gradients stay with the first
+        name: None if p is None else nn.Parameter(p.detach(), requires_grad=False)
+        for name, p in module._parameters.items()
+    }
+    shell._buffers = dict(module._buffers)
+    shell._modules = {name: None if child is None else _shell(child) for name, child in module._modules.items()}
+    return shell
+
+
+# Choosing
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A form for `pack`, which a config can keep, and a line that says why."""
+
+    form: str
+    reason: str
+
+
+def choose(
+    config: ModelConfig,
+    checkpoint: torch.dtype,
+    kind: str = "auto",
+    rows: Sequence[int] = (1, 64),
+    seconds: float = 0.6,
+) -> Choice:
+    """The form that multiplies fastest here with matrices of this model's shapes, by a measurement of about a second.
+
+    checkpoint: the dtype of the weights' file. kind: "auto" for all that lose nothing (bfloat16 and float16 for
+    checkpoints in bf16, float16 for those in float16, float32 for all), or one kind. rows: tokens of a step, that
+    count equally. seconds: of the measurement itself; packing comes on top.
+    """
+    kinds = _FULL_QUALITY.get(checkpoint, ("float32",)) if kind == "auto" else (kind,)
+    forms = [form for k in kinds for form in _candidates(k)]
+    if not forms:
+        raise UserError(f"There is no kind {kind!r} of weights.", "Take auto, float32, bfloat16, int8 or int4.")
+    if len(forms) == 1:
+        return Choice(forms[0], f"Weights as {forms[0]}: nothing else of their quality works here.")
+    times = measure(forms, linear_shapes(config), rows, seconds)
+    best, *others = times
+    slower = "; ".join(
+        f"{form} takes {' and '.join(f'{t / b:.1f}x' for t, b in zip(times[form], times[best], strict=True))}"
+        for form in others
+    )
+    counts = " and ".join(map(str, rows))
+    return Choice(best, f"Weights as {best}, the fastest here of full quality; with {counts} rows {slower}.")
+
+
+_FULL_QUALITY = {
+    torch.bfloat16: ("float32", "bfloat16", "float16"),
+    torch.float16: ("float32", "float16"),
+}
+
+
+def _candidates(kind: str) -> list[str]:
+    """Forms worth measuring: a plain one that multiplies weights out each time never is, beside another."""
+    forms = usable(kind)
+    return forms[1:] if len(forms) > 1 and kind not in ("float32", "bfloat16") else forms
+
+
+def linear_shapes(config: ModelConfig) -> list[tuple[int, int]]:
+    """[O, K] of the matrices that a token visits, layer by layer, as far as `MEASURED` goes; the head left out."""
+    shapes: list[tuple[int, int]] = []
+    for name, module in outline(config).named_modules():
+        if isinstance(module, nn.Linear) and name != "head":
+            shapes.append((module.out_features, module.in_features))
+        elif isinstance(module, Experts):
+            visited = getattr(config, "num_experts_per_tok", 1)
+            shapes += [(stack.shape[1], stack.shape[2]) for stack in module.matrices() for _ in range(visited)]
+    left = MEASURED
+    taken: list[tuple[int, int]] = []
+    for O, K in shapes:
+        if O * K > left and taken:
+            break
+        taken.append((min(O, max(1, left // K)), K))
+        left -= O * K
+    return taken
