@@ -5,7 +5,13 @@ hold a program to tests; `Workers` call a function of ours in processes that can
 holds where.
 """
 
-from .pool import Job, Sandbox
-from .result import Limits, Result
+from .judge import Verdict, check_asserts, check_stdin, same_output
+from .pool import Sandbox
+from .remote import RemoteSandbox
+from .result import Job, Limits, Result
+from .workers import Outcome, Workers
 
-__all__ = ["Job", "Limits", "Result", "Sandbox"]
+__all__ = [
+    "Job", "Limits", "Outcome", "RemoteSandbox", "Result", "Sandbox", "Verdict", "Workers", "check_asserts",
+    "check_stdin", "same_output",
+]  # fmt: skip

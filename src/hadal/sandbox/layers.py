@@ -35,8 +35,8 @@ def python() -> str:
 @functools.cache
 def readable() -> tuple[str, ...]:
     """What a program needs to read: Python's library, the system's shared libraries, the time zones."""
-    names = ("stdlib", "platstdlib")
-    found = [sysconfig.get_path(name, vars={"base": sys.base_prefix, "platbase": sys.base_exec_prefix}) for name in names]
+    base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+    found = [sysconfig.get_path(name, vars=base) for name in ("stdlib", "platstdlib")]
     found += [os.path.join(sys.base_exec_prefix, "lib"), "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib"]
     found += ["/usr/share/zoneinfo", "/etc/localtime", "/etc/ld.so.cache"]
     return tuple(dict.fromkeys(path for path in found if os.path.exists(path)))
@@ -50,7 +50,7 @@ def start_keeper(layers: Iterable[str], folder: str, place: int = 0) -> Child:
     wanted = [layer for layer in LAYERS if layer in layers]
     uid = _FIRST_UID + (os.getpid() + place) % 300
     config = {"layers": wanted, "readable": readable(), "folder": folder, "uid": uid}
-    command = [python(), "-P", "-s", "-S", str(_INSIDE / "boot.py"), json.dumps(config)]
+    command = [python(), "-P", "-s", "-S", str(_INSIDE / "boot.py"), "keeper", json.dumps(config)]
     if "bubblewrap" in wanted:
         command = _in_bubblewrap(command, folder)
     # A fixed seed for hashes: a program whose answer hangs on the order of a set gets the same verdict each time.
@@ -113,7 +113,8 @@ def available() -> dict[str, str | None]:
         return dict.fromkeys(LAYERS, "only Linux has it")
     single = [layer for layer in LAYERS if layer != "uid"]
     with ThreadPoolExecutor(len(single)) as threads:
-        found: dict[str, str | None] = dict(zip(single, threads.map(lambda layer: failing([layer]), single), strict=True))
+        reasons = threads.map(lambda layer: failing([layer]), single)
+        found: dict[str, str | None] = dict(zip(single, reasons, strict=True))
     if os.getuid() != 0:
         found["uid"] = "only root can give a job another uid"
     else:  # a uid that cannot read Python's library is of use only where a cell shows it

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import os
-import queue
 import shutil
 import tempfile
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hadal.errors import UserError
 
 from . import layers
 from .child import Child, ChildEnded, ChildLate
-from .result import Limits, Result, result_from
+from .places import Places, cores
+from .result import Job, Limits, Result, result_from
 
 GRACE = 10.0  # seconds past a job's own deadline in which its guard must have reported
-LARGEST = 16 << 20  # of a program with its input and tests
-
-
-@dataclass(frozen=True)
-class Job:
-    """A Python program, what it reads from stdin, and, where given, tests that run in its namespace after it."""
-
-    program: str
-    stdin: str = ""
-    tests: str | None = None
-    limits: Limits | None = None
+LARGEST = 16 << 20  # of a program with its input and tests, in letters
 
 
 class Sandbox:
@@ -47,43 +34,30 @@ class Sandbox:
         allow_unsandboxed: bool = False,
         only: Iterable[str] | None = None,
     ) -> None:
-        self.layers = layers.chosen() if only is None else tuple(layer for layer in layers.LAYERS if layer in set(only))
+        given = layers.chosen() if only is None else set(only)
+        self.layers = tuple(layer for layer in layers.LAYERS if layer in given)
         if not layers.isolates(self.layers) and not allow_unsandboxed:
             reasons = "; ".join(f"{name}: {why}" for name, why in layers.available().items() if why)
             raise UserError(
-                f"Nothing on this machine can isolate a program ({reasons}).",
-                "Give the address of a sandbox service, or allow programs to run unsandboxed, with your own rights.",
+                f"Nothing here isolates a program well enough to run it ({reasons or 'layers left out'}).",
+                "Use a sandbox service, or allow programs to run unsandboxed, with your own rights.",
             )
         self.limits = limits or Limits()
-        count = places or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-        self._places = [_Place(self.layers, number) for number in range(count)]
-        self._free: queue.SimpleQueue[_Place] = queue.SimpleQueue()
-        for place in self._places:
-            self._free.put(place)
-        self._closed = threading.Event()
+        self._places = Places(_Place(self.layers, number) for number in range(places or cores()))
 
-    def run(
-        self, program: str, stdin: str = "", tests: str | None = None, limits: Limits | None = None
-    ) -> Result:
-        """Run one program to its end; waits for a free place. Never raises for what the program does."""
-        if self._closed.is_set():
-            raise ValueError("the sandbox is closed")
-        place = self._free.get()
-        try:
-            return place.run(Job(program, stdin, tests, limits or self.limits))
-        finally:
-            self._free.put(place)
+    def run(self, program: str, stdin: str = "", tests: str | None = None, limits: Limits | None = None) -> Result:
+        """Run one program to its end; waits for a free place. What the program does is in the result, and never
+        raises; UserError means that the sandbox itself does not start."""
+        with self._places.one() as place:
+            return place.run(Job(program, stdin, tests), limits or self.limits)
 
-    def map(self, jobs: Sequence[Job]) -> Iterator[Result]:
+    def map(self, jobs: Iterable[Job]) -> Iterator[Result]:
         """Run jobs on all places at once; results in the order of the jobs."""
-        with ThreadPoolExecutor(len(self._places)) as threads:
-            yield from threads.map(lambda job: self.run(job.program, job.stdin, job.tests, job.limits), jobs)
+        return self._places.map(lambda job: self.run(job.program, job.stdin, job.tests), jobs)
 
     def close(self) -> None:
         """End the keepers, and with them all jobs, and remove their folders."""
-        self._closed.set()
-        for place in self._places:
-            place.stop()
+        self._places.close()
 
     def __enter__(self) -> Sandbox:
         return self
@@ -100,51 +74,44 @@ class _Place:
         self.keeper: Child | None = None
         self.folder: str | None = None
 
-    def run(self, job: Job) -> Result:
-        limits = job.limits or Limits()
+    def run(self, job: Job, limits: Limits) -> Result:
         size = len(job.program) + len(job.stdin) + len(job.tests or "")
         if size > LARGEST:
             return Result("refused", layers=self.held, note=f"a program of {size} letters, of {LARGEST} allowed")
         try:
-            answer = self.ask(job, limits)
-            return result_from(answer, limits, self.held)
+            return result_from(self.ask(job, limits), limits, self.held)
         except (ChildEnded, ChildLate, ValueError) as error:
             self.stop()
             return Result("error", layers=self.held, note=f"its keeper was lost ({error or 'no answer'})")
-        except BaseException:  # Ctrl-C in the middle: what the keeper sends later must not answer the next job
+        except BaseException:  # Ctrl-C in the middle: what the keeper says later must not answer the next job
             self.stop()
             raise
 
     def ask(self, job: Job, limits: Limits) -> Any:
         message = {"program": job.program, "stdin": job.stdin, "checked": job.tests is not None, **vars(limits)}
-        for attempt in range(2):  # a keeper that has died since its last job, say for want of memory, costs no job
-            if self.keeper is None:
-                self.start()
-            assert self.keeper is not None
-            try:
-                self.keeper.send(message, GRACE)
-                if job.tests is not None:
-                    self.keeper.send(job.tests, GRACE)
-                break
-            except ChildEnded:
-                self.stop()
-                if attempt:
-                    raise
-        assert self.keeper is not None
-        return self.keeper.receive(limits.seconds + GRACE, 16 * limits.output + (1 << 16))
+        try:
+            keeper = self.hand(message, job.tests)
+        except ChildEnded:  # it died since its last job, say for want of memory: that costs no job
+            self.stop()
+            keeper = self.hand(message, job.tests)
+        return keeper.receive(limits.seconds + GRACE, 16 * limits.output + (1 << 16))
 
-    def start(self) -> None:
+    def hand(self, message: dict[str, Any], tests: str | None) -> Child:
+        keeper = self.keeper or self.start()
+        keeper.send(message, GRACE)
+        if tests is not None:
+            keeper.send(tests, GRACE)
+        return keeper
+
+    def start(self) -> Child:
         self.folder = tempfile.mkdtemp(prefix="hadal-sandbox-")
         os.chmod(self.folder, 0o711)  # a job of another uid must get through to its own folder
         try:
             self.keeper = layers.start_keeper(self.held, self.folder, self.number)
-        except BaseException as error:
-            self.stop()
-            if isinstance(error, layers.CannotStart):
-                raise UserError(
-                    f"The sandbox ({', '.join(self.held) or 'no layer'}) does not start: {error}.", "Run: hadal doctor"
-                ) from None
-            raise
+        except layers.CannotStart as error:
+            names = ", ".join(self.held) or "no layer"
+            raise UserError(f"The sandbox ({names}) does not start: {error}.", "Run: hadal doctor") from None
+        return self.keeper
 
     def stop(self) -> None:
         if self.keeper is not None:

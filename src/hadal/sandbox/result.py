@@ -33,6 +33,15 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Job:
+    """A Python program, what it reads from stdin, and, where given, tests that run in its namespace after it."""
+
+    program: str
+    stdin: str = ""
+    tests: str | None = None
+
+
+@dataclass(frozen=True)
 class Result:
     """How a job ended.
 

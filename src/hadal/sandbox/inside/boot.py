@@ -1,4 +1,4 @@
-"""Starts a keeper: `python -P -s -S boot.py CONFIG`, with the files beside this one and the standard library alone."""
+"""Starts a process of the sandbox: `python -P boot.py keeper|worker CONFIG`, without importing hadal."""
 
 import importlib
 import json
@@ -9,4 +9,4 @@ import types
 package = types.ModuleType("sandbox_inside")
 package.__path__ = [os.path.dirname(os.path.abspath(__file__))]
 sys.modules["sandbox_inside"] = package
-importlib.import_module("sandbox_inside.keeper").main(json.loads(sys.argv[1]))
+importlib.import_module(f"sandbox_inside.{sys.argv[1]}").main(json.loads(sys.argv[2]))
