@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -425,7 +424,6 @@ def held_by_alone(folder: Path) -> dict[str, list[str]]:
 
 
 def main() -> int:
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o711)
         layers = tuple(sys.argv[1].split(",")) if len(sys.argv) > 1 else None

@@ -113,15 +113,15 @@ def test_a_wrong_address_is_the_users_error(url: str, monkeypatch: pytest.Monkey
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=10,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)),
+    max_leaves=5,
 )
 RUN = ["status", "execution_time", "return_code", "stdout", "stderr"]
 
 
 @given(json_values | st.fixed_dictionaries({"run_result": st.dictionaries(
     st.sampled_from(RUN), json_values | st.sampled_from(["Finished", "Error", "TimeLimitExceeded"]))}))  # fmt: skip
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_an_answer_is_a_result_or_a_value_error(answer: Any) -> None:
     try:
         result = read_answer(answer, Limits(output=10), 1.0)

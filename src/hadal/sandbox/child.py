@@ -58,12 +58,16 @@ class Child:
         except (ValueError, RecursionError) as error:
             raise ChildEnded(f"no message: {error}") from None
 
-    def kill(self) -> int:
-        """End the child and its group, and wait; returns its exit status, negative for a signal."""
+    def interrupt(self) -> None:
+        """Kill the child and its group; whoever waits for it in another thread learns that it ended."""
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):  # it is gone; macOS says the second of a group of zombies
             pass
+
+    def kill(self) -> int:
+        """End the child and its group, and wait; returns its exit status, negative for a signal."""
+        self.interrupt()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()

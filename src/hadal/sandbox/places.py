@@ -11,7 +11,11 @@ from typing import Generic, Protocol, TypeVar
 
 
 class _Stoppable(Protocol):
-    def stop(self) -> None: ...
+    def interrupt(self) -> None:
+        """Make what it does now fail; from any thread."""
+
+    def stop(self) -> object:
+        """Release what it holds; while it does nothing."""
 
 
 P = TypeVar("P", bound=_Stoppable)
@@ -50,9 +54,13 @@ class Places(Generic[P]):
         return in_threads(len(self._all), function, items)
 
     def close(self) -> None:
+        """Interrupt and release all places; what waits for one, or comes later, gets the ValueError."""
         self._closed = True
         for place in self._all:
+            place.interrupt()
+        for place in [self._free.get() for _ in self._all]:
             place.stop()
+            self._free.put(place)
 
 
 def in_threads(count: int, function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:

@@ -97,6 +97,8 @@ class _Place:
         return keeper.receive(limits.seconds + GRACE, 16 * limits.output + (1 << 16))
 
     def hand(self, message: dict[str, Any], tests: str | None) -> Child:
+        if self.keeper is not None and self.keeper.process.poll() is not None:
+            self.stop()
         keeper = self.keeper or self.start()
         keeper.send(message, GRACE)
         if tests is not None:
@@ -112,6 +114,10 @@ class _Place:
             names = ", ".join(self.held) or "no layer"
             raise UserError(f"The sandbox ({names}) does not start: {error}.", "Run: hadal doctor") from None
         return self.keeper
+
+    def interrupt(self) -> None:
+        if (keeper := self.keeper) is not None:
+            keeper.interrupt()
 
     def stop(self) -> None:
         if self.keeper is not None:

@@ -134,6 +134,10 @@ class _Worker:
             raise UserError(f"{self.function} does not load: {hello['failed']}.", "Mend it, or name another.")
         return process
 
+    def interrupt(self) -> None:
+        if (process := self.process) is not None:
+            process.interrupt()
+
     def stop(self) -> int | None:
         """End the process; returns how it had ended, if by itself."""
         code = None if self.process is None else self.process.kill()

@@ -94,13 +94,14 @@ class Watch:
         # Read after the fork, and handed over when the program has run: its process cannot have the tests before.
         self.checks = frames.read(place.requests) if job["checked"] else None
         self.word = secrets.token_hex(16).encode()
+        self.ended: tuple[int, int, Any] | None = None
 
     def result(self) -> dict[str, Any]:
         """Wait for the end, or bring it about, and say how it went."""
         status, note = self.wait()
         seconds = time.monotonic() - self.start
         _kill(self.pid)
-        _, ended, used = os.wait4(self.pid, 0)
+        _, ended, used = self.ended or os.wait4(self.pid, 0)
         kill_children()
         for fd in self.read:  # what was written before the end
             while not status and self.take(fd):
@@ -143,7 +144,8 @@ class Watch:
                     return stop
                 if fd == self.control and self.checks is not None and self.read[fd] == STARTED + READY:
                     self.hand_over()
-            if ending is None and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ending is None and (ended := os.wait4(self.pid, os.WNOHANG))[0]:
+                self.ended = ended
                 return "", ""
 
     def take(self, fd: int) -> bool:
@@ -176,7 +178,7 @@ class Watch:
         if code == -signal.SIGXCPU or (code == -signal.SIGKILL and cpu >= limit):
             return "timeout", f"took more than {limit} s of processor time"
         if code == -signal.SIGKILL:
-            return "memory", "killed from outside, as the system does where memory runs out"
+            return "memory", "killed, as the system does where memory runs out"
         if code and err.rstrip().rpartition("\n")[2].startswith("MemoryError"):
             return "memory", f"asked for more than {self.job['memory']} bytes"
         if code:

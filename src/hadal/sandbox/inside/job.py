@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .guard import Place
 
 STARTED, READY = b"s", b"r"
+OPEN_FILES = 256  # of a keeper and its guards; so a job knows the highest number that it has to close
 _CONTROL, _TESTS = 3, 4
 
 
@@ -46,7 +47,7 @@ def lock_up(place: Place, job: dict[str, Any], folder: str, fds: tuple[int, ...]
     high = [os.dup(fd) for fd in fds]  # all above those that they shall become
     for fd, given in enumerate(high):
         os.dup2(given, fd)
-    os.closerange(len(high), os.sysconf("SC_OPEN_MAX"))
+    os.closerange(len(high), OPEN_FILES)
     os.chdir(folder)
     os.umask(0o077)
     os.environ.update(HOME=folder, TMPDIR=folder)
@@ -109,13 +110,13 @@ def run(program: str, checked: bool) -> int:
 def _fresh_interpreter() -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == __package__.partition(".")[0]]:
         del sys.modules[name]
-    sys.argv = ["program.py"]
+    sys.argv, sys.orig_argv = ["program.py"], ["python", "program.py"]
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
-    sys.stderr = sys.__stderr__ = open(
-        2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1
-    )
+    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
+    sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)
+    for name in ("stdin", "stdout", "stderr"):
+        setattr(sys, f"__{name}__", getattr(sys, name))
 
 
 def _execute(source: str, name: str, main: types.ModuleType) -> int | None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 import sys
 from typing import Any
 
 from . import cell, frames, linux
 from .guard import Place, serve
+from .job import OPEN_FILES
 from .processes import kill_children, of_this_user
 from .tree import remove_below
 
@@ -40,8 +42,10 @@ def main(given: dict[str, Any]) -> None:
         layers = frozenset(given["layers"])
         uid = given["uid"] if "uid" in layers else os.getuid()
         threads = threads_allowed(layers)
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, most))
         if "namespaces" in layers:
-            cell.enter(given["readable"], DEVICES)
+            cell.enter(given["readable"], DEVICES, given["folder"])
         place = Place(layers, (*given["readable"],), DEVICES, given["folder"], uid, threads, requests, answers)
         if sys.platform == "linux":
             linux.adopt_orphans()
@@ -59,7 +63,9 @@ def main(given: dict[str, Any]) -> None:
         status = os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1])
         clean(place)
         if status:  # the pipe was closed, or a guard was killed: the pool starts another keeper
-            return
+            break
+    if layers.isdisjoint({"namespaces", "bubblewrap"}):  # there it is out of sight
+        os.rmdir(place.folder)
 
 
 def clean(place: Place) -> None:
