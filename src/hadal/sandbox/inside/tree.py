@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import stat
 
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
 
 def bytes_below(folder: str, enough: int) -> int:
     """Bytes that a tree takes, counting at least a block for each entry; stops at `enough`, which is also the answer
@@ -31,29 +33,29 @@ def bytes_below(folder: str, enough: int) -> int:
 
 
 def remove_below(folder: str) -> None:
-    """Empty a folder. Subfolders are lifted to the top one by one, so that depth does not matter."""
-    top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    """Empty a folder, going down and up one level at a time with one folder open."""
+    here = os.open(folder, _FOLDER)
+    waiting = [_clear(here)]  # for each level down to this one, the subfolders that are still there
     try:
-        while names := os.listdir(top):
-            for name in names:
-                if not _is_folder(name, top):
-                    os.unlink(name, dir_fd=top)
-                    continue
-                os.chmod(name, 0o700, dir_fd=top)
-                inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
-                try:
-                    for each in os.listdir(inner):
-                        if _is_folder(each, inner):
-                            os.chmod(each, 0o700, dir_fd=inner)
-                            os.rename(each, os.urandom(16).hex(), src_dir_fd=inner, dst_dir_fd=top)
-                        else:
-                            os.unlink(each, dir_fd=inner)
-                finally:
-                    os.close(inner)
-                os.rmdir(name, dir_fd=top)
+        while waiting[-1] or len(waiting) > 1:
+            name = waiting[-1][-1] if waiting[-1] else ".."
+            if name != "..":
+                os.chmod(name, 0o700, dir_fd=here)
+            before, here = here, os.open(name, _FOLDER, dir_fd=here)
+            os.close(before)
+            if name != "..":
+                waiting.append(_clear(here))
+            else:
+                waiting.pop()
+                os.rmdir(waiting[-1].pop(), dir_fd=here)
     finally:
-        os.close(top)
+        os.close(here)
 
 
-def _is_folder(name: str, fd: int) -> bool:
-    return stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)
+def _clear(fd: int) -> list[str]:
+    """Remove what is no folder; returns the folders."""
+    names = os.listdir(fd)
+    folders = [name for name in names if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)]
+    for name in set(names).difference(folders):
+        os.unlink(name, dir_fd=fd)
+    return folders
