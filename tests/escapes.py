@@ -262,6 +262,8 @@ ATTEMPTS = [
         print([word for word in words if "assert 'sesame" in word and "gc.get_objects" not in word])""",
             lambda result: result.stdout.strip() == "[]" and result.status == "ok", tests=f"assert '{SECRET}'"),
     Attempt("leave before the tests", "sys.exit(0)", ended("error"), tests="assert False"),
+    Attempt("say that it is ready and hang up", "os.write(3, b'r'); os.close(3); time.sleep(0.2)", ended("error"),
+            tests="assert False"),
     Attempt("leave before the tests, hard", "os._exit(0)", ended("error"), tests="assert False"),
     Attempt("leave in the tests", "def f(): os._exit(0)", ended("error"), tests="assert f() == 1"),
     Attempt("replace what ends a process", """

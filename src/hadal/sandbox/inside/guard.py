@@ -166,9 +166,12 @@ class Watch:
 
     def hand_over(self) -> None:
         """Give the tests to a program that has run to its end, with the word that says so."""
-        os.write(self.tests, json.dumps({"tests": self.checks, "word": self.word.decode()}).encode())
-        os.write(self.control, b"!")
+        _fill(self.tests, json.dumps({"tests": self.checks, "word": self.word.decode()}).encode())
         self.checks = None
+        try:
+            os.write(self.control, b"!")
+        except OSError:  # it said that it was ready, and hung up
+            pass
 
     def verdict(self, code: int, err: str, cpu: float) -> tuple[str, str]:
         """What an end that the guard did not bring about means."""
@@ -195,10 +198,17 @@ def _file(content: bytes) -> int:
     else:
         with tempfile.TemporaryFile() as file:
             fd = os.dup(file.fileno())
+    _fill(fd, content)
+    return fd
+
+
+def _fill(fd: int, content: bytes) -> None:
+    """Make a file hold this alone, whatever was written to it and wherever it was left."""
+    os.ftruncate(fd, 0)
+    os.lseek(fd, 0, os.SEEK_SET)
     with open(fd, "wb", closefd=False) as file:
         file.write(content)
     os.lseek(fd, 0, os.SEEK_SET)
-    return fd
 
 
 def _ending(pid: int) -> int | None:
