@@ -23,7 +23,7 @@ def test_json_names_every_part_of_the_machine() -> None:
     report = json.loads(done.stdout)
     assert done.returncode == 0 and report["works"] is True
     findings = {finding["name"]: finding for finding in report["findings"]}
-    assert set(findings) == {"python", "memory", "disk", "terminal", "torch", "gpu", "threads", "speed"}
+    assert set(findings) == {"python", "memory", "disk", "terminal", "sandbox", "torch", "gpu", "threads", "speed"}
     assert "float32" in findings["speed"]["text"] and "bfloat16" in findings["speed"]["text"]
     for finding in findings.values():
         assert finding["state"] in ("ok", "note")
@@ -35,7 +35,7 @@ def test_text_has_a_line_for_each_finding_and_says_how_to_begin() -> None:
     assert done.returncode == 0 and done.stderr == ""
     lines = done.stdout.splitlines()
     assert [line.split()[1] for line in lines if line.startswith(("ok ", "note "))] == [
-        "python", "memory", "disk", "terminal", "torch", "gpu", "threads", "speed",
+        "python", "memory", "disk", "terminal", "sandbox", "torch", "gpu", "threads", "speed",
     ]  # fmt: skip
     assert "hadal quickstart" in lines[-1]
 

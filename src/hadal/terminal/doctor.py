@@ -63,6 +63,7 @@ def examine() -> Iterator[Finding]:
     yield memory()
     yield disk(Path.cwd())
     yield terminal()
+    yield sandbox()
     for package in ("numpy", "safetensors", "tokenizers", "rich", "jinja2"):
         if (error := import_error(package)) is not None:
             yield Finding(package, "missing", error, reinstall())
@@ -147,6 +148,18 @@ def terminal() -> Finding:
     if size.columns < 60:
         return Finding("terminal", "note", text, "a window of 80 columns shows the live view whole")
     return Finding("terminal", "ok", text)
+
+
+def sandbox() -> Finding:
+    """What can hold programs that a model wrote."""
+    from hadal.sandbox.layers import available, chosen, isolates
+
+    text = ", ".join(chosen()) or "no layer"
+    missing = "; ".join(f"{layer}: {reason}" for layer, reason in available().items() if reason)
+    if isolates(chosen()):
+        return Finding("sandbox", "ok", f"programs are held by {text}")
+    remedy = f"rewards for code need a sandbox service or an explicit permission here ({missing})"
+    return Finding("sandbox", "note", f"{text}: not enough to run programs that nobody trusts", remedy)
 
 
 def gpu(torch: Any) -> Finding:

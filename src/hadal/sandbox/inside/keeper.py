@@ -1,0 +1,85 @@
+"""One place of the sandbox: a process that forks a guard for each job, and never sees a job itself.
+
+The guard reads a job, forks the process that runs the program, watches it, and reports. Since it is the guard that
+reads, the keeper's memory, which every later job inherits, holds nothing of any job.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import signal
+import sys
+from typing import Any
+
+from . import cell, frames, linux
+from .guard import Place, serve
+from .job import OPEN_FILES
+from .processes import kill_children, of_this_user
+from .tree import remove_below
+
+# What programs import most, loaded once: a fork then starts in a millisecond or two, a new interpreter in 15 to 70.
+USUAL = """abc array base64 bisect calendar cmath collections contextlib copy csv dataclasses datetime decimal enum
+fractions functools hashlib heapq io itertools json linecache math numbers operator os pprint queue random re
+statistics string struct sys textwrap threading time traceback types typing unicodedata""".split()
+# Character devices that may be opened, for reading and writing.
+DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random", "/dev/full")
+
+
+THREADS = 72  # and the few processes of the cell itself
+
+
+def main(given: dict[str, Any]) -> None:
+    """Set up, say hello, and serve until the other end closes the pipe."""
+    requests, answers = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1):
+        os.dup2(null, fd)
+    try:
+        for name in USUAL:
+            __import__(name)
+        layers = frozenset(given["layers"])
+        uid = given["uid"] if "uid" in layers else os.getuid()
+        threads = threads_allowed(layers)
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, most))
+        if "namespaces" in layers:
+            cell.enter(given["readable"], DEVICES, given["folder"])
+        place = Place(layers, (*given["readable"],), DEVICES, given["folder"], uid, threads, requests, answers)
+        if sys.platform == "linux":
+            linux.adopt_orphans()
+            linux.forbid_attaching()
+    except OSError as error:
+        frames.write(answers, {"failed": str(error)})
+        return
+    os.dup2(null, 2)
+    gc.freeze()  # so that a job's collector does not touch, and thereby copy, what it shares with the keeper
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asked; it closes the pipe
+    frames.write(answers, {"ready": True})
+    while True:
+        if not (guard := os.fork()):
+            os._exit(serve(place))
+        status = os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1])
+        clean(place)
+        if status:  # the pipe was closed, or a guard was killed: the pool starts another keeper
+            break
+    if layers.isdisjoint({"namespaces", "bubblewrap"}):  # there it is out of sight
+        os.rmdir(place.folder)
+
+
+def clean(place: Place) -> None:
+    """What a guard that was killed had no time for."""
+    kill_children()
+    if "namespaces" in place.layers:
+        cell.close_work()
+    else:
+        remove_below(place.folder)
+
+
+def threads_allowed(layers: frozenset[str]) -> int:
+    """RLIMIT_NPROC for a job: exact where its uid is its own or is counted in its cell, else over all the user has."""
+    if "uid" in layers or "namespaces" in layers:
+        return THREADS
+    mine = of_this_user()
+    return mine + 16 * THREADS if mine else 0
