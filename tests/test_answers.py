@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -270,27 +269,12 @@ def test_a_formula_that_hangs_costs_one_verdict(checker: Checker) -> None:
     short = Checker(deadline=1.0)
     started = time.monotonic()
     verdict = short("5", "\\boxed{10^{10^{10}}}")
-    assert verdict == Verdict(False, "the check took over 1 s") and time.monotonic() - started < 60
+    assert not verdict.right and "no answer in 1 s" in verdict.note and time.monotonic() - started < 60
     assert short("\\sqrt{2}", "\\boxed{\\frac{2}{\\sqrt{2}}}") == Verdict(True)  # a new process
     short.close()
 
 
-def test_a_process_that_breaks_costs_one_verdict(checker: Checker) -> None:
-    assert checker("x+1", "\\boxed{1+x}").right and checker._process is not None
-    checker._process.kill()
-    checker._process.wait()
-    assert checker("x+1", "\\boxed{1+x}").right
-
-
-@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="the limits are read from /proc")
-def test_memory_is_bounded(checker: Checker) -> None:
-    assert checker("x+1", "\\boxed{1+x}").right and checker._process is not None
-    limits = Path(f"/proc/{checker._process.pid}/limits").read_text()
-    (line,) = (line for line in limits.splitlines() if line.startswith("Max address space"))
-    assert line.split()[3:5] == [str(checker.memory)] * 2
-
-
-def test_many_threads_share_one_process(checker: Checker) -> None:
+def test_many_threads_share_the_processes(checker: Checker) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(
             pool.map(lambda n: checker(f"\\sqrt{{{n * n * 2}}}", f"\\boxed{{{n}\\sqrt{{2}}}}").right, range(2, 18))

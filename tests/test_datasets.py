@@ -280,13 +280,14 @@ def test_faulty_choices_are_refused(change: Row, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------- code
 
 
-def test_code_is_not_scored_without_a_sandbox(tmp_path: Path) -> None:
+def test_code_runs_in_the_sandbox(tmp_path: Path) -> None:
     task = HumanEval(lines(FUNCTIONS, tmp_path / "a.jsonl"))
     (problem,) = task.problems("held_out")
-    with pytest.raises(UserError, match="no sandbox"):
-        task.score(problem, problem.answer)
-    with pytest.raises(UserError, match="no sandbox"):
-        task.validate()
+    assert task.score(problem, problem.answer).total == 1
+    spy = tmp_path / "seen"
+    thief = f"```python\nopen({str(spy)!r}, 'w').write('out')\ndef thrice(x):\n    return 3 * x\n```"
+    assert task.score(problem, thief).total == 0 and not spy.exists()
+    task.validate()
 
 
 def test_a_function_is_run_behind_the_imports_and_helpers_of_its_prompt(tmp_path: Path) -> None:

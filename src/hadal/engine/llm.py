@@ -46,9 +46,9 @@ class LLM:
     ) -> LLM:  # fmt: skip
         """The model of a run folder, checkpoint folder or Hugging Face id, or of adapters, merged into their base.
 
-        form: how its matrices are packed for this CPU (`hadal.models.packed`): float32, bfloat16, float16, int8, int4, or
-        auto for the fastest at full quality, which a large model is measured for (`say` is told) and a small one left
-        plain. None leaves them plain in `dtype`.
+        form: how its matrices are packed for this CPU (`hadal.models.packed`): float32, bfloat16, float16, int8, int4,
+        or auto for the fastest at full quality, which a large model is measured for (`say` is told) and a small one
+        left plain. None leaves them plain in `dtype`.
         """
         folder = resolve(folder)
         tokenizer, defaults = Tokenizer.load(folder), generation_defaults(folder)

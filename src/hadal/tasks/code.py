@@ -1,16 +1,17 @@
 """Data sets of Python problems with tests: HumanEval and MBPP.
 
-The code that a model writes is run by `run_tests`, which somebody who has a sandbox hands in; this module runs none.
+The code that a model writes runs in the sandbox (`hadal.sandbox`), or in what is handed in for it.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from hadal.errors import UserError
+from hadal.sandbox import Sandbox, check_asserts
 from hadal.tasks.answers import Verdict
 from hadal.tasks.base import Problem, Split
 from hadal.tasks.datasets import DataSet, RowError, field
@@ -28,20 +29,30 @@ class CodeTask(DataSet):
 
     def __init__(self, path: Path | None = None, run_tests: RunTests | None = None) -> None:
         super().__init__(path)
-        self.run_tests = run_tests
+        self.run_tests = run_tests or run_in_sandbox
 
     def program(self, problem: Problem, code: str) -> str:
         """What is run before the tests, from the code of a reply."""
         return code
 
     def verdict(self, problem: Problem, answer: str) -> Verdict:
-        """UserError where there is no sandbox to run the program in."""
-        if self.run_tests is None:
-            raise UserError(f"{self.name} is scored by running programs, and there is no sandbox to run them in.")
+        """UserError where nothing here isolates a program."""
         code = code_of(answer)
         if code is None:
             return Verdict(False, "no Python in the answer")
         return Verdict(*self.run_tests(self.program(problem, code), problem.meta["tests"]))
+
+
+@functools.cache
+def _sandbox() -> Sandbox:
+    """The one that all tasks share."""
+    return Sandbox()
+
+
+def run_in_sandbox(program: str, tests: str) -> tuple[bool, str]:
+    """`RunTests` by this machine's sandbox."""
+    verdict = check_asserts(_sandbox(), program, tests)
+    return verdict.ok, verdict.note
 
 
 def code_of(answer: str) -> str | None:

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from hadal.errors import UserError
 from hadal.tasks.answers import Verdict
-from hadal.tasks.base import Problem, Reward, Rng, Split, Task
+from hadal.tasks.base import Problem, Reward, Rng, Split, Task, near_numbers
 from hadal.tasks.rows import HubFile, Row, fetch, local_files, read_rows
 from hadal.text.parse import parse_response
 
@@ -102,6 +102,10 @@ class DataSet(Task):
             return Reward(0.0, {"accuracy": 0.0}, "the thought was not closed")
         verdict = self.verdict(problem, parsed.answer)
         return Reward(float(verdict.right), {"accuracy": float(verdict.right)}, verdict.note or "right")
+
+    def near_misses(self, problem: Problem, rng: Rng) -> list[str]:
+        """Other numbers, where the answer is one: what else is wrong in a text of maths or code, nobody knows."""
+        return near_numbers(problem.answer, rng)
 
     def validate(self, n: int = 50) -> None:
         """Check that the gold answers of the first n problems of each side score 1, and nothing 0."""

@@ -1,4 +1,4 @@
-"""`hadal.tasks.answers.check` in a process of its own, with a deadline and a memory cap.
+"""`hadal.tasks.answers.check` in processes of its own, with a deadline and a memory cap (`hadal.sandbox.Workers`).
 
 math-verify is trusted but fragile: a formula that a model wrote can keep it busy for ever or fill the memory, and it
 takes signals for itself, so that it works in no thread but the first. A problem that it breaks on costs that problem
@@ -9,21 +9,13 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import json
-import os
-import select
-import subprocess
-import sys
-import threading
-import time
-from typing import IO
 
 from hadal.errors import UserError
-from hadal.tasks.answers import Verdict, check, decide
+from hadal.sandbox import Workers
+from hadal.tasks.answers import Verdict, decide
 
-DEADLINE = 5.0  # seconds for an answer
-MEMORY = 2 << 30  # bytes of address space
-START = 120.0  # seconds in which the process must be there: sympy is large, and machines are busy
+DEADLINE = 10.0  # seconds for an answer: most take a tenth of one, on a machine that is not busy
+MEMORY = 2 << 30  # bytes that a process may take beyond what loading takes
 
 
 def require_math_verify() -> None:
@@ -33,104 +25,25 @@ def require_math_verify() -> None:
 
 
 class Checker:
-    """check(gold, answer, percent), one at a time, from any thread. The process starts when it is first needed."""
+    """check(gold, answer, percent), from any thread. Processes start when they are first needed."""
 
     def __init__(self, deadline: float = DEADLINE, memory: int = MEMORY) -> None:
-        self.deadline, self.memory = deadline, memory
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._workers = Workers("hadal.tasks.symbolic_worker:compare", seconds=deadline, memory=memory)
 
     def __call__(self, gold: str, answer: str, percent: bool = False) -> Verdict:
         """The verdict; wrong, with the reason, where it takes too long or breaks the process."""
         decided = decide(gold, answer, percent)
         if decided is not None:
             return decided
-        with self._lock:
-            process = self._running()
-            assert process.stdin is not None and process.stdout is not None
-            try:
-                process.stdin.write(json.dumps([gold, answer, percent]).encode() + b"\n")
-                process.stdin.flush()
-                line = _line(process.stdout, self.deadline)
-            except BrokenPipeError:
-                line = b""
-            if line:
-                right, note = json.loads(line)
-                return Verdict(right, note)
-            self._stop()
-            late = line is None
-            return Verdict(False, f"the check took over {self.deadline:g} s" if late else "the check broke down")
+        outcome = self._workers.call(gold, answer, percent)
+        return Verdict(*outcome.value) if outcome.ok else Verdict(False, f"the check broke off: {outcome.note}")
 
     def close(self) -> None:
-        """End the process."""
-        with self._lock:
-            self._stop()
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._process.poll() is not None:
-            self._stop()
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__, str(self.memory)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                start_new_session=True,  # Ctrl-C is the run's business
-            )
-            assert self._process.stdout is not None
-            if not _line(self._process.stdout, START):
-                self._stop()
-                raise UserError(
-                    "The process that checks answers does not start.",
-                    f"See what `python -m {__name__} {self.memory}` says.",
-                )
-        return self._process
-
-    def _stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+        """End the processes."""
+        self._workers.close()
 
 
 @functools.cache
 def shared_checker() -> Checker:
-    """The one process that all tasks ask."""
+    """The one that all tasks ask."""
     return Checker()
-
-
-def _line(stream: IO[bytes], seconds: float) -> bytes | None:
-    """The next line of a pipe; None where it does not come in time, and nothing where the writer is gone."""
-    end, line = time.monotonic() + seconds, b""
-    while not line.endswith(b"\n"):
-        left = end - time.monotonic()
-        if left <= 0 or not select.select([stream], [], [], left)[0]:
-            return None
-        piece = os.read(stream.fileno(), 65536)
-        if not piece:
-            return b""
-        line += piece
-    return line
-
-
-def main() -> None:
-    """Answer lines of (gold, answer, percent) until there are no more."""
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a library prints is no verdict
-    import math_verify  # noqa: F401
-
-    print("ready", file=out, flush=True)
-    for line in sys.stdin:
-        try:
-            verdict = check(*json.loads(line))
-        except (Exception, MemoryError) as error:
-            verdict = Verdict(False, f"{type(error).__name__} in the check")
-        print(json.dumps([verdict.right, verdict.note]), file=out, flush=True)
-
-
-if __name__ == "__main__":
-    main()
