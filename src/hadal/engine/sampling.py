@@ -6,12 +6,11 @@ matter what else is in the batch, or whether the token was guessed before it was
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 BLOCKS = (256, 128, 64, 32, 16, 8, 4, 2, 1)
-TOP = 512
-"""Likeliest tokens that top-p looks at before it sorts a whole vocabulary."""
 
 
 def _wrapped(value: int) -> int:
@@ -61,51 +60,35 @@ def inverse_draw(weight_NV: Tensor, uniform_N: Tensor) -> Tensor:
 def keep_top_k(probability_NV: Tensor, k_N: Tensor) -> Tensor:
     """Only the k likeliest (0: all); of equals those with the lower id."""
     V = probability_NV.shape[1]
-    most = int(k_N.max())
-    if most == 0:
-        return probability_NV
-    value, index = probability_NV.sort(dim=-1, descending=True, stable=True) if most > TOP else _likeliest(
-        probability_NV, min(most, V)
-    )
-    rank = torch.arange(value.shape[1], device=value.device)
-    kept = torch.zeros_like(probability_NV).scatter_(1, index, value.masked_fill(rank >= k_N[:, None], 0.0))
-    return torch.where(k_N[:, None] > 0, kept, probability_NV)
-
-
-def _likeliest(probability_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k likeliest in order, equals by id."""
-    value, index = probability_NV.topk(k, dim=-1)
-    # torch.topk leaves the order of equals open, also at the border: where the border is a tie, sort whole rows.
-    if bool(((probability_NV >= value[:, -1:]).sum(-1) > k).any()):
-        value, index = probability_NV.sort(dim=-1, descending=True, stable=True)
-        return value[:, :k], index[:, :k]
-    index, order = index.sort(dim=-1)
-    value = value.gather(1, order)
-    order = value.argsort(dim=-1, descending=True, stable=True)
-    return value.gather(1, order), index.gather(1, order)
+    count_N = torch.where(k_N > 0, k_N, V).clamp(max=V)
+    return _keep(probability_NV, _descending(probability_NV), count_N)
 
 
 def keep_top_p(probability_NV: Tensor, top_p_N: Tensor) -> Tensor:
-    """Only the smallest most likely set of mass `top_p`, not renormalised; of equals those with the lower id.
-
-    A language model's mass is in few tokens: the likeliest `TOP` are looked at first, and a row is sorted whole only
-    where they do not suffice.
-    """
+    """Only the smallest most likely set of mass `top_p`, not renormalised; of equals those with the lower id."""
+    descending_NV = _descending(probability_NV)
+    sums_NV = descending_NV.cumsum(-1, dtype=torch.float64)
     wanted_N1 = top_p_N.double()[:, None] * probability_NV.sum(-1, keepdim=True, dtype=torch.float64)
-    out = torch.zeros_like(probability_NV)
-    if probability_NV.shape[1] > 2 * TOP:
-        value, index = _likeliest(probability_NV, TOP)
-        total_NK = value.double().cumsum(-1)
-        out.scatter_(1, index, value.masked_fill(total_NK - value >= wanted_N1, 0.0))
-        short = (total_NK[:, -1:] < wanted_N1)[:, 0].nonzero()[:, 0]
-        if len(short) == 0:
-            return out
-    else:
-        short = torch.arange(len(probability_NV), device=out.device)
-    value, index = probability_NV[short].sort(dim=-1, descending=True, stable=True)
-    before = value.double().cumsum(-1) - value
-    out[short] = torch.zeros_like(value).scatter_(1, index, value.masked_fill(before >= wanted_N1[short], 0.0))
-    return out
+    count_N = (torch.searchsorted(sums_NV, wanted_N1)[:, 0] + 1).clamp(max=sums_NV.shape[1])
+    return _keep(probability_NV, descending_NV, count_N)
+
+
+def _descending(x_NV: Tensor) -> Tensor:
+    """Each row's numbers from the largest on. On a CPU numpy sorts them, ten times as fast as torch does."""
+    if x_NV.device.type != "cpu":
+        return x_NV.sort(dim=-1, descending=True)[0]
+    return torch.from_numpy(np.sort(x_NV.numpy(), axis=-1)).flip(-1)
+
+
+def _keep(x_NV: Tensor, descending_NV: Tensor, count_N: Tensor) -> Tensor:
+    """The `count` largest of each row, zeros elsewhere; of equals those that come first."""
+    least_N1 = descending_NV.gather(1, count_N[:, None] - 1)
+    kept = x_NV >= least_N1
+    if bool((kept.sum(-1) > count_N).any()):  # equals at the border
+        above, equal = x_NV > least_N1, x_NV == least_N1
+        room_N1 = count_N[:, None] - above.sum(-1, keepdim=True)
+        kept = above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room_N1))
+    return x_NV.masked_fill(~kept, 0.0)
 
 
 def keep_min_p(probability_NV: Tensor, min_p_N: Tensor) -> Tensor:

@@ -1,0 +1,196 @@
+"""The engine against transformers' generate on models of real shape with random weights, in turns.
+
+For every shape: decoding at batch 1, 8 and 64 and RL's case (32 prompts, 16 samples of each), each greedy, at
+temperature 1 with log-probabilities, and at 0.6 with top-p 0.95; then a long prompt's tokens a second, the seconds to
+the first token, and the mismatch between the log-probabilities that the sampler reports and those of a training pass.
+
+    python benchmarks/engine.py --quick
+    python benchmarks/engine.py --models 0.5B --cases b1 b64 --ways greedy
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import interleave, measured_rates, transformers_or_none
+
+from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig, Qwen2Config
+from hadal.cost.flops import forward_flops, parameters
+from hadal.engine import LLM, EngineConfig, SamplingParams
+from hadal.models.checkpoint import build, load_model, save_model
+from hadal.models.packed import choose, pack
+from hadal.text.tokenizer import Tokenizer
+
+MODELS: dict[str, ModelConfig] = {
+    "1M": DenseConfig(512, 128, 5, 4, 2, head_dim=32, intermediate_size=384),
+    "0.5B": Qwen2Config(
+        151_936, 896, 24, 14, 2, head_dim=64, intermediate_size=4864, max_position_embeddings=4096
+    ),
+    "1.5B": Qwen2Config(
+        151_936, 1536, 28, 12, 2, head_dim=128, intermediate_size=8960, max_position_embeddings=4096
+    ),
+    "moe-0.3B": DeepseekConfig(
+        32_768, 768, 12, 12, intermediate_size=2048, moe_intermediate_size=256, n_routed_experts=32, n_shared_experts=2,
+        num_experts_per_tok=4, kv_lora_rank=256, qk_nope_head_dim=64, qk_rope_head_dim=32, v_head_dim=64,
+        max_position_embeddings=4096,
+    ),
+}  # fmt: skip
+WAYS = {
+    "greedy": SamplingParams(temperature=0, ignore_eos=True),
+    "temperature 1, logprobs": SamplingParams(ignore_eos=True, logprobs=0, seed=0),
+    "0.6, top-p 0.95": SamplingParams(0.6, 0.95, ignore_eos=True, seed=0),
+}
+CASES = {"b1": (1, 1), "b8": (8, 1), "b64": (64, 1), "rl": (32, 16), "b512": (512, 1)}
+
+
+def prompts(count: int, length: int, vocabulary: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(20, vocabulary - 64, (count, length), generator=generator).tolist()
+
+
+def hadal_call(llm: LLM, rows: list[list[int]], params: SamplingParams) -> Callable[[], None]:
+    def call() -> None:
+        outputs = llm.generate(rows, params)
+        assert all(len(s.token_ids) == params.max_tokens for o in outputs for s in o.outputs)
+
+    return call
+
+
+def peer_call(model: Any, rows: list[list[int]], params: SamplingParams) -> Callable[[], None]:
+    ids = torch.tensor(rows)
+
+    def call() -> None:
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=params.temperature > 0,
+            temperature=params.temperature or None, top_k=0, top_p=params.top_p, num_return_sequences=params.n,
+            max_new_tokens=params.max_tokens, pad_token_id=0, output_logits=params.logprobs is not None,
+            return_dict_in_generate=params.logprobs is not None,
+        )  # fmt: skip
+        if params.logprobs is not None:  # of the tokens drawn, as the other side gives them
+            tokens = out.sequences[:, ids.shape[1] :]
+            for place, logits in enumerate(out.logits):
+                torch.log_softmax(logits.float(), -1).gather(1, tokens[:, place : place + 1])
+        else:
+            assert out.shape == (len(rows) * params.n, ids.shape[1] + params.max_tokens)
+
+    return call
+
+
+def mismatch(llm: LLM, rows: list[list[int]]) -> dict[str, float]:
+    """Of sampled tokens: what the sampler reported against one pass over the whole response."""
+    params = SamplingParams(max_tokens=64, ignore_eos=True, logprobs=0, seed=1, n=8)
+    total, most, count = 0.0, 0.0, 0
+    for output in llm.generate(rows[:4], params):
+        for sample in output.outputs:
+            ids = output.prompt_token_ids + sample.token_ids
+            with torch.no_grad():
+                logits = llm.model.logits(llm.model(torch.tensor([ids]))[0])
+            logits.index_fill_(1, llm.forbidden, -torch.inf)
+            begin = len(output.prompt_token_ids) - 1
+            chosen = torch.log_softmax(logits[begin:-1], -1).gather(1, torch.tensor(sample.token_ids)[:, None])[:, 0]
+            gap = (chosen - torch.tensor(sample.logprobs)).abs()
+            total, most, count = total + float(gap.sum()), max(most, float(gap.max())), count + len(gap)
+    return {"mean": total / count, "most": most, "tokens": count}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two layers of each shape, few tokens; under a minute")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["0.5B"])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=["b1", "b8", "b64", "rl"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--new", type=int, help="tokens to generate (default: 64; 8 with --quick)")
+    parser.add_argument("--form", default="auto", help="how hadal packs: auto, int8, int4, ..., or '' for not at all")
+    parser.add_argument("--fast", action="store_true", help="hadal without its exactness")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    rates, dtype = measured_rates(args)
+    transformers = transformers_or_none()
+    new, least = args.new or (8 if args.quick else 64), 1 if args.quick else 3
+    cases = args.cases if not args.quick else [c for c in args.cases if c in ("b1", "b8")]
+    written: list[dict[str, Any]] = []
+    print(f"\n{'':10}{'case':6}{'':25}{'hadal':>10}{'peer':>10}{'ratio':>8}{'of matrix rate':>16}{'n':>4}")
+    for name in args.models:
+        config = MODELS[name]
+        if args.quick:
+            config = replace(config, num_hidden_layers=2)
+        with tempfile.TemporaryDirectory() as folder:
+            model = build(config)
+            model.initialise(0)
+            save_model(Path(folder), config, model.bfloat16().state_dict())  # as such checkpoints are published
+            del model
+            ours = load_model(Path(folder), torch.bfloat16).eval()
+            if args.form == "auto":
+                choice = choose(config, torch.bfloat16)
+                print(f"{name:10}{choice.reason}")
+                pack(ours, choice.form, fast=args.fast)
+            elif args.form:
+                pack(ours, args.form, fast=args.fast)
+            else:
+                ours = ours.to(getattr(torch, dtype))
+            llm = LLM(ours, Tokenizer.from_words([]), EngineConfig(exact=not args.fast))
+            llm.engine.sampler.forbidden = llm.engine.sampler.forbidden[:0]  # the model's whole vocabulary is real here
+            peer = None
+            if transformers:
+                peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+                peer.generation_config.eos_token_id = None
+            for case in cases:
+                count, n = CASES[case]
+                rows = prompts(count, 64, config.vocab_size)
+                for way in args.ways:
+                    params = replace(WAYS[way], max_tokens=new, n=n)
+                    sides: dict[str, Callable[[], None]] = {"hadal": hadal_call(llm, rows, params)}
+                    if peer is not None:
+                        sides["peer"] = peer_call(peer, rows, params)
+                    times = interleave(sides, 0.0, least)
+                    tokens = count * n * new
+                    medians = {side: statistics.median(values) for side, values in times.items()}
+                    flops = tokens * forward_flops(config, 64 + new / 2)
+                    flops += count * 64 * forward_flops(config, 32, head=False)
+                    share = flops / medians["hadal"] / rates[dtype]
+                    ratio = medians["peer"] / medians["hadal"] if "peer" in medians else float("nan")
+                    theirs = tokens / medians["peer"] if "peer" in medians else float("nan")
+                    print(
+                        f"{name:10}{case:6}{way:25}{tokens / medians['hadal']:10.1f}{theirs:10.1f}{ratio:7.2f}x"
+                        f"{share:16.1%}{least:4}", flush=True,
+                    )  # fmt: skip
+                    written.append({"model": name, "case": case, "way": way, "seconds": times, "tokens": tokens,
+                                    "ratio": ratio, "share": share})  # fmt: skip
+            long = prompts(1, 64 if args.quick else 1024, config.vocab_size)
+            one = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
+            llm.engine.config = replace(llm.engine.config, keep_prompts=False)
+            sides = {"hadal": hadal_call(llm, long, one)}
+            if peer is not None:
+                sides["peer"] = peer_call(peer, long, one)
+            medians = {side: statistics.median(v) for side, v in interleave(sides, 0.0, least).items()}
+            shown = ", ".join(f"{side} {len(long[0]) / seconds:.0f} tokens/s" for side, seconds in medians.items())
+            print(f"{name:10}prompt of {len(long[0])} to the first token: {shown}")
+            written.append({"model": name, "case": "prompt", "seconds": medians, "tokens": len(long[0])})
+            if not args.quick or name == "1M":
+                gap = mismatch(llm, prompts(4, 16, config.vocab_size))
+                print(f"{name:10}sampler against trainer: mean {gap['mean']:.1e}, most {gap['most']:.1e}")
+                written.append({"model": name, "case": "mismatch", **gap})
+            written.append({"model": name, "parameters": parameters(config).total})
+    if args.json:
+        about = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__,
+                 "threads": torch.get_num_threads(), "dtype": dtype, "rates": rates, "exact": not args.fast,
+                 "date": time.strftime("%Y-%m-%d")}  # fmt: skip
+        args.json.write_text(json.dumps(about | {"results": written}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
