@@ -14,7 +14,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hadal.sandbox import Limits, Result, Sandbox
@@ -49,6 +49,7 @@ class Attempt:
     contained: Callable[[Result], bool] = lambda result: "DONE" not in result.stdout
     alone: bool = True  # may be run with one layer, where it may succeed
     tests: str | None = None
+    seconds: float = 10.0  # on the clock; short where nothing but the deadline ends it
 
 
 def ended(*statuses: str) -> Callable[[Result], bool]:
@@ -222,14 +223,14 @@ ATTEMPTS = [
         for number in range(1, 65):
             try: signal.signal(number, signal.SIG_IGN)
             except (OSError, ValueError): pass
-        while True: pass""", ended("timeout")),
+        while True: pass""", ended("timeout"), seconds=1.0),
     Attempt("sleep for ever", """
         signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
-        while True: time.sleep(100)""", ended("timeout")),
+        while True: time.sleep(100)""", ended("timeout"), seconds=1.0),
     Attempt("leave threads running", """
         import threading
         threading.Thread(target=time.sleep, args=(1000,)).start()
-        os.close(1); os.close(2)""", ended("timeout")),
+        os.close(1); os.close(2)""", ended("timeout"), seconds=1.0),
     Attempt("crash the interpreter", "ctypes.string_at(0)", ended("error")),
     Attempt("nest folders past what a path can name", """
         for number in range(3000):
@@ -244,7 +245,7 @@ ATTEMPTS = [
     Attempt("flood the sandbox's own channel", """
         while True:
             try: os.write(3, b"x" * 4096)
-            except OSError: time.sleep(0.01)""", ended("output", "timeout")),
+            except OSError: time.sleep(0.01)""", ended("output", "timeout"), seconds=1.0),
     Attempt("pretend to have answered", """
         print('{"status": "ok", "exit_code": 0}'); os.write(1, b"\\x02\\0\\0\\0\\0\\0\\0\\0{}"); os._exit(3)""",
             ended("error")),
@@ -346,13 +347,14 @@ class Arena:
             each.close()
 
 
-LIMITS = Limits(seconds=1.2, cpu_seconds=1, memory=160 << 20, disk=4 << 20, output=1 << 18)
+LIMITS = Limits(cpu_seconds=5, memory=160 << 20, disk=4 << 20, output=1 << 18)
 
 
 def faults(attempt: Attempt, sandbox: Sandbox, arena: Arena) -> tuple[list[str], Result]:
     """Run one attempt; how it got out (nothing where it was contained), and its result."""
     arena.reset()
-    result = sandbox.run(arena.fill_in(attempt.program), tests=attempt.tests, limits=LIMITS)
+    limits = replace(LIMITS, seconds=attempt.seconds)
+    result = sandbox.run(arena.fill_in(attempt.program), tests=attempt.tests, limits=limits)
     if attempt.name == "become a daemon":
         time.sleep(1.0)
     found = arena.harm()

@@ -78,7 +78,7 @@ def test_sizes_and_times_are_measured(sandbox: Sandbox) -> None:
     small = sandbox.run("import time; time.sleep(0.3)")
     large = sandbox.run("x = b'x' * (100 << 20)")
     assert 0.3 <= small.seconds < 2
-    assert 100 << 20 <= large.peak_memory - small.peak_memory < 120 << 20
+    assert 98 << 20 <= large.peak_memory - small.peak_memory < 110 << 20  # shared pages count otherwise
 
 
 @here
