@@ -236,7 +236,7 @@ def test_thousands_and_decimals_are_one_number(whole: int, cents: int) -> None:
 @pytest.fixture(scope="module")
 def checker() -> Iterator[Checker]:
     pytest.importorskip("math_verify")
-    made = Checker()
+    made = Checker(deadline=60.0)  # the machine may be busy
     yield made
     made.close()
 
@@ -266,10 +266,10 @@ def test_near_misses_stay_wrong_where_math_verify_is_asked(checker: Checker) -> 
 
 
 def test_a_formula_that_hangs_costs_one_verdict(checker: Checker) -> None:
-    short = Checker(deadline=1.0)
+    short = Checker(deadline=5.0)  # the second question has to fit in, also on a busy machine
     started = time.monotonic()
     verdict = short("5", "\\boxed{10^{10^{10}}}")
-    assert not verdict.right and "no answer in 1 s" in verdict.note and time.monotonic() - started < 60
+    assert not verdict.right and "no answer in 5 s" in verdict.note and time.monotonic() - started < 180
     assert short("\\sqrt{2}", "\\boxed{\\frac{2}{\\sqrt{2}}}") == Verdict(True)  # a new process
     short.close()
 
