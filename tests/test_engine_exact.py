@@ -22,6 +22,7 @@ from hadal.engine.request import Request
 from hadal.errors import UserError
 from hadal.models.checkpoint import build
 from hadal.models.decoder import Decoder
+from hadal.models.packed import packed_copy
 from hadal.ops.exact import stable_rows
 from hadal.tasks import load_tasks
 from hadal.tasks.words import build_tokenizer
@@ -115,6 +116,16 @@ def test_company_chunks_hits_and_guesses_change_no_bit(
     assert [o.outputs for o in first] == [o.outputs for o in alone]
     assert [o.outputs for o in again] == [o.outputs for o in alone]
     assert [o.cached_tokens for o in again] == [(len(p) - 1) // BLOCK * BLOCK for p in PROMPTS]
+
+
+@pytest.mark.parametrize("form", ["float32:plain", "float32", "float16", "int8"])
+def test_packed_matrices_keep_their_bits_too(model: Decoder, form: str) -> None:
+    packed, _ = packed_copy(model, form)
+    params = replace(PARAMS, max_tokens=20)
+    alone = [LLM(packed, TOKENIZER).generate([prompt], params)[0].outputs for prompt in PROMPTS]
+    llm = LLM(packed, TOKENIZER, EngineConfig(chunk=64, speculate="ngram"))
+    assert [o.outputs for o in llm.generate(PROMPTS, params)] == alone
+    assert [o.outputs for o in llm.generate(PROMPTS, params)] == alone
 
 
 def test_sequences_that_are_put_off_lose_nothing(model: Decoder, alone: list[RequestOutput]) -> None:
