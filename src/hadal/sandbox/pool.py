@@ -73,6 +73,7 @@ class _Place:
         self.held, self.number = held, number
         self.keeper: Child | None = None
         self.folder: str | None = None
+        self.closing = False
 
     def run(self, job: Job, limits: Limits) -> Result:
         size = len(job.program) + len(job.stdin) + len(job.tests or "")
@@ -113,9 +114,12 @@ class _Place:
         except layers.CannotStart as error:
             names = ", ".join(self.held) or "no layer"
             raise UserError(f"The sandbox ({names}) does not start: {error}.", "Run: hadal doctor") from None
+        if self.closing:  # the interruption may have come before there was a keeper to kill
+            raise ChildEnded("the sandbox was closed")
         return self.keeper
 
     def interrupt(self) -> None:
+        self.closing = True
         if (keeper := self.keeper) is not None:
             keeper.interrupt()
 

@@ -37,35 +37,50 @@ def main(given: dict[str, Any]) -> None:
     for fd in (0, 1):
         os.dup2(null, fd)
     try:
-        for name in USUAL:
-            __import__(name)
-        layers = frozenset(given["layers"])
-        uid = given["uid"] if "uid" in layers else os.getuid()
-        threads = threads_allowed(layers)
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, most))
-        if "namespaces" in layers:
-            cell.enter(given["readable"], DEVICES, given["folder"])
-        place = Place(layers, (*given["readable"],), DEVICES, given["folder"], uid, threads, requests, answers)
-        if sys.platform == "linux":
-            linux.adopt_orphans()
-            linux.forbid_attaching()
-    except OSError as error:
-        frames.write(answers, {"failed": str(error)})
-        return
-    os.dup2(null, 2)
-    gc.freeze()  # so that a job's collector does not touch, and thereby copy, what it shares with the keeper
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asked; it closes the pipe
-    frames.write(answers, {"ready": True})
-    while True:
-        if not (guard := os.fork()):
-            os._exit(serve(place))
-        status = os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1])
+        try:
+            place = set_up(given, requests, answers)
+        except OSError as error:
+            frames.write(answers, {"failed": str(error)})
+            return
+        os.dup2(null, 2)
+        frames.write(answers, {"ready": True})
+        while run_guard(place) == 0:
+            clean(place)
         clean(place)
-        if status:  # the pipe was closed, or a guard was killed: the pool starts another keeper
-            break
-    if layers.isdisjoint({"namespaces", "bubblewrap"}):  # there it is out of sight
-        os.rmdir(place.folder)
+    finally:
+        if {"namespaces", "bubblewrap"}.isdisjoint(given["layers"]):  # in a cell it is out of sight
+            os.rmdir(given["folder"])
+
+
+def set_up(given: dict[str, Any], requests: int, answers: int) -> Place:
+    """Load what jobs will want, and move into the cell. Raises OSError where the system does not allow it."""
+    for name in USUAL:
+        __import__(name)
+    layers = frozenset(given["layers"])
+    uid = given["uid"] if "uid" in layers else os.getuid()
+    threads = threads_allowed(layers)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, most))
+    if "namespaces" in layers:
+        cell.enter(given["readable"], DEVICES, given["folder"])
+    if sys.platform == "linux":
+        linux.adopt_orphans()
+        linux.forbid_attaching()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asked; it closes the pipe
+    gc.freeze()  # so that a job's collector does not touch, and thereby copy, what it shares with the keeper
+    return Place(layers, (*given["readable"],), DEVICES, given["folder"], uid, threads, requests, answers)
+
+
+def run_guard(place: Place) -> int:
+    """Fork a guard for one job and wait; not 0 where the pipe was closed or it was killed: then this keeper ends, and
+    the pool starts another."""
+    if guard := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1])
+    code = 1
+    try:
+        code = serve(place)
+    finally:
+        os._exit(code)
 
 
 def clean(place: Place) -> None:
