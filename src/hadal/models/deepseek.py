@@ -20,7 +20,7 @@ from hadal.models.decoder import Decoder, Norm, full_weight, recomputing
 from hadal.models.dense import FeedForward
 from hadal.ops.attention import attend
 from hadal.ops.experts import routed_experts
-from hadal.ops.linear import linear_rows, sigmoid_rows
+from hadal.ops.linear import bmm_rows, linear_rows, sigmoid_rows
 from hadal.ops.norm import rotate_pairs
 
 LATENT_EPS = 1e-6
@@ -36,6 +36,8 @@ class LatentAttention(nn.Module):
     def __init__(self, config: DeepseekConfig) -> None:
         super().__init__()
         self.heads = config.num_attention_heads
+        self.steady = False
+        """Whether a token's result keeps its bits whatever other tokens there are, as packed models want it."""
         self.nope, self.rope, self.value = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
         self.rank, self.q_rank = config.kv_lora_rank, config.q_lora_rank
         self.scale = (self.nope + self.rope) ** -0.5
@@ -93,14 +95,15 @@ class LatentAttention(nn.Module):
         up_HOC = full_weight(self.kv_b_proj).view(H, self.nope + self.value, self.rank)
         q_nope, q_rope = q_BTHK.split([self.nope, self.rope], dim=-1)
         q_HNO = q_nope.permute(2, 0, 1, 3).reshape(H, B * T, self.nope)
-        query = torch.bmm(q_HNO, up_HOC[:, : self.nope]).view(H, B, T, -1).transpose(0, 1).reshape(B, H * T, -1)
+        bmm = bmm_rows if self.steady else torch.bmm
+        query = bmm(q_HNO, up_HOC[:, : self.nope]).view(H, B, T, -1).transpose(0, 1).reshape(B, H * T, -1)
         q_rope = q_rope.transpose(1, 2).reshape(B, H * T, self.rope)
         mask = bias.view(-1, 1, *bias.shape[-2:]).expand(B, H, -1, -1).reshape(B, H * T, -1)
         scores = torch.baddbmm(mask, query, latent_B1SC[:, 0].mT, alpha=self.scale, beta=1)
         scores = torch.baddbmm(scores, q_rope, key_B1SR[:, 0].mT, alpha=self.scale)
         mixed = torch.bmm(torch.softmax(scores, dim=-1), latent_B1SC[:, 0])
         mixed_HNC = mixed.view(B, H, T, -1).transpose(0, 1).reshape(H, B * T, -1)
-        out = torch.bmm(mixed_HNC, up_HOC[:, self.nope :].mT).view(H, B, T, -1)
+        out = bmm(mixed_HNC, up_HOC[:, self.nope :].mT).view(H, B, T, -1)
         return out.permute(1, 2, 0, 3).reshape(B, T, H * self.value)
 
 

@@ -23,7 +23,7 @@ from hadal.configs.models import ModelConfig
 from hadal.errors import UserError
 from hadal.models.checkpoint import outline
 from hadal.models.decoder import Decoder, full_weight
-from hadal.models.deepseek import Experts, Router
+from hadal.models.deepseek import Experts, LatentAttention, Router
 from hadal.models.lora import LoraExperts
 from hadal.ops import quant
 from hadal.ops.linear import FORMS, Matrix, Stack, kind_of, measure, usable, works
@@ -187,9 +187,11 @@ def resolve(form: str) -> str:
 
 def _pack_modules(parent: nn.Module, form: str, compute: torch.dtype, fast: bool) -> None:
     for name, child in list(parent.named_children()):
-        if isinstance(child, Router):
+        if isinstance(child, Router | LatentAttention):
             child.steady = not fast
-        elif isinstance(child, Experts | LoraExperts):
+        if isinstance(child, Router):
+            continue
+        if isinstance(child, Experts | LoraExperts):
             setattr(parent, name, PackedExperts(form, child.matrices(), fast))
         elif isinstance(child, nn.Linear):
             if isinstance(parent, Decoder):

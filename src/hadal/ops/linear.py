@@ -205,13 +205,31 @@ def steadily(product: Callable[[Tensor], Tensor], x_NK: Tensor, counts: Sequence
         return torch.cat([steadily(product, part, counts) for part in x_NK.split(probed)])
     if counts[count] == count:
         return product(x_NK)
-    return product(F.pad(x_NK, (0, 0, 0, counts[count] - count)))[:count]
+    zeros = x_NK.new_zeros(counts[count] - count, *x_NK.shape[1:])
+    return product(torch.cat([x_NK, zeros]))[:count]
 
 
 def linear_rows(x_NK: Tensor, weight_OK: Tensor) -> Tensor:
     """F.linear(x, weight) whose rows do not depend on how many there are; float32, float64 or bfloat16."""
     plain = f"{weight_OK.dtype}:plain".removeprefix("torch.")
     return steadily(lambda x: F.linear(x, weight_OK), x_NK, row_counts(plain, torch.get_num_threads()))
+
+
+def bmm_rows(x_HNK: Tensor, weight_HKO: Tensor) -> Tensor:
+    """torch.bmm(x, weight) whose rows do not depend on how many there are; float32, float64 or bfloat16."""
+    counts = _bmm_counts(weight_HKO.dtype, torch.get_num_threads())
+    return steadily(_bmm_by_row(weight_HKO), x_HNK.transpose(0, 1), counts).transpose(0, 1)
+
+
+def _bmm_by_row(weight_HKO: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda x_NHK: torch.bmm(x_NHK.transpose(0, 1), weight_HKO).transpose(0, 1)
+
+
+@cache
+def _bmm_counts(dtype: torch.dtype, threads: int) -> tuple[int, ...]:
+    generator = torch.Generator().manual_seed(0)
+    weight_HKO = torch.randn(4, 64, 64, generator=generator).to(dtype)
+    return alike(_bmm_by_row(weight_HKO), torch.randn(PROBED, 4, 64, generator=generator).to(dtype))
 
 
 def sigmoid_rows(x_NE: Tensor) -> Tensor:
