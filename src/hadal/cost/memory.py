@@ -20,6 +20,10 @@ CHUNK_LOGITS = 1 << 25
 """Logits that a loss makes at once, 128 MiB in float32: `hadal.train.losses` computes more in chunks of so many."""
 PLAIN, BLOCK = 128, 64
 """Rows up to which attention keeps its weights, and past which so many queries' exist at a time (`hadal.ops`)."""
+HEAP_LOSS = 0.2
+"""Of the activations' sum, what a heap of their sizes loses between them; measured (docs/sft.md)."""
+LIBRARIES = 1 << 26
+"""Bytes of torch's libraries that are first touched in training; measured as well."""
 MATMUL_SHARE = 0.5
 """Of the measured rate of matrix products, what a whole training step comes to."""
 
@@ -63,8 +67,9 @@ def training_memory(
     dense, moe = s.num_dense_layers, layers - s.num_dense_layers
     by_layer = [_kept(s, length, True, value_bytes)] * dense + [_kept(s, length, False, value_bytes)] * moe
     whole = layers * s.hidden_size + max(by_layer) if checkpointed else sum(by_layer)
-    activations = (whole + 3 * s.hidden_size + _moment(s, length)) * value_bytes * tokens
-    bias = value_bytes * tokens * length
+    passing = _moment(s, length, adapters > 0)
+    activations = (whole + 3 * s.hidden_size + passing + length) * value_bytes * tokens  # length: the mask
+    activations += int(HEAP_LOSS * activations)
     logits = tokens * s.vocab_size
     if logits <= MANY_LOGITS:
         logits *= 12
@@ -75,8 +80,8 @@ def training_memory(
         weights=value_bytes * (model + adapters) + tables,
         gradients=value_bytes * trained,
         optimiser=8 * trained + masters,
-        activations=activations + bias,
-        moment=max(logits, update - activations, 0),
+        activations=activations,
+        moment=max(logits, update - activations) + LIBRARIES,
     )
 
 
@@ -98,11 +103,12 @@ def _kept(s: Shape, length: int, dense: bool, value_bytes: int) -> int:
     return norms + attention + scores + routed + router + 4 * s.n_shared_experts * s.moe_intermediate_size
 
 
-def _moment(s: Shape, length: int) -> int:
+def _moment(s: Shape, length: int, adapted: bool) -> int:
     """Values a token that a layer's passes make and let go of, at their most."""
     mixture = s.num_experts_per_tok * s.moe_intermediate_size if s.n_routed_experts else 0
     scores = s.num_attention_heads * (length if length <= PLAIN else BLOCK)
-    return max(3 * scores, 4 * max(s.intermediate_size, mixture))
+    # of gate and up, twice that wide: two gradients, or with adapters the frozen product, theirs and the sum
+    return max(3 * scores, (6 if adapted else 4) * max(s.intermediate_size, mixture))
 
 
 def training_seconds(

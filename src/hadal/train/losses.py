@@ -86,11 +86,12 @@ class _HeadLogProbabilities(Function):
     ) -> Tensor:
         out, kept = [], []
         for hidden, targets in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True):
-            logits = _head(hidden, weight_VD, forbidden)
-            own, top = logits.gather(1, targets[:, None])[:, 0], logits.amax(-1)
-            probabilities = torch.softmax(logits, -1, out=logits)
-            out.append(own - top + probabilities.amax(-1).log())  # of the likeliest, the logarithm is exact
-            kept = [probabilities] if len(hidden) == len(hidden_ND) else []
+            values = _head(hidden, weight_VD, forbidden)
+            own, top = values.gather(1, targets[:, None])[:, 0], values.amax(-1)
+            torch.softmax(values, -1, out=values)
+            out.append(own - top + values.amax(-1).log())  # of the likeliest, the logarithm is exact
+            kept = [values] if len(hidden) == len(hidden_ND) else []
+            del values  # before the next
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N, forbidden, *kept)
         ctx.rows = rows
         return torch.cat(out)
@@ -105,8 +106,8 @@ class _HeadLogProbabilities(Function):
             if kept:
                 grad = kept.pop()
             else:
-                logits = _head(hidden_ND[span], weight_VD, forbidden)
-                grad = torch.softmax(logits, -1, out=logits)
+                grad = _head(hidden_ND[span], weight_VD, forbidden)
+                torch.softmax(grad, -1, out=grad)
             # d log p(target) / d logits = 1[target] - p
             grad.scatter_add_(1, targets_N[span, None], torch.full_like(grad[:, :1], -1.0))
             grad = grad.mul_(-grads[0][span, None]).to(weight_VD.dtype)
@@ -114,6 +115,7 @@ class _HeadLogProbabilities(Function):
                 torch.mm(grad, weight_VD, out=grad_hidden[span])
             if grad_weight is not None:
                 torch.addmm(grad_weight, grad.t(), hidden_ND[span], beta=1 if begin else 0, out=grad_weight)
+            del grad  # before the next
         return grad_hidden, grad_weight, None, None, None
 
 
