@@ -110,7 +110,8 @@ def test_a_dry_run_prints_what_a_run_would_freeze_and_writes_nothing(capsys: pyt
     assert "minutes, $" in out and "# grpo: " in out
     assert sorted(path for path in Path(".").rglob("*") if "__pycache__" not in str(path)) == before
     resolved = read_recipe(tomllib.loads(out))
-    assert resolved.grpo.updates == 3 and resolved.pretrain.steps == read_recipe(load_recipe_data(recipe)).pretrain.steps
+    own = read_recipe(load_recipe_data(recipe))
+    assert resolved.grpo.updates == 3 and resolved.pretrain.steps == own.pretrain.steps
     assert resolved.threads >= 1 and resolved.dtype in ("float32", "bfloat16")
     assert resolved.tasks == ["letters", str(Path("beside/coin.py").resolve())]
     Path("resolved.toml").write_text(out)
