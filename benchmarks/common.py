@@ -97,16 +97,21 @@ def transformers_or_none() -> Any:
     return transformers
 
 
-def interleave(sides: dict[str, Callable[[], object]], seconds: float, least: int = 3) -> dict[str, list[float]]:
+def interleave(
+    sides: dict[str, Callable[[], object]],
+    seconds: float,
+    least: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of each call of each side, in turns, until `seconds` are over; the first turn is warm-up."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     end = None
     while end is None or min(map(len, times.values())) < least or time.perf_counter() < end:
         for name, call in sides.items():
-            began = time.perf_counter()
+            began = clock()
             call()
             if end is not None:
-                times[name].append(time.perf_counter() - began)
+                times[name].append(clock() - began)
         end = end or time.perf_counter() + seconds
     return times
 
