@@ -59,7 +59,7 @@ class LLM:
         if form == "auto":
             if sum(p.numel() for p in model.parameters()) < WORTH_PACKING:
                 return cls(model.float(), tokenizer, config, defaults)
-            choice = choose(model.config, stored)
+            choice = choose(model.config, stored, fast=config is not None and not config.exact)
             say(choice.reason)
             form = choice.form
         pack(model, form, fast=config is not None and not config.exact)

@@ -233,13 +233,16 @@ class Stack:
 
 
 def measure(
-    forms: Sequence[str], shapes: Sequence[tuple[int, int]], rows: Sequence[int], seconds: float
+    forms: Sequence[str], shapes: Sequence[tuple[int, int]], rows: Sequence[int], seconds: float, fast: bool = False
 ) -> dict[str, list[float]]:
     """Median seconds of one pass of `rows[i]` rows over matrices of these shapes [O, K], by form; fastest first.
 
-    The forms take turns, the first is warm-up; one that then took three times the fastest one's time at every
-    count of rows is out. `seconds` is the time of the whole, packing counted, give or take a pass.
+    The forms take turns, the first is warm-up. Where half of `seconds` is gone after it, packing counted, a form that
+    took twice the fastest times, in the geometric mean over the counts of rows, is out. fast: not each row by `rows`.
     """
+    if not fast:
+        for form in forms:
+            row_counts(form, torch.get_num_threads())
     end = time.perf_counter() + seconds
     sizes = sorted({K for _, K in shapes})
     packed = {form: [FORMS[form](torch.full(shape, 0.01)) for shape in shapes] for form in forms}
@@ -251,11 +254,12 @@ def measure(
             for x, taken in zip(inputs[form], times[form], strict=True):
                 began = time.perf_counter()
                 for (_, K), matrix in zip(shapes, packed[form], strict=True):
-                    matrix(x[K])
+                    (matrix if fast else matrix.rows)(x[K])
                 taken.append(time.perf_counter() - began)
-        if turn == 0:
+        if turn == 0 and time.perf_counter() > end - seconds / 2:
             best = [min(times[form][i][0] for form in forms) for i in range(len(rows))]
-            going = [f for f in going if any(t[0] < 3 * b for t, b in zip(times[f], best, strict=True))]
+            ratios = {f: [t[0] / b for t, b in zip(times[f], best, strict=True)] for f in going}
+            going = [f for f in going if statistics.geometric_mean(ratios[f]) < 2]
         turn += 1
     medians = {form: [statistics.median(t[1:] or t) for t in taken] for form, taken in times.items()}
     return dict(sorted(medians.items(), key=lambda item: statistics.geometric_mean(item[1])))
