@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -329,3 +331,20 @@ def test_the_memory_of_the_cache_is_counted_and_told(llm: LLM, tmp_path: Path) -
     token = 2 * 4 * (2 * 2 * 16 if isinstance(like, DenseConfig) else 32 + like.qk_rope_head_dim)
     assert said == [f"The cache may take 3 MB: {3_000_000 // token:,} tokens."]
     assert loaded.generate([_prompts()[0]], SamplingParams(max_tokens=4, seed=0))[0].outputs[0].token_ids
+
+
+def test_nothing_starts_torchs_compiler() -> None:
+    """It takes two seconds to import, and `hadal chat` has ten to its first token."""
+    code = """
+import sys
+from hadal.configs.models import DenseConfig
+from hadal.engine import LLM, SamplingParams
+from hadal.models.checkpoint import build
+from hadal.text.tokenizer import Tokenizer
+model = build(DenseConfig(64, 32, 1, 2, 1, head_dim=16, intermediate_size=32))
+model.initialise(0)
+LLM(model, Tokenizer.from_words([])).generate([[1, 2, 3]], SamplingParams(max_tokens=2, ignore_eos=True, seed=0))
+print(sorted(name for name in sys.modules if name in ("torch._dynamo", "torch._inductor", "sympy")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr or done.stdout
