@@ -191,7 +191,7 @@ def main() -> None:
                     )  # fmt: skip
                     written.append({"model": name, "case": case, "way": way, "seconds": times, "tokens": tokens,
                                     "ratio": ratio, "share": share})  # fmt: skip
-            long = prompts(1, 64 if args.quick else 1024, config.vocab_size)
+            long = prompts(1, 64 if args.quick else min(1024, config.max_position_embeddings // 2), config.vocab_size)
             one = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
             llm.engine.config = replace(llm.engine.config, keep_prompts=False)
             sides = {"hadal": hadal_call(llm, long, one)}
