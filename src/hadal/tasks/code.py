@@ -35,6 +35,14 @@ class CodeTask(DataSet):
         """What is run before the tests, from the code of a reply."""
         return code
 
+    def canonical(self, problem: Problem, answer: str) -> str:
+        """The program without its comments and layout."""
+        code = code_of(answer)
+        try:
+            return "" if code is None else ast.unparse(ast.parse(code))
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return code or ""
+
     def verdict(self, problem: Problem, answer: str) -> Verdict:
         """UserError where nothing here isolates a program."""
         code = code_of(answer)

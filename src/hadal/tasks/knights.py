@@ -58,6 +58,12 @@ def possible(people: int, claims: list[Claim]) -> int:
     return left.bit_count()
 
 
+def named(answer: str) -> list[str]:
+    """The names in an answer, in lower case."""
+    words = [word for word in re.split(r"[\s,]+|\band\b", answer.lower().strip().rstrip(".")) if word]
+    return [NOBODY] if words in (["nobody"], ["none"], ["no", "one"]) else words
+
+
 class Knights(Task):
     """The thought gives each person a kind in turn, knight first, and writes the row anew after each contradiction."""
 
@@ -141,10 +147,11 @@ class Knights(Task):
         return ", ".join(honest) or NOBODY, thought + " yes"
 
     def judge(self, problem: Problem, answer: str) -> bool:
-        words = [word for word in re.split(r"[\s,]+|\band\b", answer.lower().strip().rstrip(".")) if word]
-        if words in (["nobody"], ["none"], ["no", "one"]):
-            words = [NOBODY]
+        words = named(answer)
         return len(words) == len(set(words)) and set(words) == set(problem.answer.lower().split(", "))
+
+    def canonical(self, problem: Problem, answer: str) -> str:
+        return " ".join(sorted(named(answer)))
 
     def near_misses(self, problem: Problem, rng: Rng) -> list[str]:
         found = self.read(problem.meta["fields"]["claims"])
