@@ -185,6 +185,10 @@ class Task:
         right = float(verdict.right)
         return Reward(right, {"accuracy": right}, verdict.note or ("right" if right else "wrong"))
 
+    def tests_passed(self, problem: Problem, response: str) -> float:
+        """The share of a program's tests that a response passes; 0 where a task has none."""
+        return 0.0
+
     def near_misses(self, problem: Problem, rng: Rng) -> list[str]:
         """Answers that look like the right one and are wrong; here a number or a word that is slightly off."""
         return near_numbers(problem.answer, rng) or near_words(problem.answer, rng)
