@@ -104,8 +104,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say(monkeypatch: pytest.Monke
 def test_intervals_hold_the_truth_over_sizes_and_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "DRAWS", 2000)
     for problems, mean, samples in itertools.product((20, 50, 200), (0.05, 0.3, 0.5, 0.9), (1, 8)):
-        least = 0.90 if problems * min(mean, 1 - mean) < 5 else 0.93
-        assert least <= coverage(problems, mean, samples, 1000) <= 0.99, (problems, mean, samples)
+        few = problems * min(mean, 1 - mean) < 5  # so few problems are right, or wrong, that their spread is a guess
+        held = coverage(problems, mean, samples, 500)
+        assert 0.87 <= held <= 1.0 if few else 0.92 <= held <= 0.99, (problems, mean, samples, held)
 
 
 def test_samples_of_a_problem_are_no_independent_witnesses() -> None:

@@ -117,7 +117,8 @@ def check(candidate):
     ],
 )  # fmt: skip
 def test_tests_are_counted_one_by_one(body: str, share: float, tmp_path: Path) -> None:
-    row = {"entry_point": "square", "prompt": "def square(x):\n", "canonical_solution": "    return x * x", "test": CHECK}
+    solution = {"prompt": "def square(x):\n", "canonical_solution": "    return x * x"}
+    row = {"entry_point": "square", "test": CHECK, **solution}
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
 
     def run_briefly(program: str, tests: str) -> tuple[bool, str]:
