@@ -6,10 +6,8 @@ import itertools
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -298,24 +296,37 @@ def test_a_model_is_measured_and_compared(
     assert shown.count("\nquestion  ") == len(wrong) and f"{len(wrong)} of 24 problems" in shown
 
 
+KILLER = """
+import os, signal, sys, time
+import hadal.evaluate.run
+from hadal.cli import main
+words, samples, before = sys.argv[3:], os.path.join(sys.argv[-1], "samples.jsonl"), 0
+for more in map(int, sys.argv[1:3]):  # bytes of samples, at which it is killed
+    child = os.fork()
+    if child == 0:
+        main(words)
+        os._exit(0)
+    size = 0
+    while size < before + more and not os.waitpid(child, os.WNOHANG)[0]:
+        time.sleep(0.001)
+        size = os.path.getsize(samples) if os.path.exists(samples) else 0
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    before = os.path.getsize(samples)
+    print(before)
+"""
+
+
 def test_what_was_killed_carries_on_and_ends_the_same(model: str, task: str, tmp_path: Path) -> None:
-    words = [model, "--tasks", f"{task},letters", "--problems", "40", "--samples", "4", "--max-tokens", "60",
+    words = [model, "--tasks", f"{task},letters", "--problems", "24", "--samples", "3", "--max-tokens", "40",
              "--dtype", "float32", "--out"]  # fmt: skip
     assert run(*words, tmp_path / "whole") == 0
     expected = (tmp_path / "whole" / "results.json").read_bytes()
     killed = tmp_path / "killed"
-    command = [sys.executable, "-c", "import sys; from hadal.cli import main; sys.exit(main(sys.argv[1:]))", "eval"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    sizes = []
-    for least in (1, 2000):  # bytes of samples, at which it is killed
-        process = subprocess.Popen([*command, *words, str(killed)], env=environment, stderr=subprocess.DEVNULL)
-        before = sizes[-1] if sizes else 0
-        while (killed / "samples.jsonl").stat().st_size < before + least if killed.exists() and (
-            killed / "samples.jsonl").exists() else process.poll() is None:  # fmt: skip
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        sizes.append((killed / "samples.jsonl").stat().st_size)
+    done = subprocess.run([sys.executable, "-c", KILLER, "1", "2000", "eval", *words, str(killed)],
+                          env=environment, capture_output=True, text=True, check=True)  # fmt: skip
+    sizes = [int(size) for size in done.stdout.split()]
     assert 0 < sizes[0] < sizes[1] < (tmp_path / "whole" / "samples.jsonl").stat().st_size
     with (killed / "samples.jsonl").open("r+b") as file:
         file.truncate(sizes[1] - 7)  # a power cut tears the last line
