@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from pathlib import Path
 
 import pytest
+from test_rl import grown
 
 from hadal.cli import main
 from hadal.errors import UserError
 from hadal.tasks import load_tasks
+from hadal.train.curriculum import Curriculum
+from hadal.train.rl import RLConfig, rl_update
 
 
 def write(folder: Path, text: str) -> str:
@@ -63,6 +67,55 @@ def test_faults_of_ones_own_file_are_named(tmp_path: Path, text: str, words: str
         for task in load_tasks([write(tmp_path, text)]).values():
             task.validate()
     assert "mine" in str(error.value)
+
+
+BREAKS = GOOD + """
+import os
+def score(problem, answer):
+    if answer == "hang": return all(x == 0 for x in iter(int, 1))
+    if answer == "sleep": __import__("time").sleep(1000)
+    if answer == "eat": return len(bytearray(1 << 40)) > 0
+    if answer == "grow": return len([bytes(1 << 24) for _ in iter(int, 1)])
+    if answer == "die": os._exit(3)
+    if answer == "leave": raise SystemExit
+    return int(answer) == int(problem.answer)
+near_misses = lambda problem, rng: []
+score_seconds = 1.0
+"""
+
+
+def test_a_scorer_that_breaks_costs_the_answer_and_not_the_run(tmp_path: Path) -> None:
+    (task,) = load_tasks([write(tmp_path, BREAKS)]).values()
+    problem = task.generate(0, "train", 2)
+    for answer, reason in {
+        "hang": "no answer in 1 s", "sleep": "no answer in 1 s", "eat": "bytes", "grow": "bytes|no answer",
+        "die": "process ended", "leave": "SystemExit", "seven": r"ValueError.*line \d+",
+    }.items():  # fmt: skip
+        reward = task.score(problem, answer)
+        assert reward.total == 0 and re.search(f"the scorer broke off: .*({reason})", reward.note), (answer, reward)
+        assert task.score(problem, problem.answer).total == 1  # and the next one is judged as ever
+    with pytest.raises(UserError, match="score broke off on the answer 'no idea': ValueError"):
+        task.validate()
+
+
+def test_reinforcement_goes_on_where_a_scorer_hangs(tmp_path: Path) -> None:
+    """Random weights say all sorts of things; the scorer hangs on some of them."""
+    text = GOOD + "\ndef score(problem, answer):\n    while 'a' in answer: pass\n    return 'e' in answer\n"
+    (task,) = load_tasks([write(tmp_path, text + "score_seconds = 0.3\n")]).values()
+    llm, optimizer = grown()
+    tasks = {task.name: task}
+    result = rl_update(llm, optimizer, tasks, Curriculum(tasks), RLConfig(prompts=2, samples=8, max_tokens=8), 0, 0)
+    rewards = [reward for group in result.groups for reward in group.rewards]
+    broke = [reward for reward in rewards if "no answer in 0.3 s" in reward.note]
+    assert 0 < len(broke) < len(rewards) and not any(reward.total for reward in broke)
+
+
+def test_meta_that_the_scorer_would_see_changed_is_refused(tmp_path: Path) -> None:
+    scorer = "\ndef score(problem, answer): return answer == problem.answer\n"
+    text = GOOD.replace("str(2 * n),", "str(2 * n), {'pair': (n, n)},")
+    load_tasks([write(tmp_path, text)])["mine"].validate()  # without a scorer nothing is sent anywhere
+    with pytest.raises(UserError, match="'pair' in a problem's meta"):
+        load_tasks([write(tmp_path, text + scorer)])["mine"].validate()
 
 
 def test_the_shipped_examples_are_sound() -> None:

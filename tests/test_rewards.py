@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from test_rl import grown
@@ -11,7 +14,9 @@ from hadal.recipe.config import read_recipe
 from hadal.rewards import Response, RewardConfig, score_group
 from hadal.rewards.language import language_share
 from hadal.rewards.shape import format_reward, length_rewards, overlong_penalty, repetition_penalty
+from hadal.sandbox import Limits, Sandbox, check_asserts
 from hadal.tasks import BUILT_IN
+from hadal.tasks.code import HumanEval
 from hadal.train.curriculum import Curriculum
 from hadal.train.rl import RLConfig, rl_update
 
@@ -88,6 +93,53 @@ def test_parts_are_kept_apart_and_added_by_weight() -> None:
     weights = {"accuracy": 1.0, "format": 0.5, "language": 0.25, "length": 0.125, "overlong": 2.0, "repetition": 4.0}
     for reward in rewards:
         assert reward.total == pytest.approx(sum(weights[name] * value for name, value in reward.parts.items()))
+
+
+CHECK = """
+METADATA = {'n': 1}
+
+def check(candidate):
+    big = candidate(10)
+    assert candidate(1) == 1
+    assert candidate(2) == 4, "two"
+    assert big == 100 and METADATA['n'] == 1
+    for n in (3, 4):
+        assert candidate(n) == n * n
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "share"),
+    [
+        ("return x * x", 1), ("return 2 ** x", 1 / 4), ("return x * x if x < 5 else 0", 3 / 4),
+        ("return x * x if x != 4 else 0", 3 / 4), ("return 1 if x == 1 else undefined", 0), ("return -1", 0),
+        ("return x * (", 0), ("while x > 2: pass\n    return x * x", 0),
+    ],
+)  # fmt: skip
+def test_tests_are_counted_one_by_one(body: str, share: float, tmp_path: Path) -> None:
+    solution = {"prompt": "def square(x):\n", "canonical_solution": "    return x * x"}
+    row = {"entry_point": "square", "test": CHECK, **solution}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+
+    def run_briefly(program: str, tests: str) -> tuple[bool, str]:
+        verdict = check_asserts(sandbox, program, tests, Limits(seconds=1.0))
+        return verdict.ok, verdict.note
+
+    with Sandbox() as sandbox:
+        task = HumanEval(tmp_path / "a.jsonl", run_briefly)
+        (problem,) = task.problems("held_out")
+        response = Response(f"<think>hm</think>```python\ndef square(x):\n    {body}\n```", [1], 10)
+        (reward,) = score_group(task, problem, [response], RewardConfig(tests=0.5))
+    assert reward.parts == {"accuracy": float(share == 1), "tests": share}
+    assert reward.total == reward.parts["accuracy"] + share / 2
+
+
+def test_where_there_are_no_tests_the_part_is_the_verdict() -> None:
+    task = BUILT_IN["sums"]()
+    problem = task.recognise("What is 3 + 4?")
+    assert problem is not None
+    rewards = score_group(task, problem, [Response(text, [1], 9) for text in ("7", "8")], RewardConfig(tests=1.0))
+    assert [reward.parts["tests"] for reward in rewards] == [1, 0]
 
 
 @pytest.mark.parametrize(

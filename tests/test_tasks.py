@@ -264,7 +264,7 @@ GOLDEN = {
     "clock": "7d0198d8e7082bcc",
     "countdown": "ccdfc053ee15c7df",
     "dates": "b17fa065faf7efd3",
-    "knights": "1e8e0044523f33bd",
+    "knights": "f8889b3885a0ba46",
     "letters": "69443ddd949a35fb",
     "paths": "452d4a25f5e50fb7",
     "program": "157ace0f01a48a07",

@@ -93,8 +93,10 @@ def honest(spoken: str) -> list[str]:
             return kinds[0] != kinds[1]
         if "both knights" in claim:
             return all(kinds)
+        if "both knaves" in claim:
+            return not any(kinds)
         if "at least one" in claim:
-            return not all(kinds)
+            return any(kinds) if claim.endswith("a knight") else not all(kinds)
         return kinds[0] if claim.endswith("a knight") else not kinds[0]
 
     found = []

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from hadal import __version__
 from hadal.cli.arguments import Parser, add_overrides, nearest, positive, whole
+from hadal.cli.evaluate import add_eval
 from hadal.cli.finetune import add_sft
 from hadal.cli.models import add_model, add_verify
 from hadal.errors import UserError
 
-CARRIES_ON = {"quickstart", "train", "sft"}  # commands that resume where they were stopped
+CARRIES_ON = {"quickstart", "train", "sft", "eval"}  # commands that resume where they were stopped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -201,6 +202,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     )
     action.add_argument("--all", action="store_true", help="all built-in tasks")
 
+    add_eval(add)
     add_model(add)
     add_verify(add)
 

@@ -1,10 +1,24 @@
-"""Intervals and pass@k."""
+"""Intervals, pass@k and cons@k, and the comparison of two models on the same problems.
+
+Samples of one problem are no independent witnesses of what a model can do: everything here takes one value for each
+problem, and problems are what is drawn again.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+DRAWS = 10_000
+"""Of a bootstrap."""
+FLIPS = 20_000
+"""Of a permutation test that has too many signs to try them all."""
 Z = 1.959963984540054
 """Standard normal quantile of a two-sided 95% interval."""
 
@@ -47,6 +61,116 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     if n - right < k:
         return 1.0
     return 1.0 - math.prod((n - right - i) / (n - i) for i in range(k))
+
+
+def consensus(right: int, wrong: Sequence[int], unanswered: int = 0) -> list[float]:
+    """cons@k for k = 1 to n: the chance that the most frequent answer among k of the n samples is right.
+
+    right, wrong: how many samples gave the right answer, and each of the wrong ones; unanswered samples do not vote.
+    The k are drawn without replacement, all subsets counted; a tie is decided by lot, and no vote at all is wrong.
+    """
+    n = right + sum(wrong) + unanswered
+    chance = np.zeros(n + 1)
+    for votes in range(1, right + 1):
+        # What cannot reach `votes` may be drawn as it likes. ways[t, j]: subsets of j others, t of them level with
+        # the right answer and none above it.
+        large = [size for size in wrong if size >= votes]
+        ways = np.zeros((len(large) + 1, n + 1))
+        ways[0] = [math.comb(n - right - sum(large), j) for j in range(n + 1)]
+        for size in large:
+            grown = np.zeros_like(ways)
+            for drawn in range(votes):
+                grown[:, drawn:] += math.comb(size, drawn) * ways[:, : n + 1 - drawn]
+            grown[1:, votes:] += math.comb(size, votes) * ways[:-1, : n + 1 - votes]
+            ways = grown
+        won = (1 / np.arange(1, len(large) + 2)) @ ways
+        chance[votes:] += math.comb(right, votes) * won[: n + 1 - votes]
+    return [float(chance[k] / math.comb(n, k)) for k in range(1, n + 1)]
+
+
+# ------------------------------------------------------------------------------------- intervals over problems
+
+
+def bootstrap(groups: Sequence[Floats], seed: int = 0) -> Floats:
+    """Means [DRAWS, M] of problems drawn again with replacement, from values [N, M] of each group's N problems: within
+    each group, and then the unweighted mean over the groups."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros((DRAWS, groups[0].shape[1]))
+    for values in groups:
+        N = len(values)
+        size = max(1, 4_000_000 // N)
+        for begin in range(0, DRAWS, size):
+            rows = min(size, DRAWS - begin)
+            drawn = rng.integers(0, N, (rows, N)) + N * np.arange(rows)[:, None]
+            counts = np.bincount(drawn.ravel(), minlength=rows * N).reshape(rows, N)
+            total[begin : begin + rows] += counts @ values / N
+    return total / len(groups)
+
+
+def intervals(groups: Sequence[Floats], shares: Sequence[bool] | None = None, seed: int = 0) -> list[dict[str, float]]:
+    """value, low and high (95%) of each of the M columns: means over problems, averaged over groups [N, M].
+
+    The interval is the bootstrap's percentiles, widened for few problems (Hesterberg 2015, arXiv 1411.5279, section
+    5.3). shares: which columns are shares of 0 to 1. Where all values of one are equal the bootstrap sees no spread,
+    and Wilson's interval stands in for it.
+    """
+    fewest = min(len(values) for values in groups)
+    drawn = bootstrap(groups, seed)
+    tail = 100 * _tail(fewest)
+    low, high = np.percentile(drawn, [tail, 100 - tail], axis=0)
+    means = np.mean([values.mean(axis=0) for values in groups], axis=0)
+    found = []
+    for m, mean in enumerate(means):
+        entry = {"value": float(mean), "low": float(min(low[m], mean)), "high": float(max(high[m], mean))}
+        if shares is not None and shares[m] and all(np.ptp(values[:, m]) == 0 for values in groups):
+            n = sum(len(values) for values in groups)
+            entry["low"], entry["high"] = wilson(float(mean) * n, n)
+        found.append(entry)
+    return found
+
+
+def _tail(n: int) -> float:
+    """The share that each end of a bootstrap interval cuts off: 2.5%, made less where n is small."""
+    if n < 3:
+        return 0.0  # so few problems tell nothing beyond the range of their values
+    v = n - 1
+    # Student's quantile by the Cornish-Fisher series (Abramowitz and Stegun 26.7.5).
+    t = Z + (Z**3 + Z) / (4 * v) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * v**2)
+    t += (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / (384 * v**3)
+    return NormalDist().cdf(-math.sqrt(n / v) * t)
+
+
+def compare(groups: Sequence[Floats], seed: int = 0) -> list[dict[str, float]]:
+    """difference, low and high (95%, paired bootstrap) and p of each column of differences [N, M] on the same problems.
+
+    p: two-sided, of the permutation test that flips the sign of each problem's difference (Fisher 1935): all of them
+    where few differ, else FLIPS at random.
+    """
+    found = []
+    estimates = intervals(groups, seed=seed)
+    for m, estimate in enumerate(estimates):
+        weighted = np.concatenate([values[:, m] / len(values) / len(groups) for values in groups])
+        entry = {"difference": estimate["value"], "low": estimate["low"], "high": estimate["high"]}
+        found.append(entry | {"p": sign_flip(weighted, seed)})
+    return found
+
+
+def sign_flip(differences: Floats, seed: int = 0) -> float:
+    """p of the sum of differences, if each were as likely to have the other sign."""
+    moved = differences[differences != 0]
+    if len(moved) == 0:
+        return 1.0
+    observed = abs(float(moved.sum())) * (1 - 1e-9)  # sums in another order differ in their last bits
+    if len(moved) <= 14:
+        flips = 1 - 2 * (np.arange(1 << len(moved))[:, None] >> np.arange(len(moved)) & 1)
+        return float(np.mean(np.abs(flips @ moved) >= observed))
+    rng = np.random.default_rng(seed)
+    most = max(1, 4_000_000 // len(moved))
+    extreme = 0
+    for begin in range(0, FLIPS, most):
+        flips = 1 - 2 * rng.integers(0, 2, (min(most, FLIPS - begin), len(moved)), dtype=np.int8)
+        extreme += int(np.sum(np.abs(flips @ moved) >= observed))
+    return (1 + extreme) / (1 + FLIPS)
 
 
 def crossing(points: Sequence[tuple[float, float]], level: float = 0.5) -> float | None:

@@ -5,7 +5,7 @@ What a model wrote is hostile text: everything passes through `esc`, and the pag
 
 from typing import Any
 
-from hadal.recipe.charts import Series, interval_rows, legend, line_chart, thin
+from hadal.evaluate.charts import Series, esc, interval_rows, legend, line_chart, thin
 from hadal.recipe.findings import bounds, frontier_words, mode_of, pass_at, percent
 from hadal.recipe.report_style import CSS
 from hadal.recipe.words import (
@@ -14,7 +14,6 @@ from hadal.recipe.words import (
     DECODINGS,
     command,
     cut,
-    esc,
     million,
     money,
     number,

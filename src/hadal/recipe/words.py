@@ -1,8 +1,8 @@
 """Numbers and fixed phrases in words, for both forms of the report."""
 
-import re
-from html import escape
 from typing import Any
+
+from hadal.evaluate.charts import printable
 
 DECODINGS = {
     "sampled": "sampled, temperature 1.0",
@@ -28,17 +28,6 @@ _STAGES = {
     "evaluate": "examination",
     "total": "all",
 }
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """Text without control characters and marks that turn its direction."""
-    return _CONTROLS.sub("", text)
-
-
-def esc(text: Any) -> str:
-    """Text that HTML shows as it is, in content and in quoted attributes."""
-    return escape(printable(str(text)), quote=True)
 
 
 def cut(text: str, most: int = 1500) -> str:

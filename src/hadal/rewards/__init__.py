@@ -27,6 +27,7 @@ class RewardConfig:
     length: float = 0.0
     overlong: float = 0.0
     repetition: float = 0.0
+    tests: float = 0.0
     target_language: str = "en"
     overlong_tokens: int = 32
     """The last tokens before the limit, over which the overlong penalty grows from 0 to -1."""
@@ -45,7 +46,7 @@ class RewardConfig:
             raise UserError("All weights of the reward are 0.", "Give accuracy a weight.")
 
 
-PARTS = ("accuracy", "format", "language", "length", "overlong", "repetition")
+PARTS = ("accuracy", "format", "language", "length", "overlong", "repetition", "tests")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ def score_group(
     """What each response of a problem's group earns: its parts unweighted, and their weighted sum as the total."""
     verdicts = [task.score(problem, response.text) for response in responses]
     parts = [{"accuracy": verdict.total} for verdict in verdicts]
-    for own, response in zip(parts, responses, strict=True):
+    for own, response, verdict in zip(parts, responses, verdicts, strict=True):
+        if config.tests:
+            own["tests"] = 1.0 if verdict.total == 1 else task.tests_passed(problem, response.text)
         if config.format:
             own["format"] = format_reward(response.text)
         if config.language:

@@ -40,10 +40,11 @@ class Outcome:
 class Workers:
     """Calls one function in processes of its own, as many at once as there are cores.
 
-    `function` is "package.module:name" or "path/to/file.py:name"; arguments and the value travel as JSON. `seconds`
-    bounds a call; `memory`, in bytes, what a process may take beyond what loading the function takes (Linux alone
-    holds to it); `start_seconds` bounds loading. Calls run in a process's main thread. Use it as a context manager,
-    from any number of threads.
+    `function` is "package.module:name" or "path/to/file.py:name"; arguments and the value travel as JSON. Where
+    `made_of` is given, what is named is a maker: it is called with these when it is loaded, and returns the function.
+    `seconds` bounds a call; `memory`, in bytes, what a process may take beyond what loading takes (Linux alone holds
+    to it); `start_seconds` bounds loading. Calls run in a process's main thread. Use it as a context manager, from any
+    number of threads.
     """
 
     def __init__(
@@ -53,11 +54,12 @@ class Workers:
         seconds: float = 5.0,
         memory: int = 1 << 30,
         start_seconds: float = 120.0,
+        made_of: Sequence[Any] | None = None,
     ) -> None:
         module, _, name = function.rpartition(":")
         if not module or not name.isidentifier():
             raise UserError(f"{function} names no function.", "Write package.module:name or path/to/file.py:name.")
-        config = {"module": module, "name": name, "seconds": seconds, "memory": memory}
+        config = {"module": module, "name": name, "made_of": made_of, "seconds": seconds, "memory": memory}
         count = places or cores()
         self._places = Places(_Worker(function, config, seconds, start_seconds) for _ in range(count))
 

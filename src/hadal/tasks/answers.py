@@ -302,6 +302,17 @@ def _plain(text: str) -> str:
     return choice[1] if choice else text
 
 
+def canonical(answer: str) -> str:
+    """A text's answer as a number, or tidied; empty where it has none. For telling wrong answers apart."""
+    final = final_answer(answer)
+    if final is None:
+        return ""
+    number = quantity(final.text) if final.boxed else spoken(final)
+    if number is None:
+        return _plain(final.text).casefold()
+    return f"{number.value / 100 if number.percent else number.value} {number.unit}".strip()
+
+
 def same(gold: Quantity, given: Quantity, percent: bool = False) -> bool:
     """Whether two quantities are equal, exactly. Well-known units must not differ; a missing one is understood."""
     if gold.unit and given.unit and gold.unit != given.unit:

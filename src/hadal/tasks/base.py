@@ -14,6 +14,7 @@ from hashlib import blake2b
 from typing import Any, ClassVar, Literal, TypeVar
 
 from hadal.errors import UserError
+from hadal.tasks.answers import Verdict
 from hadal.text.parse import parse_response
 
 CLOSINGS = ("Thanks!", "Please.", "Please be careful.", "Take your time.")
@@ -119,6 +120,19 @@ class Task:
         """Whether an answer is right, by meaning."""
         return answer.lower().rstrip(".") == problem.answer
 
+    def verdict(self, problem: Problem, answer: str) -> Verdict:
+        """Whether an answer is right, and why not where that can be told."""
+        return Verdict(self.judge(problem, answer))
+
+    def canonical(self, problem: Problem, answer: str) -> str:
+        """An answer in the form that all of its meaning share, to count votes by; empty if it is none."""
+        number = as_number(answer)
+        return plainly(answer) if number is None else str(number)
+
+    def source(self) -> str:
+        """Which task this is: its name, and for one of the user's own what its files hold."""
+        return self.name
+
     def side(self, key: str) -> Split:
         """The side that a key is on."""
         return split_of(f"{self.name}:{key}")
@@ -140,6 +154,10 @@ class Task:
             "It has too few different problems there.",
         )
 
+    def listed(self, split: Split, difficulty: int) -> list[Problem] | None:
+        """All problems of a side, in a fixed order, where there is a list of them; None where they are drawn."""
+        return None
+
     def propose(self, rng: Rng, difficulty: int, new_phrasing: bool) -> Problem:
         """A random problem of either side, with its thought."""
         fields, key = self.draw(rng, difficulty)
@@ -157,14 +175,19 @@ class Task:
         return Problem(prompt, solved[0], {"task": self.name, "fields": fields} | meta, solved[1])
 
     def score(self, problem: Problem, response: str) -> Reward:
-        """1 for a right answer behind the thought, 0 for anything else that a model can emit."""
+        """1 for a right answer behind the thought, 0 for anything else that a model can emit; the note says why."""
         parsed = parse_response(response)
         if not parsed.closed:
             return Reward(0.0, {"accuracy": 0.0}, "the thought was not closed")
         if not parsed.answer:
             return Reward(0.0, {"accuracy": 0.0}, "no answer")
-        right = self.judge(problem, parsed.answer)
-        return Reward(float(right), {"accuracy": float(right)}, "right" if right else "wrong")
+        verdict = self.verdict(problem, parsed.answer)
+        right = float(verdict.right)
+        return Reward(right, {"accuracy": right}, verdict.note or ("right" if right else "wrong"))
+
+    def tests_passed(self, problem: Problem, response: str) -> float:
+        """The share of a program's tests that a response passes; 0 where a task has none."""
+        return 0.0
 
     def near_misses(self, problem: Problem, rng: Rng) -> list[str]:
         """Answers that look like the right one and are wrong; here a number or a word that is slightly off."""

@@ -37,6 +37,9 @@ class GPQA(DataSet):
         prompt = f"{INSTRUCTION.format(letters=letters)}\n\n{question}\n\n{listed}"
         return Problem(prompt, letters[options.index(right)], meta)
 
+    def canonical(self, problem: Problem, answer: str) -> str:
+        return choose(answer, problem.meta["options"]) or ""
+
     def verdict(self, problem: Problem, answer: str) -> Verdict:
         chosen = choose(answer, problem.meta["options"])
         if chosen is None:

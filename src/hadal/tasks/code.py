@@ -16,6 +16,7 @@ from hadal.tasks.answers import Verdict
 from hadal.tasks.base import Problem, Split
 from hadal.tasks.datasets import DataSet, RowError, field
 from hadal.tasks.rows import HubFile, Row
+from hadal.text.parse import parse_response
 
 RunTests = Callable[[str, str], tuple[bool, str]]
 """(program, tests) -> (whether the tests passed after the program, a note)."""
@@ -35,12 +36,51 @@ class CodeTask(DataSet):
         """What is run before the tests, from the code of a reply."""
         return code
 
+    def canonical(self, problem: Problem, answer: str) -> str:
+        """The program without its comments and layout."""
+        code = code_of(answer)
+        try:
+            return "" if code is None else ast.unparse(ast.parse(code))
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return code or ""
+
     def verdict(self, problem: Problem, answer: str) -> Verdict:
         """UserError where nothing here isolates a program."""
         code = code_of(answer)
         if code is None:
             return Verdict(False, "no Python in the answer")
         return Verdict(*self.run_tests(self.program(problem, code), problem.meta["tests"]))
+
+
+    def tests_passed(self, problem: Problem, response: str) -> float:
+        """Each assertion counts as a test and is run by itself; none is run after one that hangs."""
+        parsed = parse_response(response)
+        code = code_of(parsed.answer) if parsed.closed else None
+        if code is None:
+            return 0.0
+        tests, passed = separate(problem.meta["tests"]), 0
+        for test in tests:
+            right, note = self.run_tests(self.program(problem, code), test)
+            passed += right
+            if note.startswith("timeout"):
+                break
+        return passed / len(tests)
+
+
+def separate(tests: str) -> list[str]:
+    """Tests with all but one of their assertions left out, for each of them: those of the function `check`, as in
+    HumanEval, or of the module. A loop of assertions is one."""
+    tree = ast.parse(tests)
+    checks = [node.body for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "check"]
+    body = checks[0] if checks else tree.body
+    whole = list(body)
+    asserting = [node for node in whole if not isinstance(node, ast.FunctionDef | ast.ClassDef)
+                 and any(isinstance(part, ast.Assert) for part in ast.walk(node))]  # fmt: skip
+    found = []
+    for kept in asserting:
+        body[:] = [node for node in whole if node is kept or node not in asserting]
+        found.append(ast.unparse(tree))
+    return found or [tests]
 
 
 @functools.cache

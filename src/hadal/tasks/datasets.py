@@ -12,9 +12,8 @@ from typing import ClassVar
 
 from hadal.errors import UserError
 from hadal.tasks.answers import Verdict
-from hadal.tasks.base import Problem, Reward, Rng, Split, Task, near_numbers
+from hadal.tasks.base import Problem, Rng, Split, Task, near_numbers
 from hadal.tasks.rows import HubFile, Row, fetch, local_files, read_rows
-from hadal.text.parse import parse_response
 
 
 class RowError(ValueError):
@@ -78,15 +77,18 @@ class DataSet(Task):
 
         So n seeds in a row give n different problems as long as there are so many. A data set has one wording.
         """
-        if (split, difficulty) not in self._orders:
-            found = [p for p in self.problems(split) if p.meta["difficulty"] <= difficulty]
-            self._orders[split, difficulty] = Rng(self.name, split, difficulty).sample(found, len(found))
-        order = self._orders[split, difficulty]
+        order = self.listed(split, difficulty)
         if not order:
             side = "training" if split == "train" else "test"
             level = f" up to difficulty {difficulty}" if self.problems(split) else ""
             raise UserError(f"{self.name} has no {side} problems{level}.", "docs/datasets.md says what each set has.")
         return order[seed % len(order)]
+
+    def listed(self, split: Split, difficulty: int) -> list[Problem]:
+        if (split, difficulty) not in self._orders:
+            found = [p for p in self.problems(split) if p.meta["difficulty"] <= difficulty]
+            self._orders[split, difficulty] = Rng(self.name, split, difficulty).sample(found, len(found))
+        return self._orders[split, difficulty]
 
     def verdict(self, problem: Problem, answer: str) -> Verdict:
         """Whether an answer is right, and why not."""
@@ -94,14 +96,6 @@ class DataSet(Task):
 
     def judge(self, problem: Problem, answer: str) -> bool:
         return self.verdict(problem, answer).right
-
-    def score(self, problem: Problem, response: str) -> Reward:
-        """1 for a right answer behind the thought, 0 for anything else that a model can emit; the note says why."""
-        parsed = parse_response(response)
-        if not parsed.closed:
-            return Reward(0.0, {"accuracy": 0.0}, "the thought was not closed")
-        verdict = self.verdict(problem, parsed.answer)
-        return Reward(float(verdict.right), {"accuracy": float(verdict.right)}, verdict.note or "right")
 
     def near_misses(self, problem: Problem, rng: Rng) -> list[str]:
         """Other numbers, where the answer is one: what else is wrong in a text of maths or code, nobody knows."""

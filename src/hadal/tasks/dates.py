@@ -76,6 +76,10 @@ class Dates(Task):
     def judge(self, problem: Problem, answer: str) -> bool:
         return read_date(answer) == read_date(problem.answer)
 
+    def canonical(self, problem: Problem, answer: str) -> str:
+        date = read_date(answer)
+        return super().canonical(problem, answer) if date is None else "-".join(map(str, date))
+
     def near_misses(self, problem: Problem, rng: Rng) -> list[str]:
         found = read_date(problem.answer)
         assert found is not None

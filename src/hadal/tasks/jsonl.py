@@ -53,7 +53,10 @@ class JsonlTask(UserTask):
     def propose(self, rng: Rng, difficulty: int, new_phrasing: bool) -> Problem:
         return rng.choice(self.by_side["train", difficulty])
 
-    def validate(self, n: int = 50) -> None:
+    def listed(self, split: Split, difficulty: int) -> list[Problem]:
+        return self.by_side[split, difficulty]
+
+    def check(self, n: int) -> None:
         lines: dict[str, Problem] = {}
         for problem in self.problems:
             first = lines.setdefault(" ".join(problem.prompt.split()), problem)
@@ -66,7 +69,7 @@ class JsonlTask(UserTask):
             fault = self.fault(problem)
             if fault:
                 raise UserError(f"{self.path}, line {problem.meta['line']}: {fault}")
-        super().validate(n)
+        super().check(n)
 
 
 def load_jsonl(path: Path) -> JsonlTask:

@@ -18,8 +18,10 @@ CLAIMS = {
     "other": "{0} and {1} are of different kinds",
     "both": "{0} and {1} are both knights",
     "not both": "at least one of {0} and {1} is a knave",
+    "either": "at least one of {0} and {1} is a knight",
+    "neither": "{0} and {1} are both knaves",
 }
-OPPOSITE = {"knight": "knave", "same": "other", "both": "not both"}
+OPPOSITE = {"knight": "knave", "same": "other", "both": "not both", "either": "neither"}
 OPPOSITE |= {b: a for a, b in OPPOSITE.items()}
 
 
@@ -35,6 +37,7 @@ class Claim(NamedTuple):
         return {
             "knight": first, "knave": not first, "same": first == last, "other": first != last,
             "both": first and last, "not both": not (first and last),
+            "either": first or last, "neither": not (first or last),
         }[self.kind]  # fmt: skip
 
 
@@ -53,9 +56,16 @@ def possible(people: int, claims: list[Claim]) -> int:
         truth = {
             "knight": first, "knave": ~first, "same": ~(first ^ last), "other": first ^ last,
             "both": first & last, "not both": ~(first & last),
+            "either": first | last, "neither": ~(first | last),
         }[kind]  # fmt: skip
         left &= ~(knight[speaker] ^ truth)  # knights say what is true, knaves what is not
     return left.bit_count()
+
+
+def named(answer: str) -> list[str]:
+    """The names in an answer, in lower case."""
+    words = [word for word in re.split(r"[\s,]+|\band\b", answer.lower().strip().rstrip(".")) if word]
+    return [NOBODY] if words in (["nobody"], ["none"], ["no", "one"]) else words
 
 
 class Knights(Task):
@@ -89,7 +99,7 @@ class Knights(Task):
     def claim(self, rng: Rng, speaker: int, knights: list[bool]) -> Claim:
         """What a person of this kind can say."""
         others = [i for i in range(len(knights)) if i != speaker]
-        kind = rng.choice(("knight", "same", "both"))
+        kind = rng.choice(("knight", "same", "both", "either"))
         claim = Claim(speaker, kind, tuple(rng.sample(others, 1 if kind == "knight" else 2)))
         if claim.holds(knights) != knights[speaker]:
             claim = claim._replace(kind=OPPOSITE[kind])
@@ -141,10 +151,11 @@ class Knights(Task):
         return ", ".join(honest) or NOBODY, thought + " yes"
 
     def judge(self, problem: Problem, answer: str) -> bool:
-        words = [word for word in re.split(r"[\s,]+|\band\b", answer.lower().strip().rstrip(".")) if word]
-        if words in (["nobody"], ["none"], ["no", "one"]):
-            words = [NOBODY]
+        words = named(answer)
         return len(words) == len(set(words)) and set(words) == set(problem.answer.lower().split(", "))
+
+    def canonical(self, problem: Problem, answer: str) -> str:
+        return " ".join(sorted(named(answer)))
 
     def near_misses(self, problem: Problem, rng: Rng) -> list[str]:
         found = self.read(problem.meta["fields"]["claims"])

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
-from hadal.tasks.answers import Verdict, decide, final_answer, quantity
+from hadal.tasks.answers import Verdict, canonical, decide, final_answer, quantity
 from hadal.tasks.base import Problem, Split
 from hadal.tasks.datasets import DataSet, RowError, field
 from hadal.tasks.rows import HubFile, Row
@@ -48,6 +48,9 @@ class Maths(DataSet):
         meta |= {"difficulty": difficulty} if difficulty else {}
         thought = f"\n{thought.strip()}\n" if thought else None
         return Problem(f"{question.strip()}\n{INSTRUCTION}", answer, meta, thought)
+
+    def canonical(self, problem: Problem, answer: str) -> str:
+        return canonical(answer)
 
     def verdict(self, problem: Problem, answer: str) -> Verdict:
         percent = problem.meta["percent"]

@@ -92,6 +92,10 @@ class Units(Task):
         fields = problem.meta["fields"]
         return self.total(fields, answer) == self.total(fields, problem.answer)
 
+    def canonical(self, problem: Problem, answer: str) -> str:
+        amount = self.total(problem.meta["fields"], answer)
+        return super().canonical(problem, answer) if amount is None else str(amount)
+
     def near_misses(self, problem: Problem, rng: Rng) -> list[str]:
         much, big, few, small = problem.answer.split()
         m, f = int(much), int(few)

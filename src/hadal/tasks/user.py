@@ -8,6 +8,10 @@
     def generate(rng, difficulty):          -> Problem(prompt, answer, thought="...")
     def score(problem, answer):             optional -> True or False (default: the same text)
     def near_misses(problem, rng):          optional -> wrong answers, which must score 0 when the task is checked
+    score_seconds = 5.0                     optional: what the scorer may take for an answer
+
+The scorer runs in processes of its own with a deadline and a bound on memory: an answer on which it hangs, eats memory,
+raises or dies scores 0, and the note says why. When the task is checked, that is a fault.
 
 The generator takes all its randomness from `rng`, so that the same seed gives the same problem. The file is
 run as it stands: only name files that you trust.
@@ -16,14 +20,21 @@ run as it stands: only name files that you trust.
 from __future__ import annotations
 
 import importlib.util
+import json
 import traceback
+from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from hadal.errors import UserError
+from hadal.sandbox import Workers
+from hadal.tasks.answers import Verdict
 from hadal.tasks.base import SAME_RNG, Problem, Rng, Task, near_numbers
 
+SECONDS = 5.0  # that a scorer may take for an answer
+MEMORY = 1 << 30  # bytes that its process may take beyond what loading the file takes
 PAIRS = 40  # of a problem and another one's answer that a scorer is tried on
 
 
@@ -35,6 +46,7 @@ class UserTask(Task):
 
     def __init__(self, path: Path, module: ModuleType, difficulties: range) -> None:
         self.path, self.module, self.difficulties = path, module, difficulties
+        self._checking = False  # whether an answer that the scorer cannot judge is a fault
         self.name = path.stem  # type: ignore[misc]
         self.about = str(getattr(module, "about", self.name))  # type: ignore[misc]
         last = self.difficulties[-1]
@@ -59,35 +71,72 @@ class UserTask(Task):
         if problem.thought is not None and not problem.thought.startswith(" "):
             problem.thought = " " + problem.thought
         problem.meta = {"key": problem.prompt, **problem.meta, "task": self.name, "difficulty": difficulty}
+        if self.scores and not _is_plain(problem.meta):
+            fault = next(name for name, value in problem.meta.items() if not _is_plain({name: value}))
+            raise UserError(
+                f"{self.path}: {fault!r} in a problem's meta, {problem.meta[fault]!r}, is no JSON for the scorer.",
+                "Use texts, numbers, lists, and dicts with text for keys.",
+            )
         return problem
 
+    @property
+    def scores(self) -> bool:
+        """Whether there is a scorer."""
+        return hasattr(self.module, "score")
+
+    @cached_property
+    def _scorer(self) -> Workers:
+        seconds = getattr(self.module, "score_seconds", SECONDS)
+        file = str(self.module.__file__)
+        return Workers("hadal.tasks.user_worker:scorer", seconds=seconds, memory=MEMORY, made_of=[file])
+
     def judge(self, problem: Problem, answer: str) -> bool:
-        scorer = getattr(self.module, "score", None)
-        if scorer is None:
-            return " ".join(answer.split()) == " ".join(problem.answer.split())
-        return bool(self.call("score", problem, answer, remedy="A scorer must judge whatever a model can say."))
+        return self.verdict(problem, answer).right
+
+    def verdict(self, problem: Problem, answer: str) -> Verdict:
+        """Wrong, with the reason, where the scorer comes to no verdict; a UserError while the task is checked."""
+        if not self.scores:
+            return Verdict(" ".join(answer.split()) == " ".join(problem.answer.split()))
+        outcome = self._scorer.call([problem.prompt, problem.answer, problem.meta, problem.thought], answer)
+        right, fault = outcome.value if outcome.ok else (False, outcome.note)
+        if fault and self._checking:
+            raise UserError(
+                f"{self.path}: score broke off on the answer {answer!r}: {fault}.",
+                "A scorer must judge whatever a model can say.",
+            )
+        return Verdict(right, f"the scorer broke off: {fault}" if fault else "")
+
+    def source(self) -> str:
+        files = sorted({self.path, Path(getattr(self.module, "__file__", None) or self.path)})
+        return f"{self.name} {blake2b(b''.join(file.read_bytes() for file in files), digest_size=8).hexdigest()}"
 
     def near_misses(self, problem: Problem, rng: Rng) -> list[str]:
         if hasattr(self.module, "near_misses"):
             return [str(wrong) for wrong in self.call("near_misses", problem, rng)]
         # A scorer of one's own may take what looks wrong: `lenience` judges it in the large.
-        return [] if hasattr(self.module, "score") else super().near_misses(problem, rng)
+        return [] if self.scores else super().near_misses(problem, rng)
 
-    def call(self, name: str, *arguments: Any, remedy: str = "") -> Any:
+    def call(self, name: str, *arguments: Any) -> Any:
         """A function of the file; UserError says where it raised."""
         try:
             return getattr(self.module, name)(*arguments)
         except Exception as error:
-            shown = f" on the answer {arguments[1]!r}" if name == "score" else ""
             raise UserError(
-                f"{self.path}: {name} raised {type(error).__name__}{shown}: {error} ({_line(error, self.path)}).",
-                remedy,
+                f"{self.path}: {name} raised {type(error).__name__}: {error} ({where(error, self.path)})."
             ) from None
 
     def recognise(self, text: str) -> Problem | None:
         return None
 
     def validate(self, n: int = 50) -> None:
+        self._checking = True
+        try:
+            self.check(n)
+        finally:
+            self._checking = False
+
+    def check(self, n: int) -> None:
+        """What `validate` looks at."""
         for seed in range(3):
             level = self.difficulties[0]
             first, second = (self.propose(Rng("same", seed), level, False) for _ in range(2))
@@ -100,7 +149,7 @@ class UserTask(Task):
 
     def lenience(self) -> None:
         """UserError if a scorer takes other problems' answers, or other numbers, more often than not."""
-        if not hasattr(self.module, "score"):
+        if not self.scores:
             return
         rng = Rng("lenience")
         problems = [self.generate((6 << 32) + i, "train", self.default_difficulty) for i in range(PAIRS)]
@@ -130,7 +179,7 @@ def load_module(path: Path) -> ModuleType:
     except SyntaxError as error:
         raise UserError(f"{path} is not valid Python: {error.msg} (line {error.lineno}).") from None
     except Exception as error:
-        raise UserError(f"{path} raised {type(error).__name__}: {error} ({_line(error, path)}).") from None
+        raise UserError(f"{path} raised {type(error).__name__}: {error} ({where(error, path)}).") from None
     return module
 
 
@@ -153,7 +202,15 @@ def load_task_file(path: Path) -> UserTask:
     return UserTask(path, module, levels)
 
 
-def _line(error: BaseException, path: Path) -> str:
+def where(error: BaseException, path: Path) -> str:
     """The line of the user's own file in which an error came up."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
     return f"line {frames[-1].lineno}" if frames else "outside the file"
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON brings a value back as it was: no tuples, and no keys but text."""
+    try:
+        return bool(json.loads(json.dumps(value, allow_nan=False)) == value)
+    except (TypeError, ValueError, RecursionError):
+        return False

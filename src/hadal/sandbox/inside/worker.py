@@ -25,6 +25,8 @@ def main(given: dict[str, Any]) -> None:
     threading.Thread(target=_end_with, args=(requests,), daemon=True).start()
     try:
         function = _load(given["module"], given["name"])
+        if given["made_of"] is not None:
+            function = function(*given["made_of"])
     except BaseException as error:
         frames.write(answers, {"failed": _line(error)})
         return

@@ -4,14 +4,26 @@ A chart is 360 units wide, about what a phone shows, so that its words are read 
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-
-from hadal.recipe.words import esc
+from html import escape
+from typing import Any
 
 WIDTH, HEIGHT = 360, 216
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 12, 40
 _MOST_POINTS = 160
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text without control characters and marks that turn its direction."""
+    return _CONTROLS.sub("", text)
+
+
+def esc(text: Any) -> str:
+    """Text that HTML shows as it is, in content and in quoted attributes."""
+    return escape(printable(str(text)), quote=True)
 
 
 @dataclass

@@ -1,0 +1,25 @@
+"""What a worker process of a `UserTask` runs: the scorer of the user's own file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hadal.tasks.base import Problem
+from hadal.tasks.user import load_module, where
+
+
+def scorer(file: str) -> Callable[[list[Any], str], tuple[bool, str]]:
+    """The file's `score`, from a problem's fields and an answer to whether it is right, and what the scorer raised."""
+    module = load_module(Path(file))
+
+    def judge(problem: list[Any], answer: str) -> tuple[bool, str]:
+        try:
+            return bool(module.score(Problem(*problem), answer)), ""
+        except MemoryError:
+            raise  # what the process holds by now, nobody knows: it is replaced
+        except Exception as error:
+            return False, f"{type(error).__name__}: {error} ({where(error, Path(file))})"
+
+    return judge
