@@ -16,6 +16,8 @@ import pytest
 from test_rl import grown
 
 from hadal.cli import main
+from hadal.engine import SamplingParams
+from hadal.engine.replies import LocalSampler, Query
 from hadal.errors import UserError
 from hadal.evaluate import statistics
 from hadal.evaluate.fewshot import FewShot
@@ -336,6 +338,20 @@ def test_what_was_killed_carries_on_and_ends_the_same(model: str, task: str, tmp
     assert (killed / "results.json").read_bytes() == expected
     lines = [sorted((f / "samples.jsonl").read_text().splitlines()) for f in (killed, tmp_path / "whole")]
     assert lines[0] == lines[1]
+
+
+def test_a_question_that_is_too_long_costs_its_own_and_all_of_them_are_an_error() -> None:
+    llm = grown()[0]
+    params = SamplingParams(max_tokens=4, seed=3, n=3)
+    long, short = (Query([{"role": "user", "content": text}], params, [0, 2]) for text in ("e " * 9000, "How many e?"))
+    found = {(n, i): reply for n, i, reply in LocalSampler(llm).sample([long, short])}
+    assert found.keys() == {(n, i) for n in (0, 1) for i in (0, 2)}
+    assert found[0, 0].finish == "error" and "tokens" in found[0, 0].error
+    # Sample 2 is the same whichever others are wanted.
+    (whole,) = llm.generate([llm.tokenizer.chat(short.prompt)], params)  # type: ignore[arg-type]
+    assert [found[1, i].text for i in (0, 2)] == [whole.outputs[i].text for i in (0, 2)]
+    with pytest.raises(UserError, match="tokens"):
+        list(LocalSampler(llm).sample([long, long]))
 
 
 @pytest.mark.parametrize(
