@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -22,10 +23,11 @@ from hadal.errors import UserError
 from hadal.evaluate import statistics
 from hadal.evaluate.fewshot import FewShot
 from hadal.evaluate.results import figures_of, results
-from hadal.evaluate.samples import Settings, choose_problems, read_evaluation
+from hadal.evaluate.samples import Progress, Settings, choose_problems, read_evaluation
 from hadal.evaluate.statistics import compare, consensus, intervals, pass_at_k, sign_flip
 from hadal.models.checkpoint import save_model
 from hadal.tasks import load_tasks
+from hadal.terminal.evaluation import Meter
 
 # ------------------------------------------------------------------------------------- statistics
 
@@ -317,6 +319,24 @@ for more in map(int, sys.argv[1:3]):  # bytes of samples, at which it is killed
     before = os.path.getsize(samples)
     print(before)
 """
+
+
+def test_a_base_model_is_shown_worked_examples(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    name = write_gsm(tmp_path / "gsm")
+    assert run(model, "--tasks", name, "--shots", 2, "--samples", 1, "--max-tokens", 8, "--out", out) == 0
+    evaluation = read_evaluation(out)
+    assert len(evaluation.samples) == 20 and all(s["text"].startswith("<think>") for s in evaluation.samples)
+    assert sum(s["truncated"] for s in evaluation.samples) > 10  # noise seldom comes to an end in 8 tokens
+
+
+def test_progress_says_how_fast_it_is_and_what_is_left() -> None:
+    stream = io.StringIO()
+    meter = Meter(stream)
+    meter("runs/a\x1b[2J", Progress(20, 800, 0, 0))
+    assert stream.getvalue() == "runs/a: 20 of 800 samples\n"
+    line = meter.line(Progress(120, 800, 100, 2500), 10.0)
+    assert line == "runs/a: 120 of 800 samples, 10/s, 250 tokens/s, 1:08 left"
 
 
 def test_what_was_killed_carries_on_and_ends_the_same(model: str, task: str, tmp_path: Path) -> None:
