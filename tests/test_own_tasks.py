@@ -59,6 +59,7 @@ def test_a_file_of_ones_own_is_a_task(tmp_path: Path) -> None:
         (GOOD + "\ndef score(problem, answer): return answer.isdigit()", "lets wrong answers pass"),
         (GOOD + "\ndef score(problem, answer): return answer.startswith(problem.answer)\n"
          "def near_misses(problem, rng): return [problem.answer + '0']", "wrong answer '.*0' scores"),
+        (GOOD + "\nscore_seconds = 'long'", "score_seconds is 'long'"),
         (GOOD + "\ndef near_misses(problem, rng): return 1/0", "near_misses raised ZeroDivisionError"),
     ],
 )  # fmt: skip
