@@ -77,8 +77,8 @@ class LocalSampler:
                         faulty.append((number, query, error))
                 if faulty and not sound:
                     raise faulty[0][2]
-                for number, query, error in faulty:
-                    yield from ((number, index, Reply("", 0, "error", str(error))) for index in query.wanted)
+                for number, query, fault in faulty:
+                    yield from ((number, index, Reply("", 0, "error", str(fault))) for index in query.wanted)
                 faulty.clear()
                 if not running:
                     return
