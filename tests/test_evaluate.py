@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 from collections import Counter
@@ -23,7 +24,7 @@ from hadal.errors import UserError
 from hadal.evaluate import statistics
 from hadal.evaluate.fewshot import FewShot
 from hadal.evaluate.results import figures_of, results
-from hadal.evaluate.samples import Progress, Settings, choose_problems, read_evaluation
+from hadal.evaluate.samples import Progress, Settings, append, choose_problems, read_evaluation
 from hadal.evaluate.statistics import compare, consensus, intervals, pass_at_k, sign_flip
 from hadal.models.checkpoint import save_model
 from hadal.tasks import load_tasks
@@ -358,6 +359,21 @@ def test_what_was_killed_carries_on_and_ends_the_same(model: str, task: str, tmp
     assert (killed / "results.json").read_bytes() == expected
     lines = [sorted((f / "samples.jsonl").read_text().splitlines()) for f in (killed, tmp_path / "whole")]
     assert lines[0] == lines[1]
+
+
+def test_a_disk_that_is_full_holds_whole_lines(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (tmp_path / "samples.jsonl").open("ab", buffering=0) as file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # a write beyond is cut short, and the next fails
+        try:
+            with pytest.raises(OSError):
+                for number in range(100):
+                    append(file, {"problem": number, "text": "x" * 30})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        append(file, {"problem": 7})
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [line["problem"] for line in lines[:-1]] == list(range(len(lines) - 1)) and lines[-1] == {"problem": 7}
 
 
 def test_a_question_that_is_too_long_costs_its_own_and_all_of_them_are_an_error() -> None:

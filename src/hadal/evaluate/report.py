@@ -41,7 +41,15 @@ def asked(settings: Json) -> str:
 
 def shown(name: str, value: float) -> str:
     """A figure in its unit."""
-    return f"{value:,.1f}" if name == "tokens" else f"{100 * value:.1f}%"
+    # Adding 0 makes 0 of what is rounded to -0.
+    return f"{round(value, 1) + 0:,.1f}" if name == "tokens" else f"{round(100 * value, 1) + 0:.1f}%"
+
+
+def change(name: str, entry: Json) -> str:
+    """`+4.2% [1.0, 7.3]`."""
+    low, high = (shown(name, entry[key]).rstrip("%") for key in ("low", "high"))
+    difference = shown(name, entry["difference"])
+    return f"{difference if difference.startswith('-') else '+' + difference} [{low}, {high}]"
 
 
 def chance(p: float) -> str:
@@ -109,10 +117,8 @@ def _against_markdown(other: Json) -> list[str]:
     for task, n, figures in compared(other):
         for name in names:
             entry = figures[name]
-            low, high = (shown(name, entry[key]).rstrip("%") for key in ("low", "high"))
-            difference = f"{'+' if entry['difference'] >= 0 else ''}{shown(name, entry['difference'])} [{low}, {high}]"
             cells = [_escaped(task), str(n), name, shown(name, entry["value"]), shown(name, entry["other"])]
-            cells += [difference, _escaped(chance(entry["p"]).removeprefix("p ").removeprefix("= "))]
+            cells += [change(name, entry), _escaped(chance(entry["p"]).removeprefix("p ").removeprefix("= "))]
             lines.append("| " + " | ".join(cells) + " |")
     return [*lines, "", _PAIRED]
 
