@@ -28,6 +28,8 @@ from hadal.evaluate.samples import Progress, Settings, append, choose_problems, 
 from hadal.evaluate.statistics import compare, consensus, intervals, pass_at_k, sign_flip
 from hadal.models.checkpoint import save_model
 from hadal.tasks import load_tasks
+from hadal.tasks.choice import GPQA
+from hadal.tasks.code import MBPP
 from hadal.terminal.evaluation import Meter
 
 # ------------------------------------------------------------------------------------- statistics
@@ -223,6 +225,15 @@ def test_votes_on_maths_and_choices_and_code(tmp_path: Path) -> None:
     forms = ["So it is 1,234.00", "\\boxed{1234}", "#### 1234", "The answer is $1{,}234$."]
     assert {gsm.canonical(problem, form) for form in forms} == {"1234"}
     assert gsm.canonical(problem, "\\boxed{3/4}") == gsm.canonical(problem, "0.75") != gsm.canonical(problem, "")
+    (tmp_path / "a.jsonl").write_text('{"question": "?", "choices": ["red", "blue"], "answer": "red"}\n')
+    gpqa = GPQA(tmp_path / "a.jsonl")
+    (choice,) = gpqa.problems("held_out")
+    right, wrong = (next(k for k, v in choice.meta["options"].items() if v == word) for word in ("red", "blue"))
+    assert gpqa.canonical(choice, "The answer is blue.") == gpqa.canonical(choice, f"**Answer: ({wrong})**") == wrong
+    assert gpqa.canonical(choice, "either") == "" and gpqa.canonical(choice, right) == right
+    codes = ["python\nx = 1  # one", "\n\nx  =  1", "python\nx = 2", "\nx = = 1"]
+    one, same, other, broken = (MBPP().canonical(choice, f"So:\n```{code}\n```\nDone.") for code in codes)
+    assert one == same and len({one, other, broken, ""}) == 4 and MBPP().canonical(choice, "no idea") == ""
 
 
 # ------------------------------------------------------------------------------------- the command
