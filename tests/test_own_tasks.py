@@ -99,6 +99,23 @@ def test_a_scorer_that_breaks_costs_the_answer_and_not_the_run(tmp_path: Path) -
         task.validate()
 
 
+def test_equal_answers_are_judged_once(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    text = GOOD + f"""
+def score(problem, answer):
+    open({str(log)!r}, "a").write(answer + "\\n")
+    return answer == problem.answer
+"""
+    (task,) = load_tasks([write(tmp_path, text)]).values()
+    problem = task.generate(0, "train", 2)
+    responses = [problem.answer, "<think>a</think> 8", "<think>b</think>8", "<think>8", "<think>c</think>"]
+    responses.append(responses[0])
+    rewards = task.score_all(problem, responses)
+    assert rewards == [task.score(problem, response) for response in responses]
+    assert [r.total for r in rewards] == [1, 0, 0, 0, 0, 1]
+    assert log.read_text().split()[:2] == [problem.answer, "8"] and len(log.read_text().split()) == 2 + 4
+
+
 def test_reinforcement_goes_on_where_a_scorer_hangs(tmp_path: Path) -> None:
     """Random weights say all sorts of things; the scorer hangs on some of them."""
     text = GOOD + "\ndef score(problem, answer):\n    while 'a' in answer: pass\n    return 'e' in answer\n"
