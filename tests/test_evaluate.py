@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 from collections import Counter
@@ -16,14 +18,19 @@ import pytest
 from test_rl import grown
 
 from hadal.cli import main
+from hadal.engine import SamplingParams
+from hadal.engine.replies import LocalSampler, Query
 from hadal.errors import UserError
 from hadal.evaluate import statistics
 from hadal.evaluate.fewshot import FewShot
 from hadal.evaluate.results import figures_of, results
-from hadal.evaluate.samples import Settings, choose_problems, read_evaluation
+from hadal.evaluate.samples import Progress, Settings, append, choose_problems, read_evaluation
 from hadal.evaluate.statistics import compare, consensus, intervals, pass_at_k, sign_flip
 from hadal.models.checkpoint import save_model
 from hadal.tasks import load_tasks
+from hadal.tasks.choice import GPQA
+from hadal.tasks.code import MBPP
+from hadal.terminal.evaluation import Meter
 
 # ------------------------------------------------------------------------------------- statistics
 
@@ -218,6 +225,15 @@ def test_votes_on_maths_and_choices_and_code(tmp_path: Path) -> None:
     forms = ["So it is 1,234.00", "\\boxed{1234}", "#### 1234", "The answer is $1{,}234$."]
     assert {gsm.canonical(problem, form) for form in forms} == {"1234"}
     assert gsm.canonical(problem, "\\boxed{3/4}") == gsm.canonical(problem, "0.75") != gsm.canonical(problem, "")
+    (tmp_path / "a.jsonl").write_text('{"question": "?", "choices": ["red", "blue"], "answer": "red"}\n')
+    gpqa = GPQA(tmp_path / "a.jsonl")
+    (choice,) = gpqa.problems("held_out")
+    right, wrong = (next(k for k, v in choice.meta["options"].items() if v == word) for word in ("red", "blue"))
+    assert gpqa.canonical(choice, "The answer is blue.") == gpqa.canonical(choice, f"**Answer: ({wrong})**") == wrong
+    assert gpqa.canonical(choice, "either") == "" and gpqa.canonical(choice, right) == right
+    codes = ["python\nx = 1  # one", "\n\nx  =  1", "python\nx = 2", "\nx = = 1"]
+    one, same, other, broken = (MBPP().canonical(choice, f"So:\n```{code}\n```\nDone.") for code in codes)
+    assert one == same and len({one, other, broken, ""}) == 4 and MBPP().canonical(choice, "no idea") == ""
 
 
 # ------------------------------------------------------------------------------------- the command
@@ -317,6 +333,24 @@ for more in map(int, sys.argv[1:3]):  # bytes of samples, at which it is killed
 """
 
 
+def test_a_base_model_is_shown_worked_examples(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    name = write_gsm(tmp_path / "gsm")
+    assert run(model, "--tasks", name, "--shots", 2, "--samples", 1, "--max-tokens", 8, "--out", out) == 0
+    evaluation = read_evaluation(out)
+    assert len(evaluation.samples) == 20 and all(s["text"].startswith("<think>") for s in evaluation.samples)
+    assert sum(s["truncated"] for s in evaluation.samples) > 10  # noise seldom comes to an end in 8 tokens
+
+
+def test_progress_says_how_fast_it_is_and_what_is_left() -> None:
+    stream = io.StringIO()
+    meter = Meter(stream)
+    meter("runs/a\x1b[2J", Progress(20, 800, 0, 0))
+    assert stream.getvalue() == "runs/a: 20 of 800 samples\n"
+    line = meter.line(Progress(120, 800, 100, 2500), 10.0)
+    assert line == "runs/a: 120 of 800 samples, 10/s, 250 tokens/s, 1:08 left"
+
+
 def test_what_was_killed_carries_on_and_ends_the_same(model: str, task: str, tmp_path: Path) -> None:
     words = [model, "--tasks", f"{task},letters", "--problems", "24", "--samples", "3", "--max-tokens", "40",
              "--dtype", "float32", "--out"]  # fmt: skip
@@ -336,6 +370,35 @@ def test_what_was_killed_carries_on_and_ends_the_same(model: str, task: str, tmp
     assert (killed / "results.json").read_bytes() == expected
     lines = [sorted((f / "samples.jsonl").read_text().splitlines()) for f in (killed, tmp_path / "whole")]
     assert lines[0] == lines[1]
+
+
+def test_a_disk_that_is_full_holds_whole_lines(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (tmp_path / "samples.jsonl").open("ab", buffering=0) as file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # a write beyond is cut short, and the next fails
+        try:
+            with pytest.raises(OSError):
+                for number in range(100):
+                    append(file, {"problem": number, "text": "x" * 30})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        append(file, {"problem": 7})
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [line["problem"] for line in lines[:-1]] == list(range(len(lines) - 1)) and lines[-1] == {"problem": 7}
+
+
+def test_a_question_that_is_too_long_costs_its_own_and_all_of_them_are_an_error() -> None:
+    llm = grown()[0]
+    params = SamplingParams(max_tokens=4, seed=3, n=3)
+    long, short = (Query([{"role": "user", "content": text}], params, [0, 2]) for text in ("e " * 9000, "How many e?"))
+    found = {(n, i): reply for n, i, reply in LocalSampler(llm).sample([long, short])}
+    assert found.keys() == {(n, i) for n in (0, 1) for i in (0, 2)}
+    assert found[0, 0].finish == "error" and "tokens" in found[0, 0].error
+    # Sample 2 is the same whichever others are wanted.
+    (whole,) = llm.generate([llm.tokenizer.chat(short.prompt)], params)  # type: ignore[arg-type]
+    assert [found[1, i].text for i in (0, 2)] == [whole.outputs[i].text for i in (0, 2)]
+    with pytest.raises(UserError, match="tokens"):
+        list(LocalSampler(llm).sample([long, long]))
 
 
 @pytest.mark.parametrize(

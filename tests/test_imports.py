@@ -80,7 +80,7 @@ def test_rooms_that_start_at_once_never_name_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["quickstart", "--help"], ["doctor", "--help"], ["--version"]]
+    "arguments", [["--help"], ["quickstart", "--help"], ["eval", "--help"], ["doctor", "--help"], ["--version"]]
 )
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     program = (

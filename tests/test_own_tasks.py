@@ -59,6 +59,7 @@ def test_a_file_of_ones_own_is_a_task(tmp_path: Path) -> None:
         (GOOD + "\ndef score(problem, answer): return answer.isdigit()", "lets wrong answers pass"),
         (GOOD + "\ndef score(problem, answer): return answer.startswith(problem.answer)\n"
          "def near_misses(problem, rng): return [problem.answer + '0']", "wrong answer '.*0' scores"),
+        (GOOD + "\nscore_seconds = 'long'", "score_seconds is 'long'"),
         (GOOD + "\ndef near_misses(problem, rng): return 1/0", "near_misses raised ZeroDivisionError"),
     ],
 )  # fmt: skip
@@ -96,6 +97,23 @@ def test_a_scorer_that_breaks_costs_the_answer_and_not_the_run(tmp_path: Path) -
         assert task.score(problem, problem.answer).total == 1  # and the next one is judged as ever
     with pytest.raises(UserError, match="score broke off on the answer 'no idea': ValueError"):
         task.validate()
+
+
+def test_equal_answers_are_judged_once(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    text = GOOD + f"""
+def score(problem, answer):
+    open({str(log)!r}, "a").write(answer + "\\n")
+    return answer == problem.answer
+"""
+    (task,) = load_tasks([write(tmp_path, text)]).values()
+    problem = task.generate(0, "train", 2)
+    responses = [problem.answer, "<think>a</think> 8", "<think>b</think>8", "<think>8", "<think>c</think>"]
+    responses.append(responses[0])
+    rewards = task.score_all(problem, responses)
+    assert rewards == [task.score(problem, response) for response in responses]
+    assert [r.total for r in rewards] == [1, 0, 0, 0, 0, 1]
+    assert log.read_text().split()[:2] == [problem.answer, "8"] and len(log.read_text().split()) == 2 + 4
 
 
 def test_reinforcement_goes_on_where_a_scorer_hangs(tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ class LocalSampler:
         engine.refresh()
         coming = enumerate(queries)
         running: dict[int, tuple[Request, bool, list[Row]]] = {}
-        more = True
+        faulty: list[tuple[int, Query, UserError]] = []  # given out when another query was found to be sound
+        more, sound = True, False
         try:
             while True:
                 while more and sum(len(rows) for _, _, rows in running.values()) < 2 * engine.config.rows:
@@ -71,9 +72,14 @@ class LocalSampler:
                         continue
                     try:
                         running[number] = self._add(query)
+                        sound = True
                     except UserError as error:
-                        for index in query.wanted:
-                            yield number, index, Reply("", 0, "error", str(error))
+                        faulty.append((number, query, error))
+                if faulty and not sound:
+                    raise faulty[0][2]
+                for number, query, fault in faulty:
+                    yield from ((number, index, Reply("", 0, "error", str(fault))) for index in query.wanted)
+                faulty.clear()
                 if not running:
                     return
                 engine.step()

@@ -41,7 +41,20 @@ def asked(settings: Json) -> str:
 
 def shown(name: str, value: float) -> str:
     """A figure in its unit."""
-    return f"{value:,.1f}" if name == "tokens" else f"{100 * value:.1f}%"
+    # Adding 0 makes 0 of what is rounded to -0.
+    return f"{round(value, 1) + 0:,.1f}" if name == "tokens" else f"{round(100 * value, 1) + 0:.1f}%"
+
+
+def change(name: str, entry: Json) -> str:
+    """`+4.2% [1.0, 7.3]`."""
+    low, high = (shown(name, entry[key]).rstrip("%") for key in ("low", "high"))
+    difference = shown(name, entry["difference"])
+    return f"{difference if difference.startswith('-') else '+' + difference} [{low}, {high}]"
+
+
+def chance(p: float) -> str:
+    """`p = 0.012`; below what the permutation test can tell apart, `p < 0.0001`."""
+    return f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
 
 
 def estimate(name: str, entry: Json) -> str:
@@ -97,15 +110,16 @@ def _against_markdown(other: Json) -> list[str]:
     lines = [f"## Against {_escaped(model_name(other['model']))}", ""]
     for name, (here, there) in other["settings_that_differ"].items():
         lines.append(f"Settings differ: {name} is {here} here and {there} there.")
-    names = [name for name in other["mean"] if name == "pass@1" or name.startswith("cons@") or name == "tokens"]
-    lines += ["", "| task | problems | figure | this | other | difference | p |", "|---|---|---|---|---|---|---|"]
+    voted = [name for name in other["mean"] if name.startswith("cons@")]
+    names = ["pass@1", *voted[-1:], *(["tokens"] if "tokens" in other["mean"] else [])]
+    lines += [""] * bool(other["settings_that_differ"])
+    lines += ["| task | problems | figure | this | other | difference | p |", "|---" * 7 + "|"]
     for task, n, figures in compared(other):
         for name in names:
             entry = figures[name]
-            low, high = (shown(name, entry[key]).rstrip("%") for key in ("low", "high"))
-            difference = f"{'+' if entry['difference'] >= 0 else ''}{shown(name, entry['difference'])} [{low}, {high}]"
             cells = [_escaped(task), str(n), name, shown(name, entry["value"]), shown(name, entry["other"])]
-            lines.append("| " + " | ".join([*cells, difference, f"{entry['p']:.2g}"]) + " |")
+            cells += [change(name, entry), _escaped(chance(entry["p"]).removeprefix("p ").removeprefix("= "))]
+            lines.append("| " + " | ".join(cells) + " |")
     return [*lines, "", _PAIRED]
 
 
@@ -135,17 +149,20 @@ def page(results: Json) -> str:
             low, high = (pair["value"] - pair[end] for end in ("high", "low"))
             between = {"accuracy": pair["other"], "low": max(0.0, low), "high": min(1.0, high)}
             lines.append(("base", between))
-            words += f"<br>{shown('pass@1', pair['other'])}, p = {pair['p']:.2g}"
+            words += f"<br>{shown('pass@1', pair['other'])}, {esc(chance(pair['p']))}"
         track = interval_rows(lines, f"{name}: {words.replace('<br>', ', ')}")
         parts.append(f'<div class="row"><b>{esc(name)}<small> n = {n}</small></b>{track}<span>{words}</span></div>')
     scale = "".join(f"<i>{share}</i>" for share in ("0", "25", "50", "75", "100%"))
     parts.append(f'<div class="row axis"><b></b><div>{scale}</div></div></section>')
     if samples > 1:
-        for kind, about in (("pass", "one of k samples is right"), ("cons", "the most frequent of k answers is right")):
+        parts.append('<div class="pair">')
+        kinds = {"pass": "One of k samples is right.", "cons": "The most frequent of k answers is right."}
+        for kind, about in kinds.items():
             series = [_curve(kind, name, figures, i) for i, (name, _, figures) in enumerate(rows(results))]
             chart = line_chart(series, "k", f"{kind}@k by task", percent=True, log2_x=True)
             key = [(line.css, line.label) for line in series]
-            parts.append(f"<section><h2>{kind}@k: {about}</h2>{chart}<p>{legend(key)}</p></section>")
+            parts.append(f"<section><h2>{kind}@k</h2><p>{about}</p>{chart}<p>{legend(key)}</p></section>")
+        parts.append("</div>")
     names = columns(results)
     head = "".join(f"<th>{esc(name)}</th>" for name in ["task", "problems", *names])
     body = "".join(
@@ -155,7 +172,8 @@ def page(results: Json) -> str:
         for name, n, figures in rows(results)
     )
     parts.append(f'<section class="wide"><table><tr>{head}</tr>{body}</table><p>{esc(_INTERVALS)}</p>')
-    parts.append(f"<p>{esc(_PAIRED)}</p></section>" if other else "</section>")
+    drawn = " The bar around the other model's dot is the interval of the difference, seen from this model's dot."
+    parts.append(f"<p>{esc(_PAIRED + drawn)}</p></section>" if other else "</section>")
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -186,7 +204,8 @@ body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,s
 main{max-width:820px;margin:0 auto;padding:32px 20px}
 section{margin-top:32px}p,small{color:var(--soft)}svg{display:block;width:100%;overflow:visible}
 .row{display:grid;grid-template-columns:9em minmax(0,1fr) 11em;gap:4px 16px;align-items:center;padding:6px 0}
-.row span{font-variant-numeric:tabular-nums}.row small{font-weight:400}
+.row span{font-variant-numeric:tabular-nums}.row small{font-weight:400;display:block}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:0 32px}
 .axis div{display:flex;justify-content:space-between;padding:0 2%;font-size:.75rem;color:var(--soft)}
 .axis i{font-style:normal;width:0;display:flex;justify-content:center}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}

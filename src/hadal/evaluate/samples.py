@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
+from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,6 +126,18 @@ def _read_samples(path: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{path} is damaged at line {number}.", "Delete that line and run it again.") from None
     return list(found.values())
+
+
+def append(file: FileIO, record: dict[str, Any]) -> None:
+    """Add a line, wholly or not at all; a kill tears the last one at most."""
+    line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", errors="replace")
+    end = file.seek(0, os.SEEK_END)
+    try:
+        while line:
+            line = line[file.write(line) :]
+    except OSError:  # a full disk
+        file.truncate(end)
+        raise
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -244,8 +257,7 @@ class Asking:
 
         def store(record: dict[str, Any]) -> None:
             nonlocal done, new, tokens
-            # One write for a line, so that a kill tears the last one at most.
-            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", errors="replace"))
+            append(file, record)
             done, new, tokens = done + 1, new + 1, tokens + (record["tokens"] or 0)
             progress(Progress(done, total, new, tokens))
 

@@ -62,7 +62,7 @@ def score_group(
     task: Task, problem: Problem, responses: Sequence[Response], config: RewardConfig
 ) -> list[Reward]:
     """What each response of a problem's group earns: its parts unweighted, and their weighted sum as the total."""
-    verdicts = [task.score(problem, response.text) for response in responses]
+    verdicts = task.score_all(problem, [response.text for response in responses])
     parts = [{"accuracy": verdict.total} for verdict in verdicts]
     for own, response, verdict in zip(parts, responses, verdicts, strict=True):
         if config.tests:

@@ -176,14 +176,21 @@ class Task:
 
     def score(self, problem: Problem, response: str) -> Reward:
         """1 for a right answer behind the thought, 0 for anything else that a model can emit; the note says why."""
-        parsed = parse_response(response)
-        if not parsed.closed:
-            return Reward(0.0, {"accuracy": 0.0}, "the thought was not closed")
-        if not parsed.answer:
-            return Reward(0.0, {"accuracy": 0.0}, "no answer")
-        verdict = self.verdict(problem, parsed.answer)
-        right = float(verdict.right)
-        return Reward(right, {"accuracy": right}, verdict.note or ("right" if right else "wrong"))
+        return self.score_all(problem, [response])[0]
+
+    def score_all(self, problem: Problem, responses: Sequence[str]) -> list[Reward]:
+        """`score` of each response to a problem; equal answers are judged once."""
+        verdicts: dict[str, Verdict] = {}
+        rewards = []
+        for parsed in map(parse_response, responses):
+            right, note = 0.0, "no answer" if parsed.closed else "the thought was not closed"
+            if parsed.closed and parsed.answer:
+                if parsed.answer not in verdicts:
+                    verdicts[parsed.answer] = self.verdict(problem, parsed.answer)
+                verdict = verdicts[parsed.answer]
+                right, note = float(verdict.right), verdict.note or ("right" if verdict.right else "wrong")
+            rewards.append(Reward(right, {"accuracy": right}, note))
+        return rewards
 
     def tests_passed(self, problem: Problem, response: str) -> float:
         """The share of a program's tests that a response passes; 0 where a task has none."""

@@ -46,6 +46,9 @@ class UserTask(Task):
 
     def __init__(self, path: Path, module: ModuleType, difficulties: range) -> None:
         self.path, self.module, self.difficulties = path, module, difficulties
+        self.score_seconds: Any = getattr(module, "score_seconds", SECONDS)
+        if not isinstance(self.score_seconds, int | float) or not 0 < self.score_seconds < float("inf"):
+            raise UserError(f"{path}: score_seconds is {self.score_seconds!r}.", "It must be a number above 0.")
         self._checking = False  # whether an answer that the scorer cannot judge is a fault
         self.name = path.stem  # type: ignore[misc]
         self.about = str(getattr(module, "about", self.name))  # type: ignore[misc]
@@ -86,9 +89,8 @@ class UserTask(Task):
 
     @cached_property
     def _scorer(self) -> Workers:
-        seconds = getattr(self.module, "score_seconds", SECONDS)
         file = str(self.module.__file__)
-        return Workers("hadal.tasks.user_worker:scorer", seconds=seconds, memory=MEMORY, made_of=[file])
+        return Workers("hadal.tasks.user_worker:scorer", seconds=self.score_seconds, memory=MEMORY, made_of=[file])
 
     def judge(self, problem: Problem, answer: str) -> bool:
         return self.verdict(problem, answer).right

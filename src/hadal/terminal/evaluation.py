@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from hadal.evaluate.report import compared, estimate, rows, shown
+from hadal.evaluate.report import chance, change, compared, estimate, rows, shown
 from hadal.evaluate.samples import Evaluation, Progress
 from hadal.terminal.clean import clean, one_line
 from hadal.terminal.view import count, duration
@@ -63,13 +63,11 @@ def summary(results: dict[str, Any]) -> str:
         lines.append([one_line(name), str(n), *values])
     text = _table(lines)
     if "against" in results:
-        pairs = [["", "n", "this", "other", "difference", "p"]]
+        pairs = [["", "n", "this", "other", "difference", ""]]
         for name, n, figures in compared(results["against"]):
             entry = figures["pass@1"]
-            ends = ", ".join(shown("pass@1", entry[key]).rstrip("%") for key in ("low", "high"))
-            difference = f"{100 * entry['difference']:+.1f}% [{ends}]"
             sides = [shown("pass@1", entry[key]) for key in ("value", "other")]
-            pairs.append([one_line(name), str(n), *sides, difference, f"{entry['p']:.2g}"])
+            pairs.append([one_line(name), str(n), *sides, change("pass@1", entry), chance(entry["p"])])
         text += f"\n\npass@1 on the same problems\n{_table(pairs)}"
     return text
 
