@@ -19,8 +19,8 @@ def test_without_the_package_one_line_names_the_extra() -> None:
         load_tasks(["rg/chain_sum"])
 
 
-FAULTY = {"game_of_life_halting"}
-"""Data sets of version 0.1.25 whose scorer takes what is no answer."""
+FAULTY = {"game_of_life_halting", "n_queens"}
+"""Data sets of version 0.1.25: one's scorer takes what is no answer, one has hardly any problems at its first level."""
 
 
 def fault(name: str, n: int) -> str:
@@ -57,7 +57,12 @@ def test_a_scorer_that_takes_anything_is_found() -> None:
 def test_every_data_set_of_the_package_is_a_task() -> None:
     from reasoning_gym.factory import DATASETS
 
-    faults = {name: fault(name, 2) for name in sorted(DATASETS.keys() - LEFT_OUT)}
+    faults = {}
+    for name in sorted(DATASETS.keys() - LEFT_OUT):
+        try:
+            faults[name] = fault(name, 2)
+        except UserError as error:
+            faults[name] = str(error)
     assert {name for name, text in faults.items() if text} == FAULTY, faults
 
 

@@ -35,36 +35,34 @@ class GymTask(Task):
         self.dataset_name = name
         self.name = PREFIX + name  # type: ignore[misc]
         self.about = f"reasoning-gym's {name.replace('_', ' ')}"  # type: ignore[misc]
-        self.difficulties = range(1, 1 + self.levels())
+        self.levels = self.accepted()
+        self.difficulties = range(1, 1 + len(self.levels))
         self.default_difficulty = self.difficulties[len(self.difficulties) // 2]
         self.dataset = cache(self.open_level)
 
-    def settings(self, difficulty: int) -> Any:
-        """The package's configuration at a level of its curriculum, each of its dials as far as it goes."""
-        factory = gym()
-        if self.dataset_name not in factory.CURRICULA:
-            return factory.DATASETS[self.dataset_name][1](seed=0)
-        curriculum = factory.create_curriculum(self.dataset_name)
-        for attribute in curriculum.attributes.values():
-            curriculum.set_attr_level(attribute.name, min(difficulty, len(attribute.levels)) - 1)
-        return curriculum.generate_configuration({"seed": 0})
+    def accepted(self) -> list[Any]:
+        """The package's configurations along its curriculum, each of its dials as far as it goes.
 
-    def levels(self) -> int:
-        """How many levels the curriculum has, up to the first that the package itself refuses."""
+        Some levels break the package's own rules and are left out; where no other is there, its default stands in.
+        """
         factory = gym()
-        if self.dataset_name not in factory.CURRICULA:
-            return 1
-        attributes = factory.create_curriculum(self.dataset_name).attributes.values()
-        most = max(len(attribute.levels) for attribute in attributes)
-        for level in range(1, most + 1):
-            try:
-                self.settings(level).validate()
-            except (AssertionError, ValueError):
-                return max(level - 1, 1)
-        return most
+        found: list[Any] = []
+        if self.dataset_name in factory.CURRICULA:
+            attributes = factory.create_curriculum(self.dataset_name).attributes.values()
+            for level in range(max(len(attribute.levels) for attribute in attributes)):
+                curriculum = factory.create_curriculum(self.dataset_name)
+                for attribute in curriculum.attributes.values():
+                    curriculum.set_attr_level(attribute.name, min(level, len(attribute.levels) - 1))
+                settings = curriculum.generate_configuration({"seed": 0})
+                try:
+                    settings.validate()
+                except (AssertionError, ValueError):
+                    continue
+                found.append(settings)
+        return found or [factory.DATASETS[self.dataset_name][1](seed=0)]
 
     def open_level(self, difficulty: int) -> Any:
-        return gym().DATASETS[self.dataset_name][0](config=self.settings(difficulty))
+        return gym().DATASETS[self.dataset_name][0](config=self.levels[difficulty - 1])
 
     def propose(self, rng: Rng, difficulty: int, new_phrasing: bool) -> Problem:
         entry = self.entry(rng, difficulty)
