@@ -113,11 +113,10 @@ def _read_samples(path: Path) -> list[dict[str, Any]]:
     """The whole lines; a kill may have left half a one, which is cut off."""
     if not path.exists():
         return []
-    with path.open("r+b") as file:
-        data = file.read()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            file.truncate(whole)
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        os.truncate(path, whole)
     found: dict[tuple[int, int], dict[str, Any]] = {}
     for number, line in enumerate(data[:whole].split(b"\n")[:-1], 1):
         try:
@@ -176,6 +175,9 @@ def _difference(old: Any, new: Any, where: str = "") -> str:
     return "" if old == new else f"{where.strip()} ({old} there, {new} here)"
 
 
+_NOT_THE_MODEL = ("run.json", "evaluation.json", "report.json")
+
+
 def fingerprint(folder: Path) -> str:
     """A model folder's weights and configuration in a few letters. Of a large file some places are read, not all."""
     digest = blake2b(digest_size=8)
@@ -189,9 +191,6 @@ def fingerprint(folder: Path) -> str:
                 file.seek(begin)
                 digest.update(file.read(1 << 20 if size < 1 << 28 else 1 << 16))
     return digest.hexdigest()
-
-
-_NOT_THE_MODEL = ("run.json", "evaluation.json", "report.json")
 
 
 # ------------------------------------------------------------------------------------- asking and judging
