@@ -1,7 +1,7 @@
-"""A recipe: which stages a run has, every number that decides how it ends, typed, read from TOML and frozen in run.json.
+"""A recipe: a run's stages and every number that decides how it ends, typed, read from TOML and frozen in run.json.
 
-A recipe names its stages in order, `[stage.NAME]` with a `kind` and the stage that it begins `from`; a table named after
-a kind holds for all stages of it, and a stage's own table changes single values. A recipe without stages is the
+Its table `stage` names the stages in order, each with a `kind` and the stage whose model it begins `from`. A table named
+after a kind holds for all stages of it, and a stage's own table changes single values. A recipe without stages is the
 quickstart's: pretrain, evaluate-base, grpo, evaluate-rl.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from math import isfinite
@@ -194,6 +194,16 @@ def to_toml(data: dict[str, Any], where: str = "") -> str:
     return text
 
 
+def with_task_files(recipe: Recipe, places: Mapping[str, str]) -> Recipe:
+    """The recipe with its task files named by their places, wherever it names them."""
+    placed = lambda names: [places.get(name, name) for name in names]  # noqa: E731
+    stages = tuple(
+        replace(s, config=replace(s.config, tasks=placed(s.config.tasks))) if hasattr(s.config, "tasks") else s
+        for s in recipe.stages
+    )
+    return replace(recipe, tasks=placed(recipe.tasks), stages=stages)
+
+
 def read_recipe(data: dict[str, Any]) -> Recipe:
     """A recipe from plain data."""
     if "stages" in data:
@@ -207,13 +217,13 @@ def read_recipe(data: dict[str, Any]) -> Recipe:
 
 
 def _read_stages(data: dict[str, Any], recipe: Recipe) -> tuple[Stage, ...]:
-    """The stages of a recipe. Where it has an [evaluate] table, an evaluation follows each stage that leaves a model."""
+    """The stages of a recipe. With an [evaluate] table, an evaluation follows each stage that leaves a model."""
     tables = data["stage"]
     if not isinstance(tables, dict):
         raise UserError(f"stage is {tables!r}.", "Stages are tables: [stage.base].")
     of_kind = {kind: read_dataclass(type_, data.get(kind, {}), kind) for kind, type_ in KINDS.items()}
-    own = {"arch": recipe.arch, "model": recipe.model, "corpus": recipe.corpus}
-    of_kind["pretrain"] = replace(of_kind["pretrain"], **{k: v for k, v in own.items() if k not in data.get("pretrain", {})})
+    shared = PretrainStage(arch=recipe.arch, model=recipe.model, corpus=recipe.corpus)
+    of_kind["pretrain"] = read_dataclass(PretrainStage, data.get("pretrain", {}), "pretrain", shared)
     stages: list[Stage] = []
     for name, table in tables.items():
         where = f"stage.{name}"

@@ -3,7 +3,7 @@ order, is in `config.py`; what they do is in `stages/`."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
@@ -186,6 +186,10 @@ class SftConfig:
         """The highest learning rate."""
         return self.optimizer.lr or (2e-4 if self.lora.rank else 1e-5)
 
+    def with_lr(self) -> OptimizerConfig:
+        """The optimiser's numbers, the learning rate decided."""
+        return replace(self.optimizer, lr=self.lr)
+
     def rate(self, step: int, steps: int) -> float:
         """The learning rate's factor at step `step`, the first being 0: up, then down to 0 in a straight line."""
         warmup = max(1, round(self.warmup_share * steps))
@@ -243,6 +247,8 @@ class RejectConfig:
             raise UserError(f"keep is {self.keep}, of {self.samples} samples.", "Keep at most as many as are drawn.")
         if self.endpoint and not self.endpoint.startswith(("http://", "https://")):
             raise UserError(f"endpoint is {self.endpoint!r}.", "Give an address such as https://host/v1.")
+        if self.endpoint and not self.endpoint_model:
+            raise UserError("endpoint is set and endpoint_model is not.", "Name the teacher's model.")
         if not (self.problems or self.gold or self.plain):
             raise UserError("problems, gold and plain are all 0.", "Nothing would be left to learn from.")
 

@@ -178,14 +178,25 @@ class Run(RunFiles):
 
     def begin(self, stage: Stage) -> None:
         """Be what a stage needs: its tasks, its model's shape, its adapters."""
-        named = dict(zip(self.recipe.tasks, self._tasks.values(), strict=False))
-        wanted = [named[name] for name in getattr(stage.config, "tasks", ())]
-        self.tasks = {task.name: task for task in wanted} or self._tasks
+        self.tasks = {t.name: t for t in self.named(getattr(stage.config, "tasks", ()))} or self._tasks
         self.lora = getattr(stage.config, "lora", LoraConfig())
         if isinstance(stage.config, PretrainStage):
             self.model_config = stage.config.model.model_config(stage.config.arch, self.vocabulary)
         elif stage.source:
             self.model_config = load_config(self.model_folder(stage.source))
+
+    def named(self, names: Sequence[str]) -> list[Task]:
+        """The recipe's tasks of these names."""
+        known = dict(zip(self.recipe.tasks, self._tasks.values(), strict=False))
+        return [known[name] for name in names]
+
+    def check_alike(self, student: ModelConfig, teacher: ModelConfig, name: str) -> None:
+        """UserError unless two models speak of the same tokens."""
+        if student.vocab_size != teacher.vocab_size:
+            raise UserError(
+                f"The student's vocabulary has {student.vocab_size} tokens, that of {name} {teacher.vocab_size}.",
+                "On logits and on-policy both must have one tokenizer; on samples they need not.",
+            )
 
     def seed_of(self, stage: str) -> int:
         """The recipe's seed, another for each stage: else all would draw alike."""

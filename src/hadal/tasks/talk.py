@@ -73,4 +73,5 @@ class Talk(Task):
         names = re.split(r", | and ", fields["people"])
         other = rng.choice([name for name in NAMES if name not in names])
         swapped = problem.answer.replace(names[-1], other)
-        return [swapped, fields["people"], f"{problem.answer} {other}", f"{problem.answer} {names[0]}", fields["request"]]
+        said = problem.answer
+        return [swapped, fields["people"], f"{said} {other}", f"{said} {names[0]}", fields["request"]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from hadal.tasks.base import Rng
 from hadal.train.conversations import Conversation, epoch_batches, packed, read_conversations
 from hadal.train.corpus import Batch
 from hadal.train.losses import pretraining_loss
-from hadal.train.optim import Optimizer, OptimizerConfig
+from hadal.train.optim import Optimizer
 
 STAGE = "sft"
 DATA = "data.jsonl"
@@ -46,7 +46,7 @@ def sft(
     mtp_weight = 0.0 if config.lora.rank else config.mtp_weight
     objective = objective or (lambda model, batch: pretraining_loss(model, batch, forbidden, mtp_weight))
     dtype = getattr(torch, config.dtype)
-    optimizer = Optimizer(model, OptimizerConfig(**{**asdict(config.optimizer), "lr": config.lr}), dtype)
+    optimizer = Optimizer(model, config.with_lr(), dtype)
     state = run.saved_state(stage)
     run.restore(stage, state, model, optimizer)
     plan = batches(conversations, config)
@@ -61,7 +61,7 @@ def sft(
         if config.lora.dropout:
             torch.manual_seed(Rng("dropout", config.seed, step).bits() >> 1)
         chosen = [conversations[i] for i in plan[step]]
-        loss = _gradients(model, chosen, objective, pad_id, config)
+        loss = gradients(model, chosen, objective, pad_id, config)
         scale = config.rate(step, len(plan))
         norm = optimizer.step(scale)
         loads = [layer for layer in model.load_metrics() if layer["load_max"]]  # some layers may not be trained here
@@ -90,7 +90,7 @@ def sft(
     return optimizer
 
 
-def _gradients(
+def gradients(
     model: Decoder, chosen: Sequence[Conversation], objective: Objective, pad_id: int, config: SftConfig
 ) -> float:
     """Add up the gradients of an update, in passes; returns the mean loss of a learnt token."""
