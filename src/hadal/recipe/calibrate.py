@@ -130,7 +130,7 @@ def forecast(recipe: Recipe, plan: Plan) -> dict[str, float]:
 
 
 def _stage_seconds(stage: Stage, plan: Plan, tasks: int, recipe: Recipe) -> float:
-    """The same for one stage of a chain, as if every response had the usual length and every model the recipe's size."""
+    """The same for a stage of a chain, as if every response had the usual length and every model the recipe's size."""
     config = stage.config
     both = RESPONSE_TOKENS * (plan.sampled_token + plan.trained_token)
     if isinstance(config, PretrainStage):

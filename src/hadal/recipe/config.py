@@ -1,8 +1,8 @@
 """A recipe: a run's stages and every number that decides how it ends, typed, read from TOML and frozen in run.json.
 
-Its table `stage` names the stages in order, each with a `kind` and the stage whose model it begins `from`. A table named
-after a kind holds for all stages of it, and a stage's own table changes single values. A recipe without stages is the
-quickstart's: pretrain, evaluate-base, grpo, evaluate-rl.
+Its table `stage` names the stages in order, each with a `kind` and the stage whose model it begins `from`. A table
+named after a kind holds for all stages of it, and a stage's own table changes single values. A recipe without stages
+is the quickstart's: pretrain, evaluate-base, grpo, evaluate-rl.
 """
 
 from __future__ import annotations

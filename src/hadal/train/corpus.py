@@ -78,6 +78,7 @@ def rare_difficulty(rng: Rng, levels: range, decay: float) -> int:
 def document(task: Task, rng: Rng, thinks: bool, config: CorpusConfig) -> tuple[str, str | None, str]:
     """(question, thought or None, answer) of a training problem."""
     levels = task.difficulties
+    thinks = thinks and task.gold_limit >= levels.start  # else the task has no thoughts at any level
     if thinks:
         levels = range(levels.start, min(levels.stop, task.gold_limit + 1))
     problem: Problem = task.generate(rng.bits(), "train", rare_difficulty(rng, levels, config.gold_decay))
