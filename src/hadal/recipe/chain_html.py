@@ -53,7 +53,7 @@ def _table(report: Json) -> str:
         cells = [f"{esc(row['stage'])} <small>{esc(made_by(row))}</small>", share(mean), share(mean["cons"])]
         cells += [number(mean["length"]), *shape_shares(mean), f"{mean['reflection']:.2f}"]
         rows.append(cells + ([f"{v}" for v in PAPER.get(row["stage"], ("–",) * 3)] if paper else []))
-    about = "Mean of tasks, held-out problems; reflection: words that look back, in a response. "
+    about = "Mean of the tasks of reasoning, held-out problems; reflection: words that look back, in a response. "
     note = f'<p class="note">{about}{ABOUT_INTERVALS}</p>'
     return f"<section><h2>The stages</h2>{table(head, rows, 'modes')}{note}</section>"
 

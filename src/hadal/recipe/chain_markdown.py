@@ -15,7 +15,7 @@ def page(report: Json) -> str:
     """The whole page."""
     parts = [f"# {inline(report['headline'])}", inline(setting(report)) + "."]
     if report["rows"]:
-        parts += ["## The stages, held-out problems", stage_table(report), ABOUT_INTERVALS]
+        parts += ["## The stages, held-out problems of reasoning", stage_table(report), ABOUT_INTERVALS]
         parts += ["### By task: pass@1", by_task(report)]
         parts.append("## What each stage changed")
         for finding in report["findings"]:
