@@ -250,14 +250,23 @@ def _read_stages(data: dict[str, Any], recipe: Recipe) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
+def recipe_file(name: str | Path) -> Path:
+    """The file of a recipe: a path that ends in .toml, or a shipped recipe by its bare name."""
+    path = Path(name)
+    if path.suffix == ".toml":
+        return path
+    shipped = {Path(entry.name).stem: entry for entry in resources.files("hadal.recipes").iterdir()}
+    if str(name) not in shipped:
+        ships = sorted(word for word in shipped if not word.startswith(("tiny", "__")))
+        raise UserError(f"{name} is not a recipe.", f"Give the path of a TOML file, or one of {', '.join(ships)}.")
+    return Path(str(shipped[str(name)]))
+
+
 def load_recipe_data(name: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The tables of a recipe file, or of a shipped recipe by its bare name, with `--set` applied."""
     path = Path(name)
     try:
-        if path.suffix == ".toml":
-            text = path.read_text(encoding="utf-8")
-        else:
-            text = (resources.files("hadal.recipes") / f"{name}.toml").read_text(encoding="utf-8")
+        text = recipe_file(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"Recipe {name} cannot be read ({(error.strerror or str(error)).lower()}).") from None
     try:

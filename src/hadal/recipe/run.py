@@ -265,7 +265,7 @@ def save_checkpoint(folder: Path, model: Decoder, optimizer: Optimizer, tokenize
     if not tokenizer.is_own:
         state = {name: tensor.to(optimizer.compute.dtype) for name, tensor in state.items()}
     try:
-        save_model(folder, model.config, state)
+        save_model(folder, model.config, state, shard_bytes=1 << 62)  # one file, as PUBLISHED has it
     except SafetensorError as error:  # its own error for a full disk
         raise UserError(
             f"cannot write a model in {folder}: {error}.", "Free some space; the same command then carries on."
@@ -299,5 +299,9 @@ def checkpoint_digest(folder: Path) -> str:
     digest = blake2b(digest_size=16)
     for name in PUBLISHED:
         path = folder / name
-        digest.update(f"{name} {path.stat().st_size}\n".encode() + path.read_bytes() if path.is_file() else b"")
+        if path.is_file():
+            digest.update(f"{name} {path.stat().st_size}\n".encode())
+            with path.open("rb") as file:
+                while piece := file.read(1 << 24):
+                    digest.update(piece)
     return digest.hexdigest()
