@@ -19,7 +19,7 @@ def add_rollouts(add: Add) -> None:
         "  hadal rollouts runs/r1\n  hadal rollouts runs/r1 --stage r1-zero --step 20 --task sums\n"
         "  hadal rollouts runs/r1 --stage r1-zero --step 100 --against 20",
     )
-    command.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    command.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
     command.add_argument("--stage", metavar="NAME", help="default: the last RL stage")
     command.add_argument("--step", type=whole(0), metavar="N", help="after which update (default: the last)")
     command.add_argument("--task", metavar="NAME", help="only groups of this task")
@@ -32,5 +32,5 @@ def rollouts(options: argparse.Namespace) -> None:
     from hadal.terminal.rollouts import rollouts
 
     rollouts(
-        options.run, options.stage, options.step, options.task, options.group, options.against, options.all
+        options.folder, options.stage, options.step, options.task, options.group, options.against, options.all
     )

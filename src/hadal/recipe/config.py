@@ -153,7 +153,8 @@ def _check_chain(recipe: Recipe) -> None:
             known(config.teacher, models, f"{where}.teacher", "a model")
             if config.method == "on-policy" and config.data:
                 raise UserError(f"{where} has data.", "On-policy the student's own samples are the data: leave it out.")
-        for task in getattr(config, "tasks", ()):
+        plain = config.plain_tasks if isinstance(config, RejectConfig) and config.plain else []
+        for task in [*getattr(config, "tasks", ()), *plain]:
             if task not in recipe.tasks:
                 raise UserError(f"{where} names the task {task!r}.", nearest(task, recipe.tasks))
         if stage.kind in LEAVE_A_MODEL:
