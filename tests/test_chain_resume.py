@@ -102,7 +102,8 @@ def test_a_chain_killed_at_a_random_moment_ends_alike(
 
 @pytest.mark.long
 def test_the_two_minute_preset_of_r1_killed_at_ten_random_moments(tmp_path: Path) -> None:
-    command = [sys.executable, "-P", "-m", "hadal", "train", "tiny-r1", "--set", "threads=1", "--set", 'dtype="float32"']
+    settings = ["--set", "threads=1", "--set", 'dtype="float32"']
+    command = [sys.executable, "-P", "-m", "hadal", "train", "tiny-r1", *settings]
 
     def go(out: Path, after: int | None) -> int:
         process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL, env=QUIET)
