@@ -84,7 +84,8 @@ def test_a_damaged_checkpoint_of_a_stage_falls_back(whole: tuple[dict[str, bytes
     newest = sorted((folder / "state").glob("*.safetensors"))[-1]
     newest.write_bytes(newest.read_bytes()[:-8])
     (last,) = lab("kill", 0)
-    assert last["status"] == 0 and "The checkpoint of r1-zero at step 3 is damaged: carrying on from step 2" in last["text"]
+    assert last["status"] == 0, last
+    assert "The checkpoint of r1-zero at step 3 is damaged: carrying on from step 2" in last["text"]
     assert lab.outcome(1)["model.safetensors"] == whole[0]["model.safetensors"]
     assert lab.outcome(1)["metrics.jsonl"] == whole[0]["metrics.jsonl"]
 

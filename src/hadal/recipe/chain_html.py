@@ -126,9 +126,11 @@ def _curves(report: Json, metrics: list[Json]) -> str:
         if points:
             line = Series(stage, f"t{i % COLOURS}", thin(points))
             figures.append(figure(f"{stage}: loss", line_chart([line], "step", "Loss")))
+    said = "".join(f"<li>{esc(a['stage'])}, update {a['step']}: {esc(a['text'])}</li>" for a in report["alarms"])
+    said = f"<h3>What the watch said</h3><ul>{said}</ul>" if said else ""
     if not figures:
         return ""
-    return f'<section><h2>While it learned</h2><div class="grid2">{"".join(figures)}</div></section>'
+    return f'<section><h2>While it learned</h2><div class="grid2">{"".join(figures)}</div>{said}</section>'
 
 
 def _examples(report: Json) -> str:
