@@ -159,6 +159,10 @@ class RunFiles:
         self.books.trained += tokens
         self.books.flops += share * tokens * training_flops(self.model_config, mean_context(length))
 
+    def count_read(self, config: ModelConfig, tokens: int, length: int) -> None:
+        """Enter tokens that another model than the stage's own has read, in rows of `length`."""
+        self.books.flops += tokens * forward_flops(config, mean_context(length))
+
     def count_sampled(self, tokens: int, prefilled: int, length: float) -> None:
         """Enter sampled tokens, and prompt tokens read, in rows of about `length`."""
         self.books.sampled += tokens
