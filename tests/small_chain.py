@@ -20,7 +20,7 @@ tokens = 384
 foreign_share = 0.3
 [pretrain]
 tasks = ["letters", "coin.py"]
-steps = 45
+steps = 90
 extra_rounds = 0
 warmup = 5
 check_problems = 8

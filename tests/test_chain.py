@@ -27,7 +27,7 @@ from hadal.tasks import Problem, Rng, load_tasks
 from hadal.tasks.words import build_tokenizer
 from hadal.train.corpus import FOREIGN, CorpusConfig, document
 
-SHIPPED = ["r1", "r1-zero", "distill", "tiny-r1", "tiny-distill", "qwen-gsm8k", "distill-gsm8k"]
+SHIPPED = ["r1", "r1-zero", "distill", "tiny-r1", "tiny-r1-zero", "tiny-distill", "qwen-gsm8k", "distill-gsm8k"]
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +81,7 @@ def test_an_evaluation_follows_each_stage_that_leaves_a_model() -> None:
         ('stage.r1-zero.tasks=["lettters"]', ["stage.r1-zero names the task 'lettters'", "Did you mean letters?"]),
         ("stage.cold-start.endpoint=http://x/v1", ["stage.cold-start", "endpoint_model"]),
         ("stage.cold-start.keep=5", ["stage.cold-start", "keep is 5"]),
-        ('stage.cold-start.plain_tasks=["tallk"]', ["stage.cold-start", "'tallk'", "Did you mean talk?"]),
+        ('stage.talks.plain_tasks=["tallk"]', ["stage.talks", "'tallk'", "Did you mean talk?"]),
         ("stage.r1-zero.decay_share=0", ["stage.r1-zero.decay_share", "above 0"]),
         ("stage.r1-zero.prompts=0", ["stage.r1-zero.prompts is 0", "at least 1"]),
         ("stage.student.model.num_attention_heads=5", ["stage.student.model.hidden_size", "5 heads"]),
@@ -133,7 +133,11 @@ def test_talk_is_judged_by_what_was_asked() -> None:
     task = load_tasks(["talk"])["talk"]
     task.validate(100)
     problem = task.recognise("Say hello to Anna and Tom.")
-    assert problem is not None
+    assert problem is not None and problem.answer == "Hello, Anna and Tom!"
+    for words in ("i ask you: thank zoe", "Would you do this: Thank Zoe?", "THANK ZOE, please."):
+        known = task.recognise(words)
+        assert known is not None and known.answer == "Thank you, Zoe!", words
+    assert task.recognise("What is 3 + 4?") is None and task.recognise("Thank nobody.") is None
     for said, right in {
         "Hello, Anna and Tom!": 1, " hello Tom, hello Anna": 0, "Hello Tom and Anna, how are you?": 1,
         "Hello, Anna!": 0, "Hello, Anna, Tom and Zoe!": 0, "Anna and Tom": 0, "<think> hm</think> Hello, Tom, Anna.": 1,

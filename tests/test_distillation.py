@@ -68,8 +68,8 @@ def test_value_and_gradient_are_those_of_a_slow_loop(
     (batch,) = packed(TALKS, 64, 0)
     loss, told = distillation_loss(student, teacher, batch, FORBIDDEN, reverse)
     loss.backward()
-    assert float(expected) > 0.05 and math.isclose(float(loss), float(expected), abs_tol=1e-9)
-    assert float(told) == float(loss)
+    assert expected.item() > 0.05 and math.isclose(loss.item(), expected.item(), abs_tol=1e-9)
+    assert told.item() == loss.item()
     for name, parameter in student.named_parameters():
         assert parameter.grad is not None and torch.allclose(parameter.grad, gradients[name], atol=1e-9), name
     assert all(p.grad is None for p in teacher.parameters())
@@ -81,5 +81,5 @@ def test_a_student_like_its_teacher_has_nothing_to_learn() -> None:
     for reverse in (False, True):
         loss, _ = distillation_loss(student, teacher, batch, FORBIDDEN, reverse)
         loss.backward()
-        assert abs(float(loss)) < 1e-12
+        assert abs(loss.item()) < 1e-12
         assert max(float(p.grad.abs().max()) for p in student.parameters() if p.grad is not None) < 1e-12

@@ -275,9 +275,11 @@ def save_checkpoint(folder: Path, model: Decoder, optimizer: Optimizer, tokenize
             f"cannot write a model in {folder}: {error}.", "Free some space; the same command then carries on."
         ) from error
     tokenizer.save(folder)
-    ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    ends: dict[str, Any] = {"eos_token_id": sorted(tokenizer.eos_ids)}
+    if tokenizer.is_own:
+        ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     generation = {
-        **(ends if tokenizer.is_own else {"eos_token_id": sorted(tokenizer.eos_ids)}),
+        **ends,
         "pad_token_id": tokenizer.pad_id,
         "suppress_tokens": tokenizer.forbidden_ids,
         "do_sample": True,
