@@ -13,6 +13,10 @@ from typing import Any
 import pytest
 from small_chain import outcome, write_chain
 
+from hadal.cli import main
+from hadal.recipe import chain_html, chain_markdown
+from hadal.terminal.rollouts import Place, Rollouts, moved
+
 HERE = Path(__file__).parent
 QUIET = {**os.environ, "OMP_WAIT_POLICY": "passive", "NO_COLOR": "1"}
 
@@ -92,6 +96,81 @@ def test_a_damaged_checkpoint_of_a_stage_falls_back(whole: tuple[dict[str, bytes
     assert "The checkpoint of r1-zero at step 3 is damaged: carrying on from step 2" in last["text"]
     assert lab.outcome(1)["model.safetensors"] == whole[0]["model.safetensors"]
     assert lab.outcome(1)["metrics.jsonl"] == whole[0]["metrics.jsonl"]
+
+
+# What such a run ends with
+
+
+def test_the_report_has_a_row_for_each_examined_model(whole: tuple[dict[str, bytes], int, Path]) -> None:
+    run = whole[2]
+    report = json.loads((run / "report.json").read_text())
+    models = ["base", "r1-zero", "dev1", "dev3", "r1", "student", "on-samples", "on-logits", "on-policy"]
+    assert [row["stage"] for row in report["rows"]] == models and report["final"] == "r1"
+    for row in report["rows"]:
+        result = json.loads((run / "stages" / f"evaluate-{row['stage']}" / "result.json").read_text())
+        assert row["mean"] == result["mean"] and row["tasks"].keys() == {"letters", "coin", "talk"}
+        assert row["mean"]["accuracy"] == result["tasks"]["letters"]["accuracy"]  # the one that is reasoned about
+    ledger = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+    assert abs(report["flops"] - sum(line["flops"] for line in ledger)) < 1
+    told = {finding["question"] for finding in report["findings"]}
+    assert {"base → r1-zero", "dev3 → r1", "r1 against r1-zero", "student → on-policy"} <= told
+    assert [s["stage"] for s in report["sampling"]] == ["cold-start", "talks", "answers"]
+    for s in report["sampling"]:
+        path = run / "stages" / s["stage"] / "data.jsonl"
+        assert s["kept"] + s["gold"] + s["plain"] == len(path.read_text().splitlines())
+        assert s["kept"] + s["wrong"] + s["unreadable"] + s["twice"] <= s["answers"]
+    for name in ("report.md", "report.html"):
+        page = (run / name).read_text()
+        assert all(model in page for model in models) and "77.9" in page  # DeepSeek's row beside ours
+    assert (run / "report.html").read_text().count("<svg") > 20
+
+
+def test_hostile_text_stays_text_in_the_report(whole: tuple[dict[str, bytes], int, Path]) -> None:
+    report = json.loads((whole[2] / "report.json").read_text())
+    hostile = '<script>alert("x")</script>\x1b[2J\u202e```\n| a |'
+    for example in report["examples"]:
+        example.update(question=hostile, gold=hostile)
+        example["said"] = [{**said, "text": hostile} for said in example["said"]]
+    report["alarms"] = [{"stage": hostile, "step": 1, "text": hostile}]
+    html, markdown = chain_html.page(report, []), chain_markdown.page(report)
+    assert report["examples"] and "<script" not in html
+    assert "\x1b" not in html + markdown and "\u202e" not in html + markdown
+    assert "\n| a |" not in markdown.replace("```\n| a |", "")
+
+
+def test_rollouts_are_shown_as_plain_text(
+    whole: tuple[dict[str, bytes], int, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = whole[2]
+    groups = [json.loads(line) for line in (run / "rollouts" / "r1-zero-000002.jsonl").read_text().splitlines()]
+    assert main(["rollouts", str(run), "--stage", "r1-zero", "--step", "2", "--all"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("r1-zero, update 2, group ") == len(groups) == 4
+    assert out.count("advantage ") == sum(len(group["samples"]) for group in groups)
+    best = max(groups[0]["samples"], key=lambda s: s["reward"])
+    mean = sum(s["reward"] for s in groups[0]["samples"]) / 6
+    assert f"reward {best['reward']:g}  advantage {best['reward'] - mean:+.3f}" in out
+    assert main(["rollouts", str(run), "--stage", "r1", "--step", "3", "--against", "2"]) == 0
+    assert "r1, update 2 -> 3" in (out := capsys.readouterr().out) and out.count(" reward ") >= 1
+    for words, told in {
+        "--stage r1-zro": "There are of r1, r1-zero", "--step 9": "It did after 2, 3", "--group 99": "There are 1 to 4",
+        "--stage r1-zero --task sums": "There are of coin",
+    }.items():  # fmt: skip
+        assert main(["rollouts", str(run), *words.split()]) == 2
+        assert told in (err := capsys.readouterr().err) and err.count("\n") == 1, err
+    assert main(["rollouts", str(run / "nowhere")]) == 2
+
+
+def test_keys_move_through_rollouts(whole: tuple[dict[str, bytes], int, Path]) -> None:
+    found = Rollouts(whole[2])
+    for key, place in {
+        "n": Place("r1", 3, 1), "p": Place("r1", 3, -1), "k": Place("r1", 2), "j": Place("r1", 3),
+        "s": Place("r1-zero", 3), "x": Place("r1", 3),
+    }.items():  # fmt: skip
+        assert moved(found, Place("r1", 3), key) == place
+
+
+# All of it, many times
 
 
 @pytest.mark.long
