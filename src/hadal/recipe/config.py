@@ -37,7 +37,7 @@ from hadal.train.corpus import CorpusConfig
 
 CHECKPOINT = "checkpoint"
 """What stages begin from where the recipe names a checkpoint."""
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,60}")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
 
 
 @dataclass(frozen=True)
@@ -132,12 +132,10 @@ def _check_chain(recipe: Recipe) -> None:
 
     for stage in recipe.chain:
         where, config = f"stage.{stage.name}", stage.config
-        teaches_itself = stage.kind == "pretrain" or (isinstance(config, RejectConfig) and not stage.source)
-        if not teaches_itself:
-            known(stage.source, models, f"{where}.from", "model")
-        elif stage.kind == "pretrain" and stage.source:
-            raise UserError(f"{where}.from is {stage.source!r}.", "Pre-training begins from nothing: leave it out.")
-        elif stage.source:
+        if stage.kind == "pretrain":
+            if stage.source:
+                raise UserError(f"{where}.from is {stage.source!r}.", "Pre-training begins from nothing: leave it out.")
+        elif stage.source or not isinstance(config, RejectConfig):
             known(stage.source, models, f"{where}.from", "model")
         if isinstance(config, RejectConfig) and config.problems and bool(stage.source) == bool(config.endpoint):
             raise UserError(
@@ -198,12 +196,13 @@ def to_toml(data: dict[str, Any], where: str = "") -> str:
 
 def with_task_files(recipe: Recipe, places: Mapping[str, str]) -> Recipe:
     """The recipe with its task files named by their places, wherever it names them."""
-    placed = lambda names: [places.get(name, name) for name in names]  # noqa: E731
-    stages = tuple(
-        replace(s, config=replace(s.config, tasks=placed(s.config.tasks))) if hasattr(s.config, "tasks") else s
-        for s in recipe.stages
-    )
-    return replace(recipe, tasks=placed(recipe.tasks), stages=stages)
+
+    def placed(config: Any) -> dict[str, list[str]]:
+        named = {key: getattr(config, key) for key in ("tasks", "plain_tasks") if hasattr(config, key)}
+        return {key: [places.get(name, name) for name in names] for key, names in named.items()}
+
+    stages = tuple(replace(s, config=replace(s.config, **placed(s.config))) for s in recipe.stages)
+    return replace(recipe, **placed(recipe), stages=stages)
 
 
 def read_recipe(data: dict[str, Any]) -> Recipe:
@@ -237,7 +236,7 @@ def _read_stages(data: dict[str, Any], recipe: Recipe) -> tuple[Stage, ...]:
     for name, table in tables.items():
         where = f"stage.{name}"
         if not _NAME.fullmatch(name):
-            raise UserError(f"A stage is named {name!r}.", "Use small letters, digits, dots and dashes.")
+            raise UserError(f"A stage is named {name!r}.", "Use small letters, digits and dashes.")
         if not isinstance(table, dict):
             raise UserError(f"{where} is {table!r}.", "It must be a table of keys and values.")
         kind, source = table.get("kind", ""), table.get("from", "")
