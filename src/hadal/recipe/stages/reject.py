@@ -47,13 +47,14 @@ def reject(run: Run, stage: str, source: str, config: RejectConfig) -> None:
         if len(answers) % TOGETHER == 0 or len(answers) == len(problems):
             run.enter_books(stage)
             run.view.step(stage, len(answers), {"cost_usd": run.cost_so_far()})
-    kept, why = select(run, config, problems, answers)
+    kept, fell = select(run, config, problems, answers)
+    worked, talks = list(gold(run, stage, config)), list(plain(run, stage, config))
     lines = [
         json.dumps({"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]})
-        for asked, said in [*kept, *gold(run, stage, config), *plain(run, stage, config)]
+        for asked, said in [*kept, *worked, *talks]
     ]
     write_text(run.stage_folder(stage) / DATA, "".join(f"{line}\n" for line in lines))
-    counts = {"answers": sum(map(len, answers)), "kept": len(kept), **why, "gold": config.gold, "plain": config.plain}
+    counts = {"answers": sum(map(len, answers)), "kept": len(kept), **fell, "gold": len(worked), "plain": len(talks)}
     run.metrics.append({"stage": stage, "step": len(problems), **counts})
     run.view.note(f"{stage}: of {counts['answers']:,} answers {len(kept):,} are kept; {len(lines):,} conversations.")
     run.finish(stage, counts)
