@@ -139,7 +139,7 @@ def test_talk_is_judged_by_what_was_asked() -> None:
         assert known is not None and known.answer == "Thank you, Zoe!", words
     assert task.recognise("What is 3 + 4?") is None and task.recognise("Thank nobody.") is None
     for said, right in {
-        "Hello, Anna and Tom!": 1, " hello Tom, hello Anna": 0, "Hello Tom and Anna, how are you?": 1,
+        "Hello, Anna and Tom!": 1, " hello Tom, hello Anna": 1, "Hello Tom and Anna, how are you?": 1,
         "Hello, Anna!": 0, "Hello, Anna, Tom and Zoe!": 0, "Anna and Tom": 0, "<think> hm</think> Hello, Tom, Anna.": 1,
         "<think> Hello, Anna and Tom!": 0, "Hello " + "dear " * 9 + "Anna and Tom": 0,
     }.items():  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,12 +41,17 @@ def checkpoint(folder: Path) -> Path:
     return folder
 
 
+def answer(number: int, answers: list[int]) -> int:
+    """One of the answers, and nothing in the number tells which."""
+    return random.Random(number).choice(answers)
+
+
 def rows(folder: Path, answers: list[int]) -> Path:
-    """Questions by number, whose answers go round; the same on both sides, with other numbers."""
+    """Questions by number; the same on both sides, with other numbers."""
     folder.mkdir()
     for name, begin, count in (("train", 0, 60), ("test", 100, 20)):
         lines = [
-            json.dumps({"question": f"Number {n}?", "answer": f"It is so.\n#### {answers[n % len(answers)]}"})
+            json.dumps({"question": f"Number {n}?", "answer": f"It is so.\n#### {answer(n, answers)}"})
             for n in range(begin, begin + count)
         ]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
@@ -60,7 +66,7 @@ class Served(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         number = int("".join(c for c in body["messages"][0]["content"].split("?")[0] if c.isdigit()) or 0)
-        right = type(self).answers[number % len(type(self).answers)]
+        right = answer(number, type(self).answers)
         texts = [f"The answer is {right if i else 99}." for i in range(body["n"])]
         self.send_response(200)
         self.end_headers()

@@ -70,7 +70,7 @@ class Talk(Task):
 
     def judge(self, problem: Problem, answer: str) -> bool:
         """Helpful: it holds the words that do what was asked, each name once and no other, and little else."""
-        need, said = words(problem.answer), words(answer)
+        need, said = [word for word in words(problem.answer) if word != "and"], words(answer)
         known = {name.lower() for name in NAMES}
         return (
             all(word in said for word in need)
