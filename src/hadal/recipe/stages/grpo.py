@@ -8,52 +8,58 @@ from typing import Any
 from hadal.engine import SamplingParams
 from hadal.evaluate.suite import Verdict, ask, held_out
 from hadal.models.decoder import Decoder
+from hadal.recipe.config import GrpoConfig
 from hadal.recipe.run import Run, save_checkpoint
 from hadal.recipe.run_folder import write_text
+from hadal.tasks import Rng
 from hadal.train.curriculum import Curriculum
 from hadal.train.optim import Optimizer
 from hadal.train.rl import UpdateResult, rl_update
 
 STAGE = "grpo"
-MONITOR = 9  # the stream of held-out problems that is watched during training; the final evaluation uses others
+MONITOR = 9  # the stream of held-out problems that is monitored during training; the final evaluation uses others
 
 
-def grpo(run: Run) -> None:
-    """Train the base by reinforcement; leaves the last checkpoint, and the best on the watched problems."""
-    config = run.recipe.grpo
-    readiness = (run.result("pretrain") or {})["readiness"]
-    tasks = {name: task for name, task in run.tasks.items() if readiness[name]["ready"]}
-    folder = run.stage_folder(STAGE)
-    state = run.saved_state(STAGE)
-    model = (run.stage_model("pretrain") if state is None else run.new_model()).train()
+def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoConfig | None = None) -> None:
+    """Train the model that stage `source` left, as stage `stage`, by the recipe's `grpo` where no config is given.
+
+    Leaves the last checkpoint, and the best on the monitored problems.
+    """
+    config = config or run.recipe.grpo
+    seed = run.recipe.seed if stage == STAGE else Rng(stage, run.recipe.seed).bits()  # else all would draw alike
+    readiness = (run.result(source) or {}).get("readiness", {})  # which pre-training leaves
+    tasks = {name: task for name, task in run.tasks.items() if readiness.get(name, {"ready": True})["ready"]}
+    folder = run.stage_folder(stage)
+    state = run.saved_state(stage)
+    model = run.stage_model(source).train()
     optimizer = Optimizer(model, config.optimizer, run.dtype)
-    run.restore(STAGE, state, model, optimizer)
+    run.restore(stage, state, model, optimizer)
     llm = run.engine(model)
     curriculum = Curriculum(tasks)
     step, best = 0, -1.0
     if state is not None:
         step, best = state.step, state.numbers["best"]
         curriculum = Curriculum.from_state(tasks, state.numbers["curriculum"])
-    run.view.stage(STAGE, config.updates, "reinforcement learning: right answers are reinforced, nothing else is told")
+    run.view.stage(stage, config.updates, "reinforcement learning: right answers are reinforced, nothing else is told")
     if not tasks:
         run.view.note("No task is ready for RL: the base stays as it is. Try more minutes.")
 
     while tasks and step < config.updates:
         scale = config.rate(step / config.updates)
-        result = rl_update(llm, optimizer, tasks, curriculum, config, run.recipe.seed, step, scale)
+        result = rl_update(llm, optimizer, tasks, curriculum, config, seed, step, scale)
         loads = [layer for layer in model.load_metrics() if layer["load_max"]]  # some layers are not trained here
         model.after_update(0.0)
         step += 1
         length = sum(len(g.prompt) + len(g.samples[0].token_ids) for g in result.groups) / len(result.groups)
         run.count_trained(result.tokens_trained, int(length))
         levels = {name: round(curriculum.mean_level(name), 3) for name in tasks}
-        line = {"stage": STAGE, "step": step, **result.metrics, "difficulty": levels}
+        line = {"stage": stage, "step": step, **result.metrics, "difficulty": levels}
         run.metrics.append(line | ({"experts": loads} if loads else {}))
         seconds = result.seconds_sampling + result.seconds_training
         rate = (result.tokens_sampled + result.tokens_trained) / seconds
         run.timing.append(
             {
-                "stage": STAGE, "step": step, "seconds": seconds, "sampling": result.seconds_sampling,
+                "stage": stage, "step": step, "seconds": seconds, "sampling": result.seconds_sampling,
                 "tokens": result.tokens_sampled + result.tokens_trained, "tokens_per_second": rate,
             }
         )  # fmt: skip
@@ -63,33 +69,33 @@ def grpo(run: Run) -> None:
             "cost_usd": run.cost_so_far(),
             "difficulty": levels,
         }
-        run.view.step(STAGE, step, shown)
+        run.view.step(stage, step, shown)
         group = result.groups[step % len(result.groups)]
         run.view.sample(group.problem.prompt, group.samples[0].text, group.rewards[0].parts["accuracy"] > 0.5)
         if step % config.rollouts_every == 0 or step == config.updates:
-            write_rollouts(run, step, result)
+            write_rollouts(run, stage, step, result)
         if step % config.held_out_every == 0 or step == config.updates:
-            shares = watch(run, model)
-            run.metrics.append({"stage": STAGE, "step": step, "held_out": shares})
+            shares = monitor(run, model, config)
+            run.metrics.append({"stage": stage, "step": step, "held_out": shares})
             mean = sum(shares.values()) / len(shares)
             if mean > best:
                 best = mean
                 save_checkpoint(folder / "best", model, optimizer, run.tokenizer)
         if step % config.checkpoint_every == 0:
-            run.checkpoint(STAGE, step, model, optimizer, {"curriculum": curriculum.state(), "best": best})
+            run.checkpoint(stage, step, model, optimizer, {"curriculum": curriculum.state(), "best": best})
 
-    run.save_stage_model(STAGE, model, optimizer)
-    run.finish(STAGE, {"updates": step, "best": best, "curriculum": curriculum.state()})
+    run.save_stage_model(stage, model, optimizer)
+    run.finish(stage, {"updates": step, "best": best, "curriculum": curriculum.state()})
 
 
-def watch(run: Run, model: Decoder) -> dict[str, float]:
-    """Accuracy by task on the watched held-out problems, as the model answers by itself."""
-    n = run.recipe.grpo.held_out_problems
+def monitor(run: Run, model: Decoder, config: GrpoConfig) -> dict[str, float]:
+    """Accuracy by task on the monitored held-out problems, as the model answers by itself."""
+    n = config.held_out_problems
     llm = run.engine(model)
     out: dict[str, float] = {}
     problems = {name: held_out(task, task.default_difficulty, n, stream=MONITOR) for name, task in run.tasks.items()}
     flat = [p for part in problems.values() for p in part]
-    params = SamplingParams(max_tokens=run.recipe.grpo.max_tokens, seed=run.recipe.seed)
+    params = SamplingParams(max_tokens=config.max_tokens, seed=run.recipe.seed)
     verdicts: list[Verdict] = [v[0] for v in ask(llm, run.tasks, flat, params)]
     position = 0
     for name, part in problems.items():
@@ -98,7 +104,7 @@ def watch(run: Run, model: Decoder) -> dict[str, float]:
     return out
 
 
-def write_rollouts(run: Run, step: int, result: UpdateResult) -> None:
+def write_rollouts(run: Run, stage: str, step: int, result: UpdateResult) -> None:
     """One line for each group: the question, each sample and what it earned."""
     lines = []
     for group in result.groups:
@@ -108,9 +114,11 @@ def write_rollouts(run: Run, step: int, result: UpdateResult) -> None:
             "prompt": group.problem.prompt,
             "answer": group.problem.answer,
             "samples": [
-                {"text": s.text, "reward": r.total, "note": r.note} | ({"parts": r.parts} if len(r.parts) > 1 else {})
+                {"text": s.text, "reward": r.total, "note": r.note}
+                | ({"parts": r.parts} if len(r.parts) > 1 else {})
+                | ({"truncated": True} if s.finish_reason == "length" else {})
                 for s, r in zip(group.samples, group.rewards, strict=True)
             ],
         }
         lines.append(json.dumps(record, ensure_ascii=False))
-    write_text(run.folder / "rollouts" / f"{STAGE}-{step:06d}.jsonl", "\n".join(lines) + "\n")
+    write_text(run.folder / "rollouts" / f"{stage}-{step:06d}.jsonl", "\n".join(lines) + "\n")
