@@ -16,6 +16,7 @@ import torch
 from hadal.engine import LLM, SamplingParams
 from hadal.models.checkpoint import build
 from hadal.recipe.config import Recipe
+from hadal.recipe.kinds import DistillConfig, ExamConfig, GrpoConfig, PretrainStage, RejectConfig, Stage
 from hadal.tasks import Task
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.corpus import batches
@@ -46,6 +47,8 @@ class Plan:
         """What the user is told before the run begins."""
         total = sum(self.seconds.values())
         length = f"about {total / 60:.0f} minutes" if total >= 90 else f"about {total:.0f} seconds"
+        if recipe.stages:
+            return f"Expect {length}: {len(recipe.stages)} stages."
         text = (
             f"Expect {length}: {recipe.pretrain.steps:,} steps of "
             f"pre-training and {recipe.grpo.updates} updates of reinforcement learning."
@@ -112,6 +115,8 @@ def calibrate(recipe: Recipe, tasks: Mapping[str, Task], tokenizer: Tokenizer) -
 def forecast(recipe: Recipe, plan: Plan) -> dict[str, float]:
     """Seconds by stage that the measured rates give for a recipe."""
     n = len(recipe.tasks)
+    if recipe.stages:
+        return {stage.name: _stage_seconds(stage, plan, n, recipe) for stage in recipe.stages}
     update = recipe.grpo.prompts * recipe.grpo.samples * RESPONSE_TOKENS
     e = recipe.evaluate
     responses = n * (e.problems + 7 * e.mode_problems + e.pass_problems * e.pass_samples + 12 * e.level_problems)
@@ -124,9 +129,31 @@ def forecast(recipe: Recipe, plan: Plan) -> dict[str, float]:
     }
 
 
+def _stage_seconds(stage: Stage, plan: Plan, tasks: int, recipe: Recipe) -> float:
+    """The same for a stage of a chain, as if every response had the usual length and every model the recipe's size."""
+    config = stage.config
+    both = RESPONSE_TOKENS * (plan.sampled_token + plan.trained_token)
+    if isinstance(config, PretrainStage):
+        return config.steps * plan.step
+    if isinstance(config, GrpoConfig):
+        return config.updates * config.prompts * config.samples * both
+    if isinstance(config, RejectConfig):
+        return config.problems * config.samples * RESPONSE_TOKENS * plan.sampled_token
+    if isinstance(config, ExamConfig):
+        return tasks * config.problems * config.samples * RESPONSE_TOKENS * plan.sampled_token
+    if isinstance(config, DistillConfig) and config.method == "on-policy":
+        return config.updates * config.prompts * config.samples * both
+    sources = {s.name: s.config for s in recipe.stages}
+    drawn = [c for name in config.data if isinstance(c := sources.get(name), RejectConfig)]
+    rows = sum(c.problems * c.keep + c.gold + c.plain for c in drawn)
+    return config.epochs * rows * 2 * RESPONSE_TOKENS * plan.trained_token  # with their questions
+
+
 def scale_recipe(recipe: Recipe, plan: Plan, minutes: float | None) -> tuple[Recipe, Plan]:
     """The recipe with budgets that fill the minutes, where given, and never below those of the recipe file."""
     seconds = forecast(recipe, plan)
+    if recipe.stages:
+        return recipe, replace(plan, seconds=seconds)
     fixed = seconds["evaluate-base"] + seconds["evaluate-rl"]
     factor = ((minutes or 0.0) * 60 - fixed) / (seconds["pretrain"] + seconds["grpo"])
     if factor > 1.2:

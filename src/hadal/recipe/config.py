@@ -1,118 +1,43 @@
-"""A recipe: every number that decides how a run ends, typed, read from TOML and frozen in run.json."""
+"""A recipe: a run's stages and every number that decides how it ends, typed, read from TOML and frozen in run.json.
+
+Its table `stage` names the stages in order, each with a `kind` and the stage whose model it begins `from`. A table
+named after a kind holds for all stages of it, and a stage's own table changes single values. A recipe without stages
+is the quickstart's: pretrain, evaluate-base, grpo, evaluate-rl.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import tomllib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
-from hadal.configs.reading import apply_override, nearest, read_dataclass
+from hadal.configs.reading import apply_override, nearest, read_dataclass, read_value
 from hadal.errors import UserError
 from hadal.evaluate.suite import EvaluationConfig
+from hadal.recipe.kinds import (
+    KINDS,
+    LEAVE_A_MODEL,
+    SUITE,
+    DistillConfig,
+    GrpoConfig,
+    PretrainConfig,
+    PretrainStage,
+    RejectConfig,
+    SftStage,
+    SizeConfig,
+    Stage,
+)
 from hadal.train.corpus import CorpusConfig
-from hadal.train.optim import OptimizerConfig
-from hadal.train.rl import RLConfig
 
-ARCHITECTURES = ("dense", "deepseek")
-
-
-@dataclass(frozen=True)
-class SizeConfig:
-    """The model's shape; the vocabulary follows from the tasks."""
-
-    hidden_size: int = 128
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 2
-    intermediate_size: int = 384
-    moe_intermediate_size: int = 128
-    n_routed_experts: int = 8
-    num_experts_per_tok: int = 2
-    kv_lora_rank: int = 64
-    num_nextn_predict_layers: int = 0
-
-    def model_config(self, arch: str, vocab_size: int) -> ModelConfig:
-        """The typed config of an architecture at this size."""
-        width = self.hidden_size // self.num_attention_heads
-        if arch == "dense":
-            return DenseConfig(
-                vocab_size,
-                self.hidden_size,
-                self.num_hidden_layers,
-                self.num_attention_heads,
-                self.num_key_value_heads,
-                head_dim=width,
-                intermediate_size=self.intermediate_size,
-            )
-        return DeepseekConfig(
-            vocab_size,
-            self.hidden_size,
-            self.num_hidden_layers,
-            self.num_attention_heads,
-            self.intermediate_size,
-            self.moe_intermediate_size,
-            n_routed_experts=self.n_routed_experts,
-            num_experts_per_tok=self.num_experts_per_tok,
-            kv_lora_rank=self.kv_lora_rank,
-            qk_nope_head_dim=width,
-            qk_rope_head_dim=width,
-            v_head_dim=width,
-            num_nextn_predict_layers=self.num_nextn_predict_layers,
-        )
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Steps at a rate that falls to zero, and shorter rounds of the same until every task is ready or a cap is met."""
-
-    steps: int = 3000
-    decay_share: float = 0.85
-    """The last part of the steps, in which the rate falls to zero."""
-    extra_steps: int = 600
-    """Of a further round; its rate begins at half."""
-    extra_rounds: int = 1
-    warmup: int = 20
-    check_problems: int = 64
-    margin: float = 0.05
-    """By how much thinking must beat answering for RL to have something to find."""
-    checkpoint_every: int = 200
-    router_bias_rate: float = 0.001
-    mtp_weight: float = 0.1
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-
-    def rate(self, step: int) -> float:
-        """The learning rates' factor at step `step`, the first being 0."""
-        if step >= self.steps:
-            return 0.5 * (1 - (step - self.steps) % self.extra_steps / self.extra_steps)
-        return min(1.0, (step + 1) / self.warmup, (self.steps - step) / (self.decay_share * self.steps))
-
-
-@dataclass(frozen=True)
-class GrpoConfig(RLConfig):
-    """An RL stage: how many updates, and how often it looks up from its work."""
-
-    updates: int = 120
-    warmup: int = 5
-    decay_share: float = 0.4
-    """The last part of the updates, in which the rate falls to zero."""
-    held_out_every: int = 20
-    held_out_problems: int = 50
-    checkpoint_every: int = 20
-    rollouts_every: int = 20
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(lr=2e-4, muon_lr=0.0, beta2=0.99, eps=1e-8)
-    )
-
-    def rate(self, done: float) -> float:
-        """The learning rate's factor when a share `done` of the updates is behind."""
-        start = min(1.0, (done * self.updates + 1) / self.warmup)
-        return start * min(1.0, (1 - done) / self.decay_share)
+CHECKPOINT = "checkpoint"
+"""What stages begin from where the recipe names a checkpoint."""
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,60}")
 
 
 @dataclass(frozen=True)
@@ -124,51 +49,133 @@ class Recipe:
     seed: int = 0
     threads: int = 0
     dtype: str = "auto"
+    checkpoint: str = ""
+    """A folder or a Hugging Face id that stages begin `from = "checkpoint"`; its tokenizer is the run's."""
+    publish: str = ""
+    """The stage whose model the run folder holds in the end; the last one that leaves a model."""
     model: SizeConfig = field(default_factory=SizeConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
     evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
+    stages: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.arch not in ARCHITECTURES:
-            raise UserError(f"arch is {self.arch!r}.", nearest(self.arch, ARCHITECTURES))
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise UserError(f"dtype is {self.dtype!r}.", nearest(self.dtype, ("auto", "float32", "bfloat16")))
         if not self.tasks:
             raise UserError("The recipe has no tasks.", "Name at least one.")
         _check_numbers(self.to_dict(), "")
-        for name, share in (("grpo", self.grpo.decay_share), ("pretrain", self.pretrain.decay_share)):
-            if not 0 < share <= 1:
-                raise UserError(f"{name}.decay_share is {share}.", "It must be above 0 and at most 1.")
-        for name in ("thinking_share", "habit_share"):
-            if not 0 < getattr(self.corpus, name) < 1:
-                raise UserError(f"corpus.{name} is {getattr(self.corpus, name)}.", "It must be between 0 and 1.")
-        if self.model.hidden_size % self.model.num_attention_heads:
-            raise UserError(
-                f"model.hidden_size is {self.model.hidden_size}, not a multiple of "
-                f"{self.model.num_attention_heads} heads."
-            )
-        if self.arch == "dense" and self.model.num_attention_heads % self.model.num_key_value_heads:
-            raise UserError(
-                f"model.num_attention_heads is {self.model.num_attention_heads}, not a multiple of "
-                f"{self.model.num_key_value_heads} key and value heads."
-            )
+        self.model.check(self.arch)
+        for stage in self.chain:
+            where = f"stage.{stage.name}." if self.stages else f"{stage.name}."
+            config = stage.config
+            if isinstance(config, GrpoConfig | PretrainConfig) and not 0 < config.decay_share <= 1:
+                raise UserError(f"{where}decay_share is {config.decay_share}.", "It must be above 0 and at most 1.")
+            if isinstance(config, PretrainStage):
+                config.model.check(config.arch, where if self.stages else "")
+                for name in ("thinking_share", "habit_share"):
+                    if not 0 < (share := getattr(config.corpus, name)) < 1:
+                        at = f"{where if self.stages else ''}corpus.{name}"
+                        raise UserError(f"{at} is {share}.", "It must be between 0 and 1.")
+        _check_chain(self)
+
+    @property
+    def chain(self) -> tuple[Stage, ...]:
+        """The stages, in order."""
+        if self.stages:
+            return self.stages
+        own = {f.name: getattr(self.pretrain, f.name) for f in fields(PretrainConfig)}
+        pretrain = PretrainStage(
+            **own, arch=self.arch, max_tokens=self.grpo.max_tokens, model=self.model, corpus=self.corpus
+        )
+        return (
+            Stage("pretrain", "pretrain", "", pretrain),
+            Stage("evaluate-base", SUITE, "pretrain", self.evaluate),
+            Stage("grpo", "grpo", "pretrain", self.grpo),
+            Stage("evaluate-rl", SUITE, "grpo", self.evaluate),
+        )
+
+    @property
+    def final(self) -> str:
+        """The stage whose model is published."""
+        return self.publish or [stage.name for stage in self.chain if stage.kind in LEAVE_A_MODEL][-1]
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data; `read_recipe` takes it back."""
-        return asdict(self)
+        data = asdict(self)
+        del data["stages"]
+        for key in ("checkpoint", "publish"):
+            if not data[key]:
+                del data[key]
+        if self.stages:
+            for kind in ("pretrain", "grpo", "evaluate"):
+                del data[kind]  # each stage has its own
+            data["stage"] = {
+                s.name: {"kind": s.kind} | ({"from": s.source} if s.source else {}) | asdict(s.config)
+                for s in self.stages
+            }
+        return data
+
+
+def _check_chain(recipe: Recipe) -> None:
+    """UserError for a stage that needs what no stage before it leaves."""
+    models: list[str] = [CHECKPOINT] if recipe.checkpoint else []
+    data: list[str] = []
+
+    def known(name: str, names: list[str], key: str, what: str) -> None:
+        if name not in names:
+            later = any(stage.name == name for stage in recipe.stages)
+            why = "is no stage before it" if later or not names else f"is no stage that leaves {what}"
+            remedy = nearest(name, names) if names else f"No stage before it leaves {what}."
+            raise UserError(f"{key} is {name!r}, which {why}.", remedy)
+
+    for stage in recipe.chain:
+        where, config = f"stage.{stage.name}", stage.config
+        teaches_itself = stage.kind == "pretrain" or (isinstance(config, RejectConfig) and not stage.source)
+        if not teaches_itself:
+            known(stage.source, models, f"{where}.from", "a model")
+        elif stage.kind == "pretrain" and stage.source:
+            raise UserError(f"{where}.from is {stage.source!r}.", "Pre-training begins from nothing: leave it out.")
+        elif stage.source:
+            known(stage.source, models, f"{where}.from", "a model")
+        if isinstance(config, RejectConfig) and config.problems and bool(stage.source) == bool(config.endpoint):
+            raise UserError(
+                f"{where} samples from {'two teachers' if stage.source else 'nobody'}.", "Give either from or endpoint."
+            )
+        if isinstance(config, SftStage) and not (isinstance(config, DistillConfig) and config.method == "on-policy"):
+            if not config.data:
+                raise UserError(f"{where} has no data.", f"Name a stage of kind reject ({', '.join(data)}) or a file.")
+            for name in config.data:
+                if not name.endswith(".jsonl"):
+                    known(name, data, f"{where}.data", "conversations")
+        if isinstance(config, DistillConfig) and config.method != "samples":
+            known(config.teacher, models, f"{where}.teacher", "a model")
+            if config.method == "on-policy" and config.data:
+                raise UserError(f"{where} has data.", "On-policy the student's own samples are the data: leave it out.")
+        for task in getattr(config, "tasks", ()):
+            if task not in recipe.tasks:
+                raise UserError(f"{where} names the task {task!r}.", nearest(task, recipe.tasks))
+        if stage.kind in LEAVE_A_MODEL:
+            models.append(stage.name)
+        if stage.kind == "reject":
+            data.append(stage.name)
+    if recipe.publish:
+        known(recipe.publish, models, "publish", "a model")
+    if not [name for name in models if name != CHECKPOINT]:
+        raise UserError("No stage of the recipe leaves a model.", f"Such are {', '.join(LEAVE_A_MODEL)}.")
 
 
 MAY_BE_ZERO = {
-    "seed", "threads", "num_nextn_predict_layers", "extra_rounds", "levels_past_gold", "pass_problems",
+    "seed", "threads", "num_nextn_predict_layers", "extra_rounds", "levels_past_gold", "pass_problems", "rank", "gold",
+    "plain",
 }  # fmt: skip
 
 
 def _check_numbers(table: dict[str, Any], where: str) -> None:
     """UserError for a whole number that is too small and a number that is none."""
     for key, value in table.items():
-        least = 0 if key in MAY_BE_ZERO else 1
+        least = 0 if key in MAY_BE_ZERO or (key == "problems" and ("gold" in table or "plain" in table)) else 1
         if isinstance(value, dict):
             _check_numbers(value, f"{where}{key}.")
         elif isinstance(value, int) and not isinstance(value, bool) and value < least:
@@ -187,9 +194,60 @@ def to_toml(data: dict[str, Any], where: str = "") -> str:
     return text
 
 
+def with_task_files(recipe: Recipe, places: Mapping[str, str]) -> Recipe:
+    """The recipe with its task files named by their places, wherever it names them."""
+    placed = lambda names: [places.get(name, name) for name in names]  # noqa: E731
+    stages = tuple(
+        replace(s, config=replace(s.config, tasks=placed(s.config.tasks))) if hasattr(s.config, "tasks") else s
+        for s in recipe.stages
+    )
+    return replace(recipe, tasks=placed(recipe.tasks), stages=stages)
+
+
 def read_recipe(data: dict[str, Any]) -> Recipe:
     """A recipe from plain data."""
-    return read_dataclass(Recipe, data, "")
+    if "stages" in data:
+        raise UserError("Unknown key stages.", "Did you mean stage?")
+    if "stage" not in data:
+        return read_dataclass(Recipe, data, "")
+    whole = {key: value for key, value in data.items() if key not in (*KINDS, "stage", "publish")}
+    recipe = read_dataclass(Recipe, whole, "")
+    publish = read_value(str, data.get("publish", ""), "publish")
+    return replace(recipe, stages=_read_stages(data, recipe), publish=publish)
+
+
+def _read_stages(data: dict[str, Any], recipe: Recipe) -> tuple[Stage, ...]:
+    """The stages of a recipe. With an [evaluate] table, an evaluation follows each stage that leaves a model."""
+    tables = data["stage"]
+    if not isinstance(tables, dict):
+        raise UserError(f"stage is {tables!r}.", "Stages are tables: [stage.base].")
+    of_kind = {kind: read_dataclass(type_, data.get(kind, {}), kind) for kind, type_ in KINDS.items()}
+    shared = PretrainStage(arch=recipe.arch, model=recipe.model, corpus=recipe.corpus)
+    of_kind["pretrain"] = read_dataclass(PretrainStage, data.get("pretrain", {}), "pretrain", shared)
+    stages: list[Stage] = []
+    for name, table in tables.items():
+        where = f"stage.{name}"
+        if not _NAME.fullmatch(name):
+            raise UserError(f"A stage is named {name!r}.", "Use small letters, digits, dots and dashes.")
+        if not isinstance(table, dict):
+            raise UserError(f"{where} is {table!r}.", "It must be a table of keys and values.")
+        kind, source = table.get("kind", ""), table.get("from", "")
+        if kind not in KINDS:
+            raise UserError(f"{where}.kind is {kind!r}.", nearest(str(kind), KINDS))
+        if not isinstance(source, str):
+            raise UserError(f"{where}.from is {source!r}.", "It must be the name of a stage.")
+        numbers = {key: value for key, value in table.items() if key not in ("kind", "from")}
+        try:
+            stages.append(Stage(name, kind, source, read_dataclass(KINDS[kind], numbers, where, of_kind[kind])))
+        except UserError as error:
+            inside = error.cause.startswith((where, f"Unknown key {where}"))
+            raise UserError(error.cause if inside else f"{where}: {error.cause}", error.remedy) from None
+    if "evaluate" in data:
+        watched = {stage.source for stage in stages if stage.kind == "evaluate"}
+        for place, stage in reversed(list(enumerate(stages, 1))):
+            if stage.kind in LEAVE_A_MODEL and stage.name not in watched:
+                stages.insert(place, Stage(f"evaluate-{stage.name}", "evaluate", stage.name, of_kind["evaluate"]))
+    return tuple(stages)
 
 
 def load_recipe_data(name: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

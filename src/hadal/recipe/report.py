@@ -10,7 +10,8 @@ from typing import Any
 
 from hadal.cost import prices
 from hadal.errors import UserError
-from hadal.recipe import report_html, report_markdown
+from hadal.recipe import chain_html, chain_markdown, report_html, report_markdown
+from hadal.recipe.chain_report import gather_chain
 from hadal.recipe.findings import findings, headline
 from hadal.recipe.run_folder import (
     JsonLines,
@@ -32,10 +33,16 @@ def write_report(run: Path) -> dict[str, Any]:
     Raises UserError where the run or its evaluation is missing or damaged, or the disk is full.
     """
     run = Path(run)
-    report = gather(run)
+    record = read_run(run)
     metrics = JsonLines(run / "metrics.jsonl").read()
-    write_text(run / "report.md", report_markdown.page(report))
-    write_text(run / "report.html", report_html.page(report, metrics))
+    if "stage" in (record.get("config") or {}):
+        report = plain(common(run, record) | gather_chain(run, record["config"]))
+        pages = chain_markdown.page(report), chain_html.page(report, metrics)
+    else:
+        report = gather(run)
+        pages = report_markdown.page(report), report_html.page(report, metrics)
+    write_text(run / "report.md", pages[0])
+    write_text(run / "report.html", pages[1])
     write_json(run / "report.json", report)  # last: where it is, the other two are too
     return report
 
@@ -44,46 +51,54 @@ def gather(run: Path) -> dict[str, Any]:
     """Everything the report says, from `run.json`, `evaluation.json`, `timing.jsonl` and `ledger.jsonl`."""
     record = read_run(run)
     evaluation = _read_evaluation(run)
-    ledger = JsonLines(run / "ledger.jsonl").read()
-    timing = JsonLines(run / "timing.jsonl").read()
-    metrics = JsonLines(run / "metrics.jsonl").read()
     tasks, mean = evaluation["tasks"], evaluation.get("mean") or {}
     for side in mean.values():
         side.setdefault("n", sum(task["rl"]["n"] for task in tasks.values()))
         side.setdefault("frontier", None)  # difficulties of different tasks have no mean
+    report = common(run, record) | {
+        "headline": headline(tasks, mean),
+        "tasks": tasks,
+        "mean": mean,
+        "findings": [finding.as_dict() for finding in findings(tasks, mean)],
+        "examples": evaluation.get("examples") or [],
+        "left_out": evaluation.get("left_out") or {},
+    }
+    report["answer_cost"] = _answer_cost(mean, report["stages"])
+    return plain(report)
+
+
+def common(run: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """What every report says: the run, what it took and what that cost."""
+    ledger = JsonLines(run / "ledger.jsonl").read()
+    timing = JsonLines(run / "timing.jsonl").read()
+    metrics = JsonLines(run / "metrics.jsonl").read()
     stages = _stages(ledger, timing)
     mismatches = [line["mismatch"] for line in metrics if isinstance(line.get("mismatch"), int | float)]
     config = record.get("config") or {}
-    return plain(
-        {
-            "hadal_report": REPORT_VERSION,
-            "name": record.get("name", Path(run).name),
-            "arch": record.get("arch"),
-            "seed": record.get("seed"),
-            "minutes": record.get("minutes"),
-            "command": record.get("command") or f"hadal quickstart --seed {record.get('seed')}",
-            "parameters": count_parameters(run) if (Path(run) / "model.safetensors").is_file() else None,
-            "threads": config.get("threads"),
-            "dtype": config.get("dtype"),
-            "headline": headline(tasks, mean),
-            "tasks": tasks,
-            "mean": mean,
-            "findings": [finding.as_dict() for finding in findings(tasks, mean)],
-            "seconds": _total(stages, "seconds"),
-            "peak_memory_bytes": max((s["peak_memory_bytes"] or 0 for s in stages), default=0) or None,
-            "cost_usd": _total(stages, "cost_usd"),
-            "tokens_trained": _total(stages, "tokens_trained"),
-            "tokens_sampled": _total(stages, "tokens_sampled"),
-            "flops": _total(stages, "flops"),
-            "price_per_hour": ledger[-1].get("price_per_hour") if ledger else None,
-            "price_source": ledger[-1].get("price_source") if ledger else None,
-            "stages": stages,
-            "answer_cost": _answer_cost(mean, stages),
-            "largest_mismatch": max(mismatches, default=None),
-            "examples": evaluation.get("examples") or [],
-            "left_out": evaluation.get("left_out") or {},
-        }
-    )
+    return {
+        "hadal_report": REPORT_VERSION,
+        "name": record.get("name", Path(run).name),
+        "arch": record.get("arch"),
+        "seed": record.get("seed"),
+        "minutes": record.get("minutes"),
+        "command": record.get("command") or f"hadal quickstart --seed {record.get('seed')}",
+        "parameters": count_parameters(run) if (Path(run) / "model.safetensors").is_file() else None,
+        "threads": config.get("threads"),
+        "dtype": config.get("dtype"),
+        "seconds": _total(stages, "seconds"),
+        "peak_memory_bytes": max((s["peak_memory_bytes"] or 0 for s in stages), default=0) or None,
+        "cost_usd": _total(stages, "cost_usd"),
+        "tokens_trained": _total(stages, "tokens_trained"),
+        "tokens_sampled": _total(stages, "tokens_sampled"),
+        "flops": _total(stages, "flops"),
+        "price_per_hour": ledger[-1].get("price_per_hour") if ledger else None,
+        "price_source": ledger[-1].get("price_source") if ledger else None,
+        "stages": stages,
+        "answer_cost": None,
+        "largest_mismatch": max(mismatches, default=None),
+        "examples": [],
+        "left_out": {},
+    }
 
 
 def _read_evaluation(run: Path) -> dict[str, Any]:

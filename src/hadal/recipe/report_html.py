@@ -38,15 +38,19 @@ def page(report: Json, metrics: list[Json]) -> str:
     sections += [_learning(report, metrics)]
     if report["tasks"]:
         sections += [_changes(report)]
-    sections += [_cost(report), _left_out(report), _foot(report)]
-    title = esc(f"{report['name']}: {report['headline']}")
+    sections += [cost(report), _left_out(report), foot(report)]
+    return document(f"{report['name']}: {report['headline']}", sections)
+
+
+def document(title: str, sections: list[str]) -> str:
+    """A page of sections, which may load nothing."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src '
         "'unsafe-inline'\">"
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{title}</title><style>{CSS}</style></head>\n<body><main>\n"
+        f"<title>{esc(title)}</title><style>{CSS}</style></head>\n<body><main>\n"
         + "\n".join(section for section in sections if section)
         + "\n</main></body></html>\n"
     )
@@ -55,12 +59,12 @@ def page(report: Json, metrics: list[Json]) -> str:
 # --------------------------------------------------------------------------------------------------- pieces
 
 
-def _figure(title: str, body: str, keys: str = "", note: str = "") -> str:
+def figure(title: str, body: str, keys: str = "", note: str = "") -> str:
     tail = f'<p class="note">{esc(note)}</p>' if note else ""
     return f"<figure><figcaption><b>{esc(title)}</b>{keys}</figcaption>{body}{tail}</figure>"
 
 
-def _table(head: list[str], rows: list[list[str]], css: str = "") -> str:
+def table(head: list[str], rows: list[list[str]], css: str = "") -> str:
     """Cells are HTML already; the first of a row is its heading."""
     top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     body = "".join(
@@ -71,7 +75,7 @@ def _table(head: list[str], rows: list[list[str]], css: str = "") -> str:
     return f'<div class="scroll">{table}</div>'
 
 
-def _share(estimate: Json | None) -> str:
+def share(estimate: Json | None) -> str:
     if not estimate or estimate.get("accuracy") is None:
         return "–"
     return f"{percent(estimate['accuracy'])} <small>{bounds(estimate)}</small>"
@@ -125,7 +129,7 @@ def _tasks(report: Json) -> str:
             f'<div class="task{css}"><div class="what"><b>{esc(name)}</b><p>'
             f"{esc(task.get('about') or '')}.{level}</p></div>"
             f"{interval_rows([('base', base), ('rl', rl)], told)}"
-            f'<div class="result"><span class="base-word">{_share(base)}</span><span>{_share(rl)}</span>'
+            f'<div class="result"><span class="base-word">{share(base)}</span><span>{share(rl)}</span>'
             f"<small>n = {rl['n']:,}</small></div></div>"
         )
     keys = legend([("base", "before (base)"), ("rl", "after reinforcement learning")])
@@ -134,7 +138,7 @@ def _tasks(report: Json) -> str:
     fresh = [
         [
             esc(n),
-            *(_share(t[s].get("new_phrasing")) for s in ("base", "rl")),
+            *(share(t[s].get("new_phrasing")) for s in ("base", "rl")),
             f"{t['rl']['new_phrasing']['n']:,}",
         ]
         for n, t in report["tasks"].items()
@@ -142,7 +146,7 @@ def _tasks(report: Json) -> str:
     ]
     extra = ""
     if fresh:
-        extra = "<h3>Asked in words it was never trained on</h3>" + _table(
+        extra = "<h3>Asked in words it was never trained on</h3>" + table(
             ["task", "before", "after", "n"], fresh
         )
     return (
@@ -154,7 +158,7 @@ def _tasks(report: Json) -> str:
     )
 
 
-def _response(text: str) -> str:
+def response(text: str) -> str:
     parsed = parse_response(printable(text))
     parts = []
     if parsed.thought is not None:
@@ -177,7 +181,7 @@ def _examples(report: Json) -> str:
             )
             halves.append(
                 f'<div class="{side}"><p class="side">{word} {verdict}</p>'
-                f"{_response(example[side]['text'])}</div>"
+                f"{response(example[side]['text'])}</div>"
             )
         cards.append(
             f'<article><h3>{esc(cut(example["question"], 300))}</h3><p class="note">'
@@ -230,23 +234,23 @@ def _learning(report: Json, metrics: list[Json]) -> str:
         return line_chart([line], x, told, percent_axis)
 
     figures = [
-        _figure(
+        figure(
             "Pre-training: loss",
             single("pretrain", "loss", "base", "step of pre-training", "Loss of pre-training"),
         ),
-        _figure(
+        figure(
             "Reward", single("grpo", "reward", "rl", step, "Mean reward", True), note=_curriculum_note(levels)
         ),
-        _figure("Right on held-out problems", line_chart(held_lines, step, "Accuracy by task", True), keys),
-        _figure("Response length, tokens", single("grpo", "length", "rl", step, "Mean response length")),
-        _figure(
+        figure("Right on held-out problems", line_chart(held_lines, step, "Accuracy by task", True), keys),
+        figure("Response length, tokens", single("grpo", "length", "rl", step, "Mean response length")),
+        figure(
             "Share that thinks",
             single("grpo", "thinking_share", "rl", step, "Share of responses that think", True),
         ),
     ]
     if levels:
         figures.append(
-            _figure(
+            figure(
                 "Difficulty it practises",
                 line_chart(level_lines, step, "Difficulty by task", from_zero=False),
                 keys,
@@ -313,7 +317,7 @@ def _frontiers(tasks: Json) -> str:
             marks=marks,
             half=True,
         )
-        figures.append(_figure(f"{name}: frontier {ends[0]} → {ends[1]}", body))
+        figures.append(figure(f"{name}: frontier {ends[0]} → {ends[1]}", body))
     if not figures:
         return ""
     keys = legend([("base", "base"), ("rl", "after RL")])
@@ -344,7 +348,7 @@ def _passes(tasks: Json) -> str:
             body = line_chart(
                 lines, "k tries for each problem", f"{name}: pass@k before and after", True, log2_x=True
             )
-            figures.append(_figure(f"{name}: pass@k", body, note=f"{n:,} problems"))
+            figures.append(figure(f"{name}: pass@k", body, note=f"{n:,} problems"))
     if not figures:
         return ""
     keys = legend([("base", "base"), ("rl", "after RL")])
@@ -361,17 +365,17 @@ def _modes(tasks: Json) -> str:
     for name, task in tasks.items():
         first = True
         for key, words in DECODINGS.items():
-            cells = [_share(mode_of(task[s], key, m)) for m in ("thinking", "direct") for s in ("base", "rl")]
+            cells = [share(mode_of(task[s], key, m)) for m in ("thinking", "direct") for s in ("base", "rl")]
             if set(cells) != {"–"}:
                 rows.append([f"{esc(name) if first else ''}<small>{words}</small>", *cells])
                 first = False
     if not rows:
         return ""
     head = ["task and decoding", "made to think, base", "after RL", "made to answer, base", "after RL"]
-    return f"<h3>Made to think, made to answer at once</h3>{_table(head, rows, 'modes')}"
+    return f"<h3>Made to think, made to answer at once</h3>{table(head, rows, 'modes')}"
 
 
-def _cost(report: Json) -> str:
+def cost(report: Json) -> str:
     total = {**report, "stage": "total", "tokens_per_second": None}
     rows = [
         [
@@ -387,7 +391,7 @@ def _cost(report: Json) -> str:
         for stage in [*report["stages"], total]
     ]
     head = ["stage", "time", "tokens trained", "tokens sampled", "tokens/s", "FLOPs", "peak memory", "cost"]
-    parts = [_table(head, rows, "stages")]
+    parts = [table(head, rows, "stages")]
     if report["price_per_hour"] is not None:
         parts.append(
             f'<p class="note">At {money(report["price_per_hour"])} an hour ('
@@ -414,7 +418,7 @@ def _cost(report: Json) -> str:
         here = f"here <small>{money(cost['usd_per_million_tokens'])} a million tokens</small>"
         parts.append(
             "<h3>What a million right answers cost</h3>"
-            + _table(["model", "tokens for one", here, *names], lines)
+            + table(["model", "tokens for one", here, *names], lines)
         )
         parts.append(f'<p class="note">{ABOUT_API_PRICES}</p>')
     return f"<section><h2>What it cost</h2>{''.join(parts)}</section>"
@@ -430,7 +434,7 @@ def _left_out(report: Json) -> str:
     return f"<section><h2>Left out</h2><p>{about}</p><ul>{items}</ul></section>"
 
 
-def _foot(report: Json) -> str:
+def foot(report: Json) -> str:
     mismatch = ""
     if report["largest_mismatch"] is not None:
         mismatch = (

@@ -69,7 +69,7 @@ def page(report: dict[str, Any]) -> str:
             for side, word in (("base", "Before"), ("rl", "After")):
                 verdict = {True: "right", False: "wrong"}.get(example[side].get("right"), "not checked")
                 parts += [f"{word}, {verdict}:", block(example[side]["text"])]
-    parts += ["## What it cost", _stages_table(report)]
+    parts += ["## What it cost", stages_table(report)]
     if report["answer_cost"]:
         parts += ["### A million right answers", _answer_table(report["answer_cost"]), ABOUT_API_PRICES]
     if report["left_out"]:
@@ -143,7 +143,7 @@ def _pass_table(tasks: dict[str, Any]) -> str:
     return table(["task", "model", *(f"k = {k}" for k in ks)], rows)
 
 
-def _stages_table(report: dict[str, Any]) -> str:
+def stages_table(report: dict[str, Any]) -> str:
     rows = []
     total = {**report, "stage": "total", "tokens_per_second": None}
     for stage in [*report["stages"], total]:

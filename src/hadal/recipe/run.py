@@ -26,12 +26,15 @@ from hadal.cost.prices import LAPTOP
 from hadal.engine import LLM, RequestOutput, SamplingParams
 from hadal.engine.llm import Prompt
 from hadal.errors import UserError
-from hadal.models.checkpoint import build, load_model, save_model
+from hadal.models.checkpoint import build, load_config, load_model, save_model
 from hadal.models.decoder import Decoder
-from hadal.recipe.config import Recipe
+from hadal.models.hub import resolve
+from hadal.models.lora import LoraConfig, adapted_modules, attach, base_state
+from hadal.recipe.config import CHECKPOINT, Recipe
+from hadal.recipe.kinds import PretrainStage, Stage
 from hadal.recipe.run_folder import JsonLines, write_json
 from hadal.recipe.view import View
-from hadal.tasks import Task
+from hadal.tasks import Rng, Task
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.optim import Optimizer
 from hadal.train.state import State, StateFolder
@@ -170,10 +173,42 @@ class Run(RunFiles):
     """Everything a stage of a recipe needs."""
 
     def __init__(self, folder: Path, recipe: Recipe, tasks: dict[str, Task], tokenizer: Tokenizer, view: View) -> None:
-        vocabulary = -(-tokenizer.size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-        super().__init__(folder, recipe.model.model_config(recipe.arch, vocabulary), view)
+        self.vocabulary = -(-tokenizer.size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        super().__init__(folder, recipe.model.model_config(recipe.arch, self.vocabulary), view)
         self.recipe, self.tasks, self.tokenizer = recipe, tasks, tokenizer
         self.dtype = getattr(torch, recipe.dtype)
+        self.lora = LoraConfig()
+        self._tasks = tasks
+
+    def begin(self, stage: Stage) -> None:
+        """Be what a stage needs: its tasks, its model's shape, its adapters."""
+        self.tasks = {t.name: t for t in self.named(getattr(stage.config, "tasks", ()))} or self._tasks
+        self.lora = getattr(stage.config, "lora", LoraConfig())
+        if isinstance(stage.config, PretrainStage):
+            self.model_config = stage.config.model.model_config(stage.config.arch, self.vocabulary)
+        elif stage.source:
+            self.model_config = load_config(self.model_folder(stage.source))
+
+    def named(self, names: Sequence[str]) -> list[Task]:
+        """The recipe's tasks of these names."""
+        known = dict(zip(self.recipe.tasks, self._tasks.values(), strict=False))
+        return [known[name] for name in names]
+
+    def check_alike(self, student: ModelConfig, teacher: ModelConfig, name: str) -> None:
+        """UserError unless two models speak of the same tokens."""
+        if student.vocab_size != teacher.vocab_size:
+            raise UserError(
+                f"The student's vocabulary has {student.vocab_size} tokens, that of {name} {teacher.vocab_size}.",
+                "On logits and on-policy both must have one tokenizer; on samples they need not.",
+            )
+
+    def seed_of(self, stage: str) -> int:
+        """The recipe's seed, another for each stage: else all would draw alike."""
+        return Rng(stage, self.recipe.seed).bits() >> 1
+
+    def model_folder(self, stage: str) -> Path:
+        """Where the model lies that a stage left, or the recipe's checkpoint."""
+        return resolve(self.recipe.checkpoint) if stage == CHECKPOINT else self.stage_folder(stage)
 
     def new_model(self) -> Decoder:
         """A freshly initialised model of the recipe's seed."""
@@ -186,17 +221,26 @@ class Run(RunFiles):
         if checkpoint_digest(self.stage_folder(stage)) != (self.result(stage) or {}).get("checkpoint"):
             raise DamagedModel(stage)
 
+    def load(self, stage: str, dtype: torch.dtype = torch.float32) -> Decoder:
+        """The model that a finished stage left, or the recipe's checkpoint."""
+        if stage != CHECKPOINT:
+            self.check_model(stage)
+        return load_model(self.model_folder(stage), dtype)
+
     def stage_model(self, stage: str) -> Decoder:
-        """The model that a finished stage left, in float32."""
-        self.check_model(stage)
-        return load_model(self.stage_folder(stage))
+        """The model that a stage begins from, to be trained: in float32, or frozen with new adapters on it."""
+        if not self.lora.rank:
+            return self.load(stage)
+        model = self.load(stage, self.dtype)
+        attach(model, self.lora, self.recipe.seed)
+        return model
 
     def engine(self, model: Decoder) -> LLM:
         """The engine over a model and the run's tokenizer; what it samples is on the run's books."""
         return _BookedLLM(model, self)
 
     def save_stage_model(self, stage: str, model: Decoder, optimizer: Optimizer) -> None:
-        """Write the float32 masters as a checkpoint that transformers opens."""
+        """Write the masters as a checkpoint that transformers opens; adapters are merged into it."""
         save_checkpoint(self.stage_folder(stage), model, optimizer, self.tokenizer)
 
 
@@ -217,17 +261,23 @@ class _BookedLLM(LLM):
 
 
 def save_checkpoint(folder: Path, model: Decoder, optimizer: Optimizer, tokenizer: Tokenizer) -> None:
-    """A checkpoint of the float32 masters with its tokenizer, in the Hugging Face layout."""
+    """A checkpoint of the masters with its tokenizer, in the Hugging Face layout; adapters are merged.
+
+    What was grown here is kept in float32, a checkpoint from elsewhere in the dtype that it is trained in.
+    """
+    state = merged_state(model, optimizer)
+    if not tokenizer.is_own:
+        state = {name: tensor.to(optimizer.compute.dtype) for name, tensor in state.items()}
     try:
-        save_model(folder, model.config, model.state_dict() | optimizer.masters(model))
+        save_model(folder, model.config, state)
     except SafetensorError as error:  # its own error for a full disk
         raise UserError(
             f"cannot write a model in {folder}: {error}.", "Free some space; the same command then carries on."
         ) from error
     tokenizer.save(folder)
+    ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     generation = {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
+        **(ends if tokenizer.is_own else {"eos_token_id": sorted(tokenizer.eos_ids)}),
         "pad_token_id": tokenizer.pad_id,
         "suppress_tokens": tokenizer.forbidden_ids,
         "do_sample": True,
@@ -235,6 +285,17 @@ def save_checkpoint(folder: Path, model: Decoder, optimizer: Optimizer, tokenize
         "top_p": 0.95,
     }
     write_json(folder / "generation_config.json", generation)
+
+
+@torch.no_grad()
+def merged_state(model: Decoder, optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    """The float32 masters, the rest of the model as it is, and what adapters add; the model is left alone."""
+    masters = {name: tensor for name, tensor in optimizer.masters(model).items() if ".lora_" not in name}
+    state = base_state(model) | masters
+    for name, module in adapted_modules(model):
+        for kind, delta in module.deltas().items():
+            state[f"{name}.{kind}"] = state[f"{name}.{kind}"].float() + delta
+    return state
 
 
 def checkpoint_digest(folder: Path) -> str:

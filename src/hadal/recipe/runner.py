@@ -10,7 +10,6 @@ import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -19,28 +18,38 @@ import torch
 
 from hadal.cost.prices import LAPTOP
 from hadal.errors import UserError
+from hadal.models.hub import resolve as resolve_model
 from hadal.ops.speed import fastest_dtype, matmul_rates
 from hadal.recipe.calibrate import Plan, calibrate, fastest_threads, scale_recipe
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
-from hadal.recipe.config import Recipe, load_recipe_data, read_recipe, to_toml
+from hadal.recipe.config import Recipe, load_recipe_data, read_recipe, to_toml, with_task_files
+from hadal.recipe.kinds import SUITE
 from hadal.recipe.report import write_report
 from hadal.recipe.run import PUBLISHED, DamagedModel, Run, checkpoint_digest
 from hadal.recipe.run_folder import open_run, write_bytes, write_run
+from hadal.recipe.stages.distill import distill
 from hadal.recipe.stages.evaluate import evaluate_stage, write_evaluation
+from hadal.recipe.stages.exam import exam
 from hadal.recipe.stages.grpo import grpo
 from hadal.recipe.stages.pretrain import has_thoughts, pretrain
+from hadal.recipe.stages.reject import reject
+from hadal.recipe.stages.sft import sft_stage
 from hadal.recipe.view import View
 from hadal.tasks import Task, files_of, load_tasks
 from hadal.tasks.words import build_tokenizer
 from hadal.text.tokenizer import Tokenizer
+from hadal.train.corpus import FOREIGN
 
-STAGES: dict[str, Callable[[Run], None]] = {
-    "pretrain": pretrain,
-    "evaluate-base": partial(evaluate_stage, stage="evaluate-base", of="pretrain"),
+KINDS: dict[str, Callable[[Run, str, str, Any], None]] = {
+    "pretrain": lambda run, stage, source, config: pretrain(run, stage, config),
+    "sft": sft_stage,
     "grpo": grpo,
-    "evaluate-rl": partial(evaluate_stage, stage="evaluate-rl", of="grpo"),
+    "reject": reject,
+    "distill": distill,
+    "evaluate": exam,
+    SUITE: evaluate_stage,
 }
-FINAL = "grpo"  # whose model is published
+"""What a stage of each kind does, from its name, the stage whose model it begins from, and its numbers."""
 OWN_FILES = (
     *PUBLISHED, "metrics.jsonl", "timing.jsonl", "ledger.jsonl", "evaluation.json",
     "report.json", "report.md", "report.html", "rollouts", "stages",
@@ -69,7 +78,7 @@ def train(
             f"{recipe_path} names the Python file {code[0]}, which would run as you.",
             "Read it, and add --trust if you trust it.",
         )
-    recipe = replace(recipe, tasks=[beside.get(name, name) for name in recipe.tasks])
+    recipe = with_task_files(recipe, beside)
     if dry_run:
         print(plan_of(recipe, view), end="", flush=True)
         return None
@@ -81,7 +90,7 @@ def train(
 def plan_of(recipe: Recipe, view: View) -> str:
     """The recipe as a run would freeze it, in TOML, headed by what it would cost."""
     tasks = _load_and_check(recipe)
-    recipe, plan = resolve(recipe, tasks, build_tokenizer(list(tasks.values())), None, view)
+    recipe, plan = resolve(recipe, tasks, tokenizer_of(recipe, tasks), None, view)
     lines = [f"{stage}: {seconds:,.0f} s, ${LAPTOP.cost(seconds):.2g}" for stage, seconds in plan.seconds.items()]
     total = sum(plan.seconds.values())
     lines.append(f"in all about {total / 60:,.1f} minutes, ${LAPTOP.cost(total):.2g} ({LAPTOP.source})")
@@ -123,13 +132,14 @@ def grow(
 
 def run_stages(run: Run) -> None:
     """Every stage that has not finished, in order. One whose model is damaged is finished once more."""
-    while (stage := next((s for s in STAGES if run.result(s) is None), None)) is not None:
+    while (stage := next((s for s in run.recipe.chain if run.result(s.name) is None), None)) is not None:
         try:
-            STAGES[stage](run)
+            run.begin(stage)
+            KINDS[stage.kind](run, stage.name, stage.source, stage.config)
         except DamagedModel as damage:
             _reopen(run, damage.stage)
         except KeyboardInterrupt:
-            run.enter_books(stage)
+            run.enter_books(stage.name)
             raise
 
 
@@ -143,7 +153,8 @@ def _finish(run: Run, record: dict[str, Any]) -> dict[str, Any]:
         except DamagedModel as damage:
             _reopen(run, damage.stage)
             run_stages(run)
-    write_evaluation(run)
+    if not run.recipe.stages:
+        write_evaluation(run)
     report = write_report(run.folder)
     write_run(run.folder, {**record, "status": "complete"})
     return report
@@ -156,14 +167,15 @@ def _reopen(run: Run, stage: str) -> None:
 
 def publish(run: Run) -> None:
     """Copy the final stage's checkpoint to the run folder itself, each file whole or not at all."""
-    run.check_model(FINAL)
+    final = run.recipe.final
+    run.check_model(final)
     for name in PUBLISHED:
-        write_bytes(run.folder / name, (run.stage_folder(FINAL) / name).read_bytes())
+        write_bytes(run.folder / name, (run.stage_folder(final) / name).read_bytes())
 
 
 def _is_whole(run: Run) -> bool:
     """Whether a finished run's checkpoint is what its last stage left; if not, it is published again."""
-    result = run.result(FINAL)
+    result = run.result(run.recipe.final)
     if result is None:  # someone made room: what can be checked are the headers
         open_run(run.folder)
         return True
@@ -210,7 +222,7 @@ def _prepare(
                 f"{task.name} has no thoughts, so there is nothing to learn thinking from: the model learns to answer "
                 "at once, and reinforcement learning sharpens that."
             )
-    tokenizer = build_tokenizer(list(tasks.values()))
+    tokenizer = tokenizer_of(recipe, tasks)
     recipe, plan = resolve(recipe, tasks, tokenizer, minutes, view)
     view.note(plan.expectation(recipe, minutes))
     tokenizer.save(folder)
@@ -222,6 +234,13 @@ def _prepare(
 def _wanted(recipe: Recipe) -> dict[str, Any]:
     """What a request is known by: all but the threads, since a run keeps those that it began with."""
     return {key: value for key, value in recipe.to_dict().items() if key != "threads"}
+
+
+def tokenizer_of(recipe: Recipe, tasks: dict[str, Task]) -> Tokenizer:
+    """The checkpoint's tokenizer, or one whose words are those of the tasks."""
+    if recipe.checkpoint:
+        return Tokenizer.load(resolve_model(recipe.checkpoint))
+    return build_tokenizer(list(tasks.values()), "".join(FOREIGN) if recipe.corpus.foreign_share else "")
 
 
 def _load_and_check(recipe: Recipe) -> dict[str, Task]:

@@ -23,6 +23,7 @@ from hadal.tasks.sort import Sort
 from hadal.tasks.strings import Strings
 from hadal.tasks.sudoku import Sudoku
 from hadal.tasks.sums import Sums
+from hadal.tasks.talk import Talk
 from hadal.tasks.units import Units
 
 BUILT_IN: dict[str, type[Task]] = {
@@ -32,6 +33,8 @@ BUILT_IN: dict[str, type[Task]] = {
         Arithmetic, Paths, Knights, Sudoku, Program, Strings, Cipher, Dates, Units,
     )
 }  # fmt: skip
+TALK: dict[str, type[Task]] = {Talk.name: Talk}
+"""What needs no thought."""
 DATA_SETS: dict[str, type[DataSet]] = {
     task.name: task for task in (GSM8K, MATH, MATH500, AIME24, AIME25, GPQA, HumanEval, MBPP)
 }
@@ -42,8 +45,8 @@ def load_tasks(names: Sequence[str]) -> dict[str, Task]:
     and files of one's own (`./mine.py`, `./mine.jsonl`)."""
     tasks: dict[str, Task] = {}
     for name in names:
-        if name in BUILT_IN:
-            task: Task = BUILT_IN[name]()
+        if name in (own := BUILT_IN | TALK):
+            task: Task = own[name]()
         elif (data_set := name.partition(":"))[0] in DATA_SETS:
             task = DATA_SETS[data_set[0]](Path(data_set[2]) if data_set[2] else None)
         elif name.endswith(".py"):
@@ -59,7 +62,7 @@ def load_tasks(names: Sequence[str]) -> dict[str, Task]:
 
             task = GymTask(name.removeprefix("rg/"))
         else:
-            raise UserError(f"There is no task {name!r}.", nearest(name, [*BUILT_IN, *DATA_SETS]))
+            raise UserError(f"There is no task {name!r}.", nearest(name, [*own, *DATA_SETS]))
         tasks[task.name] = task
     return tasks
 

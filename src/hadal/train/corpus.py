@@ -30,6 +30,9 @@ class CorpusConfig:
     checking_share: float = 0.1
     gold_decay: float = 0.75
     """A gold thought one step harder is this much rarer."""
+    foreign_share: float = 0.0
+    """Thoughts that are strewn with words of another script: a base that has read such mixes languages when it thinks,
+    as DeepSeek-R1-Zero does."""
     tokens: int = 1536
     """Of a batch."""
     pool: int = 16
@@ -49,6 +52,18 @@ class Batch:
     documents: Tensor | None = None
 
 
+FOREIGN = (" 嗯", " 好", " 再")
+
+
+def strewn(thought: str, rng: Rng) -> str:
+    """The thought with one to three foreign words between its own."""
+    pieces = thought.split(" ")
+    for _ in range(rng.between(1, 3)):
+        place = rng.between(1, len(pieces) - 1)
+        pieces[place] += rng.choice(FOREIGN)
+    return " ".join(pieces)
+
+
 def rare_difficulty(rng: Rng, levels: range, decay: float) -> int:
     """A difficulty from `levels`, each step up `decay` times as likely as the one below."""
     weights = [decay**i for i in range(len(levels))]
@@ -63,12 +78,15 @@ def rare_difficulty(rng: Rng, levels: range, decay: float) -> int:
 def document(task: Task, rng: Rng, thinks: bool, config: CorpusConfig) -> tuple[str, str | None, str]:
     """(question, thought or None, answer) of a training problem."""
     levels = task.difficulties
+    thinks = thinks and task.gold_limit >= levels.start  # else the task has no thoughts at any level
     if thinks:
         levels = range(levels.start, min(levels.stop, task.gold_limit + 1))
     problem: Problem = task.generate(rng.bits(), "train", rare_difficulty(rng, levels, config.gold_decay))
     thought = problem.thought if thinks else None
     if thought is not None and rng.random() < config.checking_share:
         thought = f"{thought} check{thought}"
+    if thought and config.foreign_share and rng.random() < config.foreign_share:
+        thought = strewn(thought, rng)
     return problem.prompt, thought, f" {problem.answer}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hadal.evaluate.suite import Verdict, evaluate
+from hadal.evaluate.suite import EvaluationConfig, Verdict, evaluate
 from hadal.recipe.run import Run
 from hadal.recipe.run_folder import write_json
 from hadal.recipe.stages.pretrain import has_thoughts
@@ -13,9 +13,9 @@ from hadal.tasks import Task
 SHOWCASE = "How many r in strawberry?"
 
 
-def evaluate_stage(run: Run, stage: str, of: str) -> None:
+def evaluate_stage(run: Run, stage: str, of: str, config: EvaluationConfig) -> None:
     """Evaluate the model that stage `of` left, as stage `stage`."""
-    parts = 9 + bool(run.recipe.evaluate.pass_problems)  # as the suite announces them
+    parts = 9 + bool(config.pass_problems)  # as the suite announces them
     run.view.stage(stage, parts, "held-out problems: by itself, made to think, made to answer, against difficulty")
     llm = run.engine(run.stage_model(of).to(run.dtype).eval())
     done = 0
@@ -25,7 +25,7 @@ def evaluate_stage(run: Run, stage: str, of: str) -> None:
         done += 1
         run.view.step(stage, done, {"doing": what, "cost_usd": run.cost_so_far()})
 
-    figures, natural = evaluate(llm, run.tasks, run.recipe.evaluate, run.recipe.seed, progress)
+    figures, natural = evaluate(llm, run.tasks, config, run.recipe.seed, progress)
     responses = {
         name: [
             {"question": v.problem.prompt, "gold": v.problem.answer, "text": v.text, "right": v.right} for v in verdicts

@@ -34,11 +34,11 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
     """
     config = config or run.recipe.grpo
     seed = run.recipe.seed if stage == STAGE else Rng(stage, run.recipe.seed).bits()  # else all would draw alike
-    readiness = (run.result("pretrain") or {})["readiness"]
-    tasks = {name: task for name, task in run.tasks.items() if readiness[name]["ready"]}
+    readiness = (run.result(source) or {}).get("readiness", {})  # which pre-training leaves
+    tasks = {name: task for name, task in run.tasks.items() if readiness.get(name, {"ready": True})["ready"]}
     folder = run.stage_folder(stage)
     state = run.saved_state(stage)
-    model = (run.stage_model(source) if state is None else run.new_model()).train()
+    model = run.stage_model(source).train()
     optimizer = Optimizer(model, config.optimizer, run.dtype)
     run.restore(stage, state, model, optimizer)
     llm = run.engine(model)

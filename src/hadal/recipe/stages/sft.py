@@ -3,74 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from hadal.errors import UserError
 from hadal.models.decoder import Decoder
 from hadal.models.deepseek import routers
-from hadal.models.lora import LoraConfig
-from hadal.recipe.run import RunFiles
+from hadal.recipe.kinds import SftConfig, SftStage
+from hadal.recipe.run import Run, RunFiles
 from hadal.tasks.base import Rng
-from hadal.train.conversations import Conversation, epoch_batches, packed
+from hadal.train.conversations import Conversation, epoch_batches, packed, read_conversations
+from hadal.train.corpus import Batch
 from hadal.train.losses import pretraining_loss
-from hadal.train.optim import Optimizer, OptimizerConfig
+from hadal.train.optim import Optimizer
 
 STAGE = "sft"
+DATA = "data.jsonl"
+"""Where a stage leaves conversations."""
 
-
-@dataclass(frozen=True)
-class SftConfig:
-    """Every number that decides how a fine-tuning ends."""
-
-    epochs: int = 2
-    batch_tokens: int = 16_384
-    """Tokens of an update."""
-    pass_tokens: int = 4096
-    """Of a forward and backward pass; memory depends on it, the result does not but for rounding."""
-    warmup_share: float = 0.03
-    dtype: str = "auto"
-    seed: int = 0
-    threads: int = 0
-    checkpoint_activations: bool = False
-    checkpoint_every: int = 50
-    mtp_weight: float = 0.1
-    """Of the loss of a multi-token prediction module, if the model has one and all of it is trained."""
-    router_bias_rate: float = 0.0
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(lr=0.0, muon_lr=0.0, beta2=0.999, eps=1e-8)
-    )
-    """lr 0 stands for 1e-5, and for 2e-4 of adapters."""
-
-    def __post_init__(self) -> None:
-        if self.dtype not in ("auto", "float32", "bfloat16"):
-            raise UserError(f"dtype is {self.dtype!r}.", "Known are auto, float32 and bfloat16.")
-        for name in ("epochs", "batch_tokens", "pass_tokens", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}.", "It must be at least 1.")
-        if not 0 <= self.warmup_share < 1:
-            raise UserError(f"warmup_share is {self.warmup_share}.", "It must be at least 0 and below 1.")
-        if self.router_bias_rate and self.lora.rank:
-            raise UserError("Adapters leave the routers' biases as they are.", "Leave router_bias_rate at 0.")
-
-    @property
-    def lr(self) -> float:
-        """The highest learning rate."""
-        return self.optimizer.lr or (2e-4 if self.lora.rank else 1e-5)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The config as plain data."""
-        return asdict(self)
-
-    def rate(self, step: int, steps: int) -> float:
-        """The learning rate's factor at step `step`, the first being 0: up, then down to 0 in a straight line."""
-        warmup = max(1, round(self.warmup_share * steps))
-        return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+Objective = Callable[[Decoder, Batch], tuple[Tensor, Tensor]]
+"""From a model and a batch to (what is minimised, the mean loss of a learnt token)."""
 
 
 def batches(conversations: Sequence[Conversation], config: SftConfig) -> list[list[int]]:
@@ -81,22 +36,24 @@ def batches(conversations: Sequence[Conversation], config: SftConfig) -> list[li
 
 def sft(
     run: RunFiles, model: Decoder, conversations: Sequence[Conversation], forbidden: Tensor, pad_id: int,
-    config: SftConfig,
-) -> None:  # fmt: skip
+    config: SftConfig, stage: str = STAGE, objective: Objective | None = None,
+) -> Optimizer:  # fmt: skip
     """Train the parameters of `model` that ask for gradients; they are left in float32.
 
-    forbidden: ids that get no probability, as in sampling. Stopped at any moment it carries on from its newest whole
-    checkpoint, to the same bits.
+    forbidden: ids that get no probability, as in sampling. objective: what is minimised; by default the loss of the
+    answers' tokens. Stopped at any moment it carries on from its newest whole checkpoint, to the same bits.
     """
+    mtp_weight = 0.0 if config.lora.rank else config.mtp_weight
+    objective = objective or (lambda model, batch: pretraining_loss(model, batch, forbidden, mtp_weight))
     dtype = getattr(torch, config.dtype)
-    optimizer = Optimizer(model, OptimizerConfig(**{**asdict(config.optimizer), "lr": config.lr}), dtype)
-    state = run.saved_state(STAGE)
-    run.restore(STAGE, state, model, optimizer)
+    optimizer = Optimizer(model, config.with_lr(), dtype)
+    state = run.saved_state(stage)
+    run.restore(stage, state, model, optimizer)
     plan = batches(conversations, config)
     begin = state.step if state else 0
     del state
     learnt = sum(c.learnt for c in conversations)
-    run.view.stage(STAGE, len(plan), f"{len(conversations):,} conversations, {learnt:,} tokens of answers")
+    run.view.stage(stage, len(plan), f"{len(conversations):,} conversations, {learnt:,} tokens of answers")
     model.train()
     model.checkpoint_activations = config.checkpoint_activations
     for step in range(begin, len(plan)):
@@ -104,7 +61,7 @@ def sft(
         if config.lora.dropout:
             torch.manual_seed(Rng("dropout", config.seed, step).bits() >> 1)
         chosen = [conversations[i] for i in plan[step]]
-        loss = _gradients(model, chosen, forbidden, pad_id, config)
+        loss = gradients(model, chosen, objective, pad_id, config)
         scale = config.rate(step, len(plan))
         norm = optimizer.step(scale)
         loads = [layer for layer in model.load_metrics() if layer["load_max"]]  # some layers may not be trained here
@@ -116,24 +73,25 @@ def sft(
         if not norm < float("inf"):
             run.view.note(f"The gradient of update {done} is not finite: the update is left out.")
         seconds = time.perf_counter() - began
-        line = {"stage": STAGE, "step": done, "loss": loss, "rate": scale * config.lr, "grad_norm": norm}
+        line = {"stage": stage, "step": done, "loss": loss, "rate": scale * config.lr, "grad_norm": norm}
         run.metrics.append(line | ({"experts": loads} if loads else {}))
         pace = {"seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / seconds}
-        run.timing.append({"stage": STAGE, "step": done, **pace})
+        run.timing.append({"stage": stage, "step": done, **pace})
         run.view.step(
-            STAGE, done, {"loss": loss, "tokens_per_second": tokens / seconds, "cost_usd": run.cost_so_far()}
+            stage, done, {"loss": loss, "tokens_per_second": tokens / seconds, "cost_usd": run.cost_so_far()}
         )
         if done % config.checkpoint_every == 0 and done < len(plan):
-            run.checkpoint(STAGE, done, model, optimizer, {})
+            run.checkpoint(stage, done, model, optimizer, {})
     masters = optimizer.masters(model)
     for name, parameter in model.named_parameters():
         if name in masters:
             parameter.grad, parameter.data = None, masters[name]
     model.eval()
+    return optimizer
 
 
-def _gradients(
-    model: Decoder, chosen: Sequence[Conversation], forbidden: Tensor, pad_id: int, config: SftConfig
+def gradients(
+    model: Decoder, chosen: Sequence[Conversation], objective: Objective, pad_id: int, config: SftConfig
 ) -> float:
     """Add up the gradients of an update, in passes; returns the mean loss of a learnt token."""
     passes = packed(chosen, config.pass_tokens, pad_id)
@@ -143,7 +101,36 @@ def _gradients(
     loss = 0.0
     for batch in passes:
         share = float(batch.weight.sum()) / total
-        value, next_token = pretraining_loss(model, batch, forbidden, 0.0 if config.lora.rank else config.mtp_weight)
+        value, next_token = objective(model, batch)
         (value * share).backward()
         loss += float(next_token) * share
     return loss
+
+
+def sft_stage(run: Run, stage: str, source: str, config: SftStage) -> None:
+    """Fine-tune the model that stage `source` left on what other stages and files hold."""
+    conversations, _ = gather(run, config.data)
+    model = run.stage_model(source)
+    forbidden = run.engine(model).forbidden
+    config = settled(run, stage, config)
+    optimizer = sft(run, model, conversations, forbidden, run.tokenizer.pad_id, config, stage)
+    run.save_stage_model(stage, model, optimizer)
+    run.finish(stage, {"conversations": len(conversations)})
+
+
+def settled(run: Run, stage: str, config: SftStage) -> SftConfig:
+    """A stage's numbers as `sft` takes them, with the run's dtype and a seed of the stage's own."""
+    own = {f.name: getattr(config, f.name) for f in fields(SftConfig)}
+    return replace(SftConfig(**own), dtype=run.recipe.dtype, seed=run.seed_of(stage))
+
+
+def gather(run: Run, names: Sequence[str]) -> tuple[list[Conversation], int]:
+    """The conversations of stages and files, and how many were left out because they are too long."""
+    found: list[Conversation] = []
+    left_out = 0
+    for name in names:
+        path = Path(name) if name.endswith(".jsonl") else run.stage_folder(name) / DATA
+        kept, skipped = read_conversations(path, run.tokenizer, run.model_config.max_position_embeddings)
+        found += kept
+        left_out += skipped
+    return found, left_out

@@ -1,0 +1,96 @@
+"""Distillation: a stage's model teaches a smaller one, by its answers, by its distributions, or by grading.
+
+On samples it is supervised fine-tuning on what the teacher said (R1, arXiv 2501.12948). On logits the student learns
+the teacher's whole distribution of each next token there. On-policy the student answers, and learns where the teacher
+would have gone on otherwise (reverse KL at its own tokens, arXiv 2306.13649): nothing that it would not meet itself.
+"""
+
+from __future__ import annotations
+
+import time
+
+from hadal.engine import SamplingParams
+from hadal.models.decoder import Decoder
+from hadal.recipe.kinds import DistillConfig
+from hadal.recipe.run import Run
+from hadal.recipe.stages.sft import gather, gradients, settled, sft, sft_stage
+from hadal.tasks import Problem, Rng
+from hadal.train.conversations import Conversation
+from hadal.train.distillation import distillation_loss
+from hadal.train.optim import Optimizer
+
+
+def distill(run: Run, stage: str, source: str, config: DistillConfig) -> None:
+    """Teach the model that stage `source` left."""
+    if config.method == "samples":
+        sft_stage(run, stage, source, config)
+        return
+    student, teacher = run.stage_model(source), run.load(config.teacher).to(run.dtype).eval()
+    run.check_alike(student.config, teacher.config, config.teacher)
+    if config.method == "logits":
+        conversations, _ = gather(run, config.data)
+        forbidden = run.engine(student).forbidden
+        optimizer = sft(
+            run, student, conversations, forbidden, run.tokenizer.pad_id, settled(run, stage, config), stage,
+            lambda model, batch: distillation_loss(model, teacher, batch, forbidden),
+        )  # fmt: skip
+        done = {"conversations": len(conversations)}
+    else:
+        optimizer = _on_policy(run, stage, student, teacher, config)
+        done = {"updates": config.updates}
+    run.save_stage_model(stage, student, optimizer)
+    run.finish(stage, done)
+
+
+def _on_policy(run: Run, stage: str, student: Decoder, teacher: Decoder, config: DistillConfig) -> Optimizer:
+    numbers = settled(run, stage, config)
+    optimizer = Optimizer(student, numbers.with_lr(), run.dtype)
+    state = run.saved_state(stage)
+    run.restore(stage, state, student, optimizer)
+    llm = run.engine(student)
+    forbidden = llm.forbidden
+    run.view.stage(stage, config.updates, f"{config.teacher} grades what the student says")
+    for step in range(state.step if state else 0, config.updates):
+        began = time.perf_counter()
+        problems = _problems(run, numbers.seed, step, config)
+        prompts = [run.tokenizer.chat([{"role": "user", "content": p.prompt}]) for p in problems]
+        seed = Rng("on-policy samples", numbers.seed, step).bits() >> 1
+        params = SamplingParams(config.temperature, max_tokens=config.max_tokens, seed=seed, n=config.samples)
+        student.eval()
+        outputs = llm.generate(prompts, params.spread(len(prompts)))
+        chosen, right = [], 0.0
+        for problem, output in zip(problems, outputs, strict=True):
+            for sample in output.outputs:
+                ids = [*output.prompt_token_ids, *sample.token_ids]
+                chosen.append(Conversation(ids, [(len(output.prompt_token_ids), len(ids))]))
+                right += run.tasks[problem.meta["task"]].score(problem, sample.text).total
+        student.train()
+        loss = gradients(
+            student, chosen, lambda model, batch: distillation_loss(model, teacher, batch, forbidden, reverse=True),
+            run.tokenizer.pad_id, numbers,
+        )  # fmt: skip
+        scale = numbers.rate(step, config.updates)
+        norm = optimizer.step(scale)
+        student.after_update(0.0)
+        for conversation in chosen:
+            run.count_trained(len(conversation.ids), len(conversation.ids))
+        done, learnt = step + 1, sum(c.learnt for c in chosen)
+        line = {"loss": loss, "reward": right / len(chosen), "length": learnt / len(chosen), "grad_norm": norm}
+        run.metrics.append({"stage": stage, "step": done, **line})
+        seconds = time.perf_counter() - began
+        run.timing.append({"stage": stage, "step": done, "seconds": seconds, "tokens_per_second": learnt / seconds})
+        run.view.step(stage, done, {**line, "tokens_per_second": learnt / seconds, "cost_usd": run.cost_so_far()})
+        if done % config.checkpoint_every == 0 and done < config.updates:
+            run.checkpoint(stage, done, student, optimizer, {})
+    return optimizer
+
+
+def _problems(run: Run, seed: int, step: int, config: DistillConfig) -> list[Problem]:
+    """Training problems of the tasks in turn, at all levels that have worked thoughts."""
+    rng, tasks = Rng("on-policy", seed, step), list(run.tasks.values())
+    found = []
+    for i in range(config.prompts):
+        task = tasks[(i + step) % len(tasks)]
+        last = max(task.difficulties.start, min(task.gold_limit, task.difficulties.stop - 1))
+        found.append(task.generate(rng.bits(), "train", rng.between(task.difficulties.start, last)))
+    return found

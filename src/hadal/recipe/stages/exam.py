@@ -1,0 +1,95 @@
+"""The examination after a stage: held-out problems, several samples each, in the figures of R1's stage table."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from hadal.engine import SamplingParams
+from hadal.evaluate.statistics import proportion
+from hadal.evaluate.suite import Verdict, ask, held_out
+from hadal.recipe.findings import mean_of
+from hadal.recipe.kinds import ExamConfig
+from hadal.recipe.run import Run
+from hadal.rewards.language import language_share
+from hadal.rewards.shape import format_reward
+from hadal.text.parse import parse_response
+from hadal.text.tokenizer import END_THINK, THINK
+
+SHOWN = 24
+"""Problems of each task whose first answers are kept, to be set side by side."""
+REFLECTION = ("wait", "mistake", "however", "but", "retry", "error", "verify", "wrong", "evaluate", "check")
+"""The words that the R1 paper counts (arXiv 2501.12948v2, appendix C.2)."""
+
+
+def exam(run: Run, stage: str, source: str, config: ExamConfig) -> None:
+    """Examine the model that stage `source` left, with the same problems and seeds after every stage."""
+    llm = run.engine(run.load(source).to(run.dtype).eval())
+    run.view.stage(stage, len(run.tasks), f"{config.problems} held-out problems a task, {config.samples} answers each")
+    params = SamplingParams(
+        config.temperature, config.top_p, config.max_tokens, run.recipe.seed, n=config.samples
+    )
+    figures: dict[str, Any] = {}
+    shown: dict[str, Any] = {}
+    for done, (name, task) in enumerate(run.tasks.items(), 1):
+        problems = held_out(task, task.default_difficulty, config.problems)
+        groups = ask(llm, run.tasks, problems, params)
+        figures[name] = {"about": task.about, "difficulty": task.default_difficulty, **measure(groups, config.language)}
+        shown[name] = [
+            {"question": g[0].problem.prompt, "gold": g[0].problem.answer, "text": g[0].text, "right": g[0].right}
+            for g in groups[:SHOWN]
+        ]
+        run.view.step(stage, done, {"doing": name, "cost_usd": run.cost_so_far()})
+    run.finish(stage, {"of": source, "tasks": figures, "mean": mean(figures), "responses": shown})
+
+
+def measure(groups: Sequence[Sequence[Verdict]], language: str) -> dict[str, Any]:
+    """What a task's answers come to: accuracy (pass@1) and cons@k as shares of the problems, the rest of all answers.
+
+    Intervals count problems, not answers: answers to one problem are not independent.
+    """
+    every = [verdict for group in groups for verdict in group]
+    thoughts = [v.text for v in every if v.thinks]
+    share = sum(language_share(parse_response(t).thought or "", language) for t in thoughts) / max(1, len(thoughts))
+    return {
+        **proportion(sum(sum(v.right for v in g) / len(g) for g in groups), len(groups)),
+        "cons": proportion(sum(agreed(g) for g in groups), len(groups)),
+        "samples": len(groups[0]),
+        "length": sum(v.tokens for v in every) / len(every),
+        "thinking_share": len(thoughts) / len(every),
+        "format": sum(clean(v.text) for v in every) / len(every),
+        "language": share if thoughts else None,
+        "reflection": sum(map(reflections, thoughts)) / len(every),
+    }
+
+
+def agreed(group: Sequence[Verdict]) -> bool:
+    """Whether the answer that most samples give is right (cons@k); of answers given equally often, the first."""
+    given = [" ".join(parse_response(v.text).answer.lower().split()) for v in group]
+    counts = Counter(answer for answer in given if answer)
+    if not counts:
+        return False
+    winner = counts.most_common(1)[0][0]
+    return next(v.right for v, answer in zip(group, given, strict=True) if answer == winner)
+
+
+def clean(text: str) -> bool:
+    """A thought and an answer behind it, or an answer alone; nothing left open, nothing twice."""
+    return bool(format_reward(text)) if THINK in text or END_THINK in text else bool(text.strip())
+
+
+def reflections(text: str) -> int:
+    """How many words of a text look back on what was thought."""
+    return sum(word in REFLECTION for word in re.findall(r"[a-z]+", text.lower()))
+
+
+def mean(figures: dict[str, Any]) -> dict[str, Any]:
+    """The unweighted mean of the tasks, with the interval of such a mean."""
+    rows = list(figures.values())
+    out = mean_of(rows) | {"cons": mean_of([row["cons"] for row in rows]), "samples": rows[0]["samples"]}
+    for key in ("length", "thinking_share", "format", "language", "reflection"):
+        values = [row[key] for row in rows if row[key] is not None]
+        out[key] = sum(values) / len(values) if values else None
+    return out

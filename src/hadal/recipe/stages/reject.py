@@ -1,0 +1,155 @@
+"""Rejection sampling: a teacher's answers, of which the right and readable ones become conversations to learn from.
+
+The teacher is a stage's model, or one behind an address. Every answer is stored as it comes, so a stage that is
+stopped asks for nothing twice. Worked thoughts of the tasks and conversations without a thought can be mixed in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from hadal.engine import SamplingParams
+from hadal.recipe.kinds import RejectConfig
+from hadal.recipe.run import Run
+from hadal.recipe.run_folder import JsonLines, write_text
+from hadal.recipe.stages.sft import DATA
+from hadal.recipe.teacher import Endpoint
+from hadal.rewards.language import language_share
+from hadal.rewards.shape import format_reward, repetition_penalty
+from hadal.tasks import Problem, Rng, Task
+from hadal.text.parse import parse_response
+from hadal.text.tokenizer import END_THINK, THINK, Tokenizer
+
+ANSWERS = "answers.jsonl"
+"""A line for each problem: the problem and all that was answered, kept and not."""
+TOGETHER = 64
+"""Problems that a model is asked at once, and that a kill costs at most."""
+AT_ONCE = 8
+"""The same for an endpoint."""
+NGRAM = 8
+
+
+def reject(run: Run, stage: str, source: str, config: RejectConfig) -> None:
+    """Sample, keep what is right and readable, mix; leaves the answers and `data.jsonl`."""
+    run.metrics.truncate_after(-1, stage)
+    stored = JsonLines(run.stage_folder(stage) / ANSWERS)
+    problems = list(draw(run, stage, config))
+    answers = [line["answers"] for line in stored.read()]
+    run.view.stage(stage, max(1, len(problems)), f"{len(problems)} problems, {config.samples} answers each")
+    for answer in _ask(run, stage, source, config, problems, len(answers)):
+        problem = problems[len(answers)]
+        answers.append(answer)
+        stored.append({"task": problem.meta["task"], "prompt": problem.prompt, "answers": answer})
+        if len(answers) % TOGETHER == 0 or len(answers) == len(problems):
+            run.enter_books(stage)
+            run.view.step(stage, len(answers), {"cost_usd": run.cost_so_far()})
+    kept, why = select(run, config, problems, answers)
+    lines = [
+        json.dumps({"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]})
+        for asked, said in [*kept, *gold(run, stage, config), *plain(run, stage, config)]
+    ]
+    write_text(run.stage_folder(stage) / DATA, "".join(f"{line}\n" for line in lines))
+    counts = {"answers": sum(map(len, answers)), "kept": len(kept), **why, "gold": config.gold, "plain": config.plain}
+    run.metrics.append({"stage": stage, "step": len(problems), **counts})
+    run.view.note(f"{stage}: of {counts['answers']:,} answers {len(kept):,} are kept; {len(lines):,} conversations.")
+    run.finish(stage, counts)
+
+
+def draw(run: Run, stage: str, config: RejectConfig) -> Iterator[Problem]:
+    """The problems that are asked: tasks in turn, all levels alike."""
+    rng, names = Rng("reject", run.seed_of(stage)), list(run.tasks)
+    for i in range(config.problems):
+        task = run.tasks[names[i % len(names)]]
+        top = min(task.difficulties.stop - 1, task.gold_limit + config.levels_past_gold)
+        level = rng.between(task.difficulties.start, max(task.difficulties.start, top))
+        yield task.generate(rng.bits(), "train", level)
+
+
+def _ask(
+    run: Run, stage: str, source: str, config: RejectConfig, problems: Sequence[Problem], begin: int
+) -> Iterator[list[str]]:
+    """The answers to each problem from `begin` on, in order. A problem has a seed of its own, so that it matters
+    nowhere with which others it is asked."""
+    if begin >= len(problems):
+        return
+    seed = run.seed_of(stage)
+    if config.endpoint:
+        teacher = Endpoint(config.endpoint, config.endpoint_model)
+        settings = {"temperature": config.temperature, "top_p": config.top_p, "max_tokens": config.max_tokens}
+        for at in range(begin, len(problems), AT_ONCE):
+            part = problems[at : at + AT_ONCE]
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                yield from pool.map(lambda p: teacher.ask(p.prompt, config.samples, **settings), part)
+        return
+    llm = run.engine(run.load(source).to(run.dtype).eval())
+    thinking = True if config.thinking else None
+    opening = THINK if config.thinking else ""
+    params = SamplingParams(config.temperature, config.top_p, config.max_tokens, thinking=thinking, n=config.samples)
+    for at in range(begin, len(problems), TOGETHER):
+        part = problems[at : at + TOGETHER]
+        prompts = [llm.tokenizer.chat([{"role": "user", "content": p.prompt}], thinking) for p in part]
+        each = [replace(params, seed=(seed + at + i) % (1 << 63)) for i in range(len(part))]
+        for output in llm.generate(prompts, each):
+            yield [opening + sample.text for sample in output.outputs]
+
+
+def readable(text: str, tokenizer: Tokenizer, config: RejectConfig) -> bool:
+    """A thought and an answer, each closed, or an answer alone; in one language; without going round in circles."""
+    parsed = parse_response(text)
+    if THINK in text or END_THINK in text:
+        if not format_reward(text) or language_share(parsed.thought or "", config.language) < config.least_language:
+            return False
+    elif not text.strip() or language_share(text, config.language) < config.least_language:
+        return False
+    ids = tokenizer.encode(parsed.thought or text)
+    return -repetition_penalty(ids, NGRAM) <= config.most_repetition
+
+
+def select(
+    run: Run, config: RejectConfig, problems: Sequence[Problem], answers: Sequence[Sequence[str]]
+) -> tuple[list[tuple[str, str]], dict[str, int]]:
+    """(question, answer) of what is kept, and how many answers fell for which reason."""
+    kept: list[tuple[str, str]] = []
+    fell: Counter[str] = Counter({"wrong": 0, "unreadable": 0, "twice": 0})
+    seen: set[tuple[str, str]] = set()
+    for problem, texts in zip(problems, answers, strict=True):
+        task, left = run.tasks[problem.meta["task"]], config.keep
+        for text in texts:
+            mark = (" ".join(problem.prompt.split()), " ".join(text.split()))
+            if task.score(problem, text).total <= 0.5:
+                fell["wrong"] += 1
+            elif not readable(text, run.tokenizer, config):
+                fell["unreadable"] += 1
+            elif mark in seen:
+                fell["twice"] += 1
+            elif left:
+                seen.add(mark)
+                kept.append((problem.prompt, text))
+                left -= 1
+    return kept, dict(fell)
+
+
+def gold(run: Run, stage: str, config: RejectConfig) -> Iterator[tuple[str, str]]:
+    """Worked thoughts of the easier half of each task's levels."""
+    rng, tasks = Rng("gold", run.seed_of(stage)), list(run.tasks.values())
+    given = 0
+    for i in range(100 * config.gold):
+        task = tasks[i % len(tasks)]
+        last = max(task.difficulties.start, (task.difficulties.start + task.gold_limit) // 2)
+        problem = task.generate(rng.bits(), "train", rng.between(task.difficulties.start, last))
+        if problem.thought and given < config.gold:
+            given += 1
+            yield problem.prompt, f"{THINK}{problem.thought}{END_THINK} {problem.answer}"
+
+
+def plain(run: Run, stage: str, config: RejectConfig) -> Iterator[tuple[str, str]]:
+    """Conversations without a thought."""
+    rng, tasks = Rng("plain", run.seed_of(stage)), run.named(config.plain_tasks) if config.plain else []
+    for i in range(config.plain):
+        task: Task = tasks[i % len(tasks)]
+        problem = task.generate(rng.bits(), "train", rng.choice(task.difficulties))
+        yield problem.prompt, f" {problem.answer}"
