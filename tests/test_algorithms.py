@@ -325,6 +325,13 @@ def test_what_an_algorithm_does_not_have_is_told(table: dict[str, Any], told: li
     assert all(words in f"{caught.value.cause} {caught.value.remedy}" for words in told), caught.value
 
 
+def test_a_run_from_before_options_is_read_as_it_was() -> None:
+    old = {"baseline": 1.0, "clip_low": 0.2, "clip_high": 0.28, "algorithm": "grpo", "prompts": 5}
+    assert read_recipe({"tasks": ["letters"], "grpo": old}) == read_recipe({"tasks": ["letters"], "grpo": {"prompts": 5}})
+    changed = read_recipe({"tasks": ["letters"], "grpo": {**old, "baseline": 0.9}})
+    assert changed.grpo.options == {"baseline": 0.9} and changed.grpo.settings.baseline == 0.9
+
+
 # Side by side with TRL
 
 

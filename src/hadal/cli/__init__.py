@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 
 from hadal import __version__
+from hadal.cli.ablate import add_ablate
 from hadal.cli.arguments import Parser, add_overrides, nearest, positive, whole
 from hadal.cli.finetune import add_sft
 from hadal.cli.models import add_model, add_verify
@@ -156,6 +157,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     command.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
 
     add_sft(add)
+    add_ablate(add)
 
     command = add(
         "chat", chat, "Talk to a model in the terminal, its thoughts shown", "  hadal chat runs/dense-seed0"
