@@ -11,15 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from small_policy import allow, allowed, small_policy
 
-from hadal.configs.models import DenseConfig
-from hadal.engine import LLM
-from hadal.models.checkpoint import build
 from hadal.recipe.run_folder import plain
 from hadal.recipe.watch import AGAIN, RULES, WINDOW, Watch
 from hadal.rewards import RewardConfig
 from hadal.tasks import BUILT_IN
-from hadal.tasks.words import build_tokenizer
 from hadal.train import algorithms, rl
 from hadal.train.curriculum import Curriculum
 from hadal.train.optim import Optimizer, OptimizerConfig
@@ -27,22 +24,30 @@ from hadal.train.rl import RLConfig, rl_update
 from hadal.train.rollouts import Group
 
 torch.set_num_threads(1)
-SMALL = RLConfig(prompts=4, samples=4, max_tokens=6)
+SMALL = RLConfig(prompts=4, samples=8, max_tokens=8)
+LR = 3e-3
 
 
 class Lab:
-    """A real run on a tiny model: any answer that holds the letter e is right, or as `judge` says."""
+    """A real run on a tiny policy: an answer is right if it holds the letter e, or as `judge` says."""
 
-    def __init__(self, judge: Callable[[str], bool] = lambda text: "e" in text, lr: float = 3e-3) -> None:
-        tokenizer = build_tokenizer([BUILT_IN["letters"]()])
-        model = build(DenseConfig(tokenizer.size, 32, 1, 2, 1, 16, 64))
-        model.initialise(0)
-        self.llm, self.optimizer = LLM(model, tokenizer), Optimizer(model, OptimizerConfig(lr=lr, muon_lr=0.0))
+    def __init__(self, judge: Callable[[str], bool] = lambda text: "e" in text, lr: float = LR) -> None:
+        self.llm = small_policy()
+        self.optimizer = Optimizer(self.llm.model, OptimizerConfig(lr=lr, muon_lr=0.0))
         task = BUILT_IN["letters"]()
         task.judge = lambda problem, text: judge(text)  # type: ignore[method-assign]
         self.tasks = {"letters": task}
         self.step = 0
         self.lines: list[dict[str, Any]] = []
+
+    def sharpen(self, factor: float) -> None:
+        """Multiply the logits."""
+        with torch.no_grad():
+            self.llm.model.head_weight().mul_(factor)
+
+    def never_end(self) -> None:
+        """Forbid the end of a response."""
+        allow(self.llm, [i for i in allowed(self.llm) if i != self.llm.tokenizer.eos_id])
 
     def run(self, config: RLConfig = SMALL, updates: int = WINDOW, watch: Watch | None = None) -> list[dict[str, Any]]:
         """The alarms of so many more updates."""
@@ -57,13 +62,13 @@ class Lab:
         return found
 
 
-def names(alarms: list[dict[str, Any]]) -> list[str]:
+def kinds(alarms: list[dict[str, Any]]) -> list[str]:
     return [alarm["alarm"] for alarm in alarms]
 
 
 def test_a_small_run_that_learns_raises_no_alarm() -> None:
-    lab = Lab()
-    assert lab.run(replace(SMALL, prompts=8, samples=16, max_tokens=8), 30) == []
+    lab = Lab(lambda text: text.strip()[:1] == "e", lr=2e-3)
+    assert lab.run(replace(SMALL, prompts=8), 20) == []
     assert lab.lines[-1]["reward"] > lab.lines[0]["reward"] + 0.2
 
 
@@ -95,8 +100,10 @@ def test_a_format_that_is_never_matched_is_told_with_an_example() -> None:
 
 
 def test_all_responses_truncated() -> None:
-    (alarm,) = Lab(lambda text: False).run(replace(SMALL, max_tokens=1))
-    assert alarm["alarm"] == "truncated" and "max_tokens = 1" in alarm["text"]
+    lab = Lab(lambda text: False)
+    lab.never_end()
+    (alarm,) = lab.run()
+    assert alarm["alarm"] == "truncated" and "max_tokens = 8" in alarm["text"]
 
 
 def test_advantages_that_are_all_zero() -> None:
@@ -125,30 +132,26 @@ def test_a_gradient_that_is_zero_or_not_finite(
     name = "broken_" + expected
     (tmp_path / f"{name}.py").write_text(BROKEN.format(factor=factor))
     monkeypatch.setattr(algorithms, "__path__", [*algorithms.__path__, str(tmp_path)])
-    alarms = Lab().run(replace(SMALL, algorithm=name, samples=8))
-    assert names(alarms) == [expected]
+    alarms = Lab().run(replace(SMALL, algorithm=name))
+    assert kinds(alarms) == [expected]
     assert alarms[0]["step"] == (WINDOW if expected == "gradient_zero" else 1)
 
 
 def test_entropy_that_collapses() -> None:
     lab = Lab()
-    assert lab.run(replace(SMALL, samples=8)) == []
-    with torch.no_grad():
-        lab.optimizer.master.mul_(30.0)
-    assert "entropy_collapsed" in names(lab.run(replace(SMALL, samples=8), 2 * WINDOW))
+    assert lab.run() == []
+    lab.sharpen(3000.0)
+    assert "entropy_collapsed" in kinds(lab.run())
 
 
 def test_entropy_that_explodes() -> None:
-    """A policy sharp in the beginning that a far too large learning rate turns to noise."""
-    lab = Lab()
-    with torch.no_grad():
-        lab.llm.model.head_weight().mul_(8.0)
-    config = replace(SMALL, samples=8)
-    lab.run(config)
-    with torch.no_grad():
-        lab.llm.model.head_weight().mul_(1 / 80)
-    (alarm,) = [a for a in lab.run(config) if a["alarm"] != "nothing_right"]
-    assert alarm["alarm"] == "entropy_exploded" and "learning rate" in alarm["text"]
+    """A policy sure of itself in the beginning, and noise in the end."""
+    lab = Lab(lr=1e-9)
+    lab.sharpen(60.0)
+    assert "entropy_exploded" not in kinds(lab.run())
+    lab.sharpen(1 / 600)
+    (alarm,) = [alarm for alarm in lab.run() if alarm["alarm"] == "entropy_exploded"]
+    assert "learning rate" in alarm["text"] and lab.lines[-1]["entropy"] > 1.7  # ln 6 at most
 
 
 def test_a_sampler_and_a_trainer_that_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +167,7 @@ def test_a_sampler_and_a_trainer_that_disagree(monkeypatch: pytest.MonkeyPatch) 
         return groups
 
     monkeypatch.setattr(rl, "draw_groups", stale)
-    (alarm,) = [a for a in lab.run(replace(SMALL, samples=8)) if a["alarm"] == "mismatch"]
+    (alarm,) = [a for a in lab.run(SMALL) if a["alarm"] == "mismatch"]
     assert "importance_cap" in alarm["text"] and lab.lines[-1]["mismatch"] > 0.1
 
 
@@ -186,28 +189,26 @@ def test_languages_that_are_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
 
     monkeypatch.setattr(rl, "draw_groups", foreign)
-    (alarm,) = lab.run(replace(SMALL, samples=8))
+    (alarm,) = lab.run(SMALL)
     assert alarm["alarm"] == "languages_mixed" and "67%" in alarm["text"]
     question = "数一数"
-    assert Lab().run(replace(SMALL, samples=8)) == []
+    assert Lab().run(SMALL) == []
 
 
 def test_length_that_explodes() -> None:
     """From some update on no response ends before the limit, and no more is earned."""
     lab = Lab(lambda text: text.strip()[:1] in "aeiou", lr=1e-9)
-    config = replace(SMALL, samples=8, max_tokens=60)
+    config = replace(SMALL, max_tokens=60)
     watch = Watch("grpo", config, 100)
     assert lab.run(config, 2 * WINDOW, watch) == []
-    engine = lab.llm.engine
-    engine.forbidden = torch.cat([engine.forbidden, torch.tensor([lab.llm.tokenizer.eos_id])])
-    engine.sampler.forbidden = engine.forbidden
-    assert "length_explodes" in names(lab.run(config, 6, watch))
+    lab.never_end()
+    assert kinds(lab.run(config, 2, watch)) == ["length_explodes"]
 
 
 def test_a_reward_that_is_hacked() -> None:
     """The reward of a real run rises; on the monitored problems, which ask for something else, it gets worse."""
-    lab = Lab()
-    config = replace(SMALL, prompts=8, samples=16, max_tokens=8)
+    lab = Lab(lambda text: text.strip()[:1] == "e", lr=1e-3)
+    config = replace(SMALL, prompts=8)
     watch = Watch("grpo", config, 250)
     found = []
     for share in (0.6, 0.58, 0.3):

@@ -19,6 +19,7 @@ WINDOW = 8
 """Updates whose mean is judged."""
 AGAIN = 100
 """Updates after which what still holds is said again."""
+OF_TRAINING = ("entropy", "mismatch")
 Line = Mapping[str, Any]
 
 
@@ -35,7 +36,10 @@ class Seen:
     def mean(self, name: str, end: int | None = None) -> float | None:
         """Mean over the last WINDOW updates before position `end`; None where there are fewer, or without figures."""
         end = len(self.updates) if end is None else end
-        values = [line.get(name) for line in self.updates[max(0, end - WINDOW) : end]]
+        lines = self.updates[max(0, end - WINDOW) : end]
+        if name in OF_TRAINING:  # 0 where nothing was trained, which says nothing
+            lines = [line for line in lines if line.get("kept_groups")]
+        values = [line.get(name) for line in lines]
         known = [value for value in values if value is not None]
         return sum(known) / WINDOW if len(known) == WINDOW else None
 
