@@ -337,7 +337,8 @@ def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Any:
         vocab_size=tokenizer.size, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1,
     )  # fmt: skip
-    return transformers.Qwen2ForCausalLM(config), transformers.AutoTokenizer.from_pretrained(folder), folder
+    transformers.Qwen2ForCausalLM(config).save_pretrained(folder)  # TRL loads the reference from where the model lies
+    return transformers.AutoModelForCausalLM.from_pretrained(folder), transformers.AutoTokenizer.from_pretrained(folder)
 
 
 @pytest.mark.parametrize(
@@ -359,7 +360,7 @@ def test_values_equal_those_of_trl(
     """TRL's own loss, of the same log-probabilities, rewards and lengths."""
     datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
     cispo(tmp_path, monkeypatch)
-    model, tokenizer, _ = qwen2
+    model, tokenizer = qwen2
     options = trl.GRPOConfig(
         output_dir=str(tmp_path), max_completion_length=LIMIT, num_generations=G, per_device_train_batch_size=P * G,
         use_cpu=True, bf16=False, report_to=[], **theirs,

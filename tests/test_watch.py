@@ -88,7 +88,8 @@ def test_nothing_right() -> None:
 
 
 def test_everything_right() -> None:
-    (alarm,) = Lab(lambda text: True).run()
+    lab = Lab(lambda text: text.strip()[:1] == "e", lr=1e-2)  # learnt to the full
+    (alarm,) = lab.run(updates=3 * WINDOW)
     assert alarm["alarm"] == "all_right" and "nothing left to learn" in alarm["text"]
 
 
@@ -200,7 +201,7 @@ def test_length_that_explodes() -> None:
     lab = Lab(lambda text: text.strip()[:1] in "aeiou", lr=1e-9)
     config = replace(SMALL, max_tokens=60)
     watch = Watch("grpo", config, 100)
-    assert lab.run(config, 2 * WINDOW, watch) == []
+    assert lab.run(config, 3 * WINDOW, watch) == []
     lab.never_end()
     assert kinds(lab.run(config, 2, watch)) == ["length_explodes"]
 
