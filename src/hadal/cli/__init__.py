@@ -19,6 +19,7 @@ from hadal.cli.ablate import add_ablate
 from hadal.cli.arguments import Parser, add_overrides, nearest, positive, whole
 from hadal.cli.finetune import add_sft
 from hadal.cli.models import add_model, add_verify
+from hadal.cli.rollouts import add_rollouts
 from hadal.errors import UserError
 
 CARRIES_ON = {"quickstart", "train", "sft"}  # commands that resume where they were stopped
@@ -142,9 +143,9 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         "train",
         train,
         "Run or resume a recipe",
-        "  hadal train recipe.toml --out runs/mine --set pretrain.steps=500",
+        "  hadal train r1\n  hadal train recipe.toml --out runs/mine --set pretrain.steps=500",
     )
-    command.add_argument("recipe", type=Path, metavar="RECIPE", help="a TOML file of stages")
+    command.add_argument("recipe", metavar="RECIPE", help="a TOML file of stages, or a shipped recipe such as r1")
     command.add_argument(
         "--out", type=Path, metavar="DIR", help="run folder (default: the recipe's name, in runs/)"
     )
@@ -155,7 +156,12 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     command.add_argument("--trust", action="store_true", help="let the recipe run the Python files it names as tasks")
     command.add_argument("--fresh", action="store_true", help="start anew, even where a run could carry on")
     command.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
+    command.add_argument(
+        "--sink", dest="sinks", action="append", default=[], metavar="NAME",
+        help="also send metrics to wandb, tensorboard or trackio; may be given several times",
+    )  # fmt: skip
 
+    add_rollouts(add)
     add_sft(add)
     add_ablate(add)
 
@@ -259,6 +265,7 @@ def train(options: argparse.Namespace) -> None:
             view=view,
             trust=options.trust,
             fresh=options.fresh,
+            sinks=options.sinks,
         )
 
 

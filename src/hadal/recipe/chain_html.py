@@ -53,7 +53,7 @@ def _table(report: Json) -> str:
         cells = [f"{esc(row['stage'])} <small>{esc(made_by(row))}</small>", share(mean), share(mean["cons"])]
         cells += [number(mean["length"]), *shape_shares(mean), f"{mean['reflection']:.2f}"]
         rows.append(cells + ([f"{v}" for v in PAPER.get(row["stage"], ("–",) * 3)] if paper else []))
-    about = "Mean of tasks, held-out problems; reflection: words that look back, in a response. "
+    about = "Mean of the tasks of reasoning, held-out problems; reflection: words that look back, in a response. "
     note = f'<p class="note">{about}{ABOUT_INTERVALS}</p>'
     return f"<section><h2>The stages</h2>{table(head, rows, 'modes')}{note}</section>"
 
@@ -126,9 +126,11 @@ def _curves(report: Json, metrics: list[Json]) -> str:
         if points:
             line = Series(stage, f"t{i % COLOURS}", thin(points))
             figures.append(figure(f"{stage}: loss", line_chart([line], "step", "Loss")))
+    said = "".join(f"<li>{esc(a['stage'])}, update {a['step']}: {esc(a['text'])}</li>" for a in report["alarms"])
+    said = f"<h3>What the watch said</h3><ul>{said}</ul>" if said else ""
     if not figures:
         return ""
-    return f'<section><h2>While it learned</h2><div class="grid2">{"".join(figures)}</div></section>'
+    return f'<section><h2>While it learned</h2><div class="grid2">{"".join(figures)}</div>{said}</section>'
 
 
 def _examples(report: Json) -> str:

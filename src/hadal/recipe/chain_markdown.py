@@ -15,7 +15,7 @@ def page(report: Json) -> str:
     """The whole page."""
     parts = [f"# {inline(report['headline'])}", inline(setting(report)) + "."]
     if report["rows"]:
-        parts += ["## The stages, held-out problems", stage_table(report), ABOUT_INTERVALS]
+        parts += ["## The stages, held-out problems of reasoning", stage_table(report), ABOUT_INTERVALS]
         parts += ["### By task: pass@1", by_task(report)]
         parts.append("## What each stage changed")
         for finding in report["findings"]:
@@ -32,6 +32,9 @@ def page(report: Json) -> str:
         ]
         words = ", ".join(report["reflection_words"])
         parts += ["## Words of reflection in a response", table(["stage", "update: words"], rows), f"Counted: {words}."]
+    if report["alarms"]:
+        parts.append("## What the watch said while it learned")
+        parts += [f"- {inline(a['stage'])}, update {a['step']}: {inline(a['text'])}" for a in report["alarms"]]
     if report["examples"]:
         parts.append("## The same problem after each stage")
         for example in report["examples"]:
@@ -40,7 +43,7 @@ def page(report: Json) -> str:
                 parts += [f"{inline(said['stage'])}, {'right' if said['right'] else 'wrong'}:", block(said["text"])]
     parts += ["## What it cost", stages_table(report)]
     parts.append(f"Grown by `{command(report)}`. The figures are in `report.json`, with plots in `report.html`.")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts).replace("\n\n- ", "\n- ") + "\n"
 
 
 def stage_table(report: Json) -> str:

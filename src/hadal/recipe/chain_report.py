@@ -36,6 +36,7 @@ def gather_chain(run: Path, config: Json) -> Json:
         "reflection": reflection_counts(run, config["stage"]),
         "reflection_words": list(REFLECTION),
         "sampling": _sampling(run, config["stage"]),
+        "alarms": [line for line in JsonLines(run / "metrics.jsonl").read() if "alarm" in line],
     }
 
 

@@ -122,23 +122,23 @@ def _check_chain(recipe: Recipe) -> None:
     """UserError for a stage that needs what no stage before it leaves."""
     models: list[str] = [CHECKPOINT] if recipe.checkpoint else []
     data: list[str] = []
+    before: list[str] = []
 
     def known(name: str, names: list[str], key: str, what: str) -> None:
         if name not in names:
-            later = any(stage.name == name for stage in recipe.stages)
-            why = "is no stage before it" if later or not names else f"is no stage that leaves {what}"
-            remedy = nearest(name, names) if names else f"No stage before it leaves {what}."
+            why = f"leaves no {what}" if name in before else "is no stage before it"
+            remedy = nearest(name, names) if names else f"No stage before it leaves a {what}."
             raise UserError(f"{key} is {name!r}, which {why}.", remedy)
 
     for stage in recipe.chain:
         where, config = f"stage.{stage.name}", stage.config
         teaches_itself = stage.kind == "pretrain" or (isinstance(config, RejectConfig) and not stage.source)
         if not teaches_itself:
-            known(stage.source, models, f"{where}.from", "a model")
+            known(stage.source, models, f"{where}.from", "model")
         elif stage.kind == "pretrain" and stage.source:
             raise UserError(f"{where}.from is {stage.source!r}.", "Pre-training begins from nothing: leave it out.")
         elif stage.source:
-            known(stage.source, models, f"{where}.from", "a model")
+            known(stage.source, models, f"{where}.from", "model")
         if isinstance(config, RejectConfig) and config.problems and bool(stage.source) == bool(config.endpoint):
             raise UserError(
                 f"{where} samples from {'two teachers' if stage.source else 'nobody'}.", "Give either from or endpoint."
@@ -148,20 +148,22 @@ def _check_chain(recipe: Recipe) -> None:
                 raise UserError(f"{where} has no data.", f"Name a stage of kind reject ({', '.join(data)}) or a file.")
             for name in config.data:
                 if not name.endswith(".jsonl"):
-                    known(name, data, f"{where}.data", "conversations")
+                    known(name, data, f"{where}.data", "data")
         if isinstance(config, DistillConfig) and config.method != "samples":
-            known(config.teacher, models, f"{where}.teacher", "a model")
+            known(config.teacher, models, f"{where}.teacher", "model")
             if config.method == "on-policy" and config.data:
                 raise UserError(f"{where} has data.", "On-policy the student's own samples are the data: leave it out.")
-        for task in getattr(config, "tasks", ()):
+        plain = config.plain_tasks if isinstance(config, RejectConfig) and config.plain else []
+        for task in [*getattr(config, "tasks", ()), *plain]:
             if task not in recipe.tasks:
                 raise UserError(f"{where} names the task {task!r}.", nearest(task, recipe.tasks))
+        before.append(stage.name)
         if stage.kind in LEAVE_A_MODEL:
             models.append(stage.name)
         if stage.kind == "reject":
             data.append(stage.name)
     if recipe.publish:
-        known(recipe.publish, models, "publish", "a model")
+        known(recipe.publish, models, "publish", "model")
     if not [name for name in models if name != CHECKPOINT]:
         raise UserError("No stage of the recipe leaves a model.", f"Such are {', '.join(LEAVE_A_MODEL)}.")
 
@@ -221,9 +223,16 @@ def read_recipe(data: dict[str, Any]) -> Recipe:
     if "stage" not in data:
         return read_dataclass(Recipe, data, "")
     whole = {key: value for key, value in data.items() if key not in (*KINDS, "stage", "publish")}
+    _check_keys(whole, [*(f.name for f in fields(Recipe) if f.name != "stages"), *KINDS, "stage"], "")
     recipe = read_dataclass(Recipe, whole, "")
     publish = read_value(str, data.get("publish", ""), "publish")
     return replace(recipe, stages=_read_stages(data, recipe), publish=publish)
+
+
+def _check_keys(table: dict[str, Any], known: Sequence[str], where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise UserError(f"Unknown key {where}{key}.", nearest(key, known))
 
 
 def _read_stages(data: dict[str, Any], recipe: Recipe) -> tuple[Stage, ...]:
@@ -246,6 +255,7 @@ def _read_stages(data: dict[str, Any], recipe: Recipe) -> tuple[Stage, ...]:
             raise UserError(f"{where}.kind is {kind!r}.", nearest(str(kind), KINDS))
         if not isinstance(source, str):
             raise UserError(f"{where}.from is {source!r}.", "It must be the name of a stage.")
+        _check_keys(table, ["kind", "from", *(f.name for f in fields(KINDS[kind]))], f"{where}.")
         numbers = {key: value for key, value in table.items() if key not in ("kind", "from")}
         try:
             stages.append(Stage(name, kind, source, read_dataclass(KINDS[kind], numbers, where, of_kind[kind])))
@@ -260,14 +270,23 @@ def _read_stages(data: dict[str, Any], recipe: Recipe) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
+def recipe_file(name: str | Path) -> Path:
+    """The file of a recipe: a path that ends in .toml, or a shipped recipe by its bare name."""
+    path = Path(name)
+    if path.suffix == ".toml":
+        return path
+    shipped = {Path(entry.name).stem: entry for entry in resources.files("hadal.recipes").iterdir()}
+    if str(name) not in shipped:
+        ships = sorted(word for word in shipped if not word.startswith(("tiny", "__")))
+        raise UserError(f"{name} is not a recipe.", f"Give the path of a TOML file, or one of {', '.join(ships)}.")
+    return Path(str(shipped[str(name)]))
+
+
 def load_recipe_data(name: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The tables of a recipe file, or of a shipped recipe by its bare name, with `--set` applied."""
     path = Path(name)
     try:
-        if path.suffix == ".toml":
-            text = path.read_text(encoding="utf-8")
-        else:
-            text = (resources.files("hadal.recipes") / f"{name}.toml").read_text(encoding="utf-8")
+        text = recipe_file(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"Recipe {name} cannot be read ({(error.strerror or str(error)).lower()}).") from None
     try:

@@ -9,7 +9,6 @@ from typing import Any
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.configs.reading import nearest
 from hadal.errors import UserError
-from hadal.evaluate.suite import EvaluationConfig
 from hadal.models.lora import LoraConfig
 from hadal.rewards.language import SCRIPTS
 from hadal.train.corpus import CorpusConfig
@@ -313,9 +312,3 @@ class Stage:
     kind: str
     source: str
     config: Any
-
-
-__all__ = [
-    "ARCHITECTURES", "KINDS", "LEAVE_A_MODEL", "SUITE", "DistillConfig", "EvaluationConfig", "ExamConfig", "GrpoConfig",
-    "PretrainConfig", "PretrainStage", "RejectConfig", "SftConfig", "SftStage", "SizeConfig", "Stage",
-]  # fmt: skip

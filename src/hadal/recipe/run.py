@@ -163,6 +163,10 @@ class RunFiles:
         self.books.trained += tokens
         self.books.flops += share * tokens * training_flops(self.model_config, mean_context(length))
 
+    def count_read(self, config: ModelConfig, tokens: int, length: int) -> None:
+        """Enter tokens that another model than the stage's own has read, in rows of `length`."""
+        self.books.flops += tokens * forward_flops(config, mean_context(length))
+
     def count_sampled(self, tokens: int, prefilled: int, length: float) -> None:
         """Enter sampled tokens, and prompt tokens read, in rows of about `length`."""
         self.books.sampled += tokens
@@ -269,15 +273,17 @@ def save_checkpoint(folder: Path, model: Decoder, optimizer: Optimizer, tokenize
     if not tokenizer.is_own:
         state = {name: tensor.to(optimizer.compute.dtype) for name, tensor in state.items()}
     try:
-        save_model(folder, model.config, state)
+        save_model(folder, model.config, state, shard_bytes=1 << 62)  # one file, as PUBLISHED has it
     except SafetensorError as error:  # its own error for a full disk
         raise UserError(
             f"cannot write a model in {folder}: {error}.", "Free some space; the same command then carries on."
         ) from error
     tokenizer.save(folder)
-    ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    ends: dict[str, Any] = {"eos_token_id": sorted(tokenizer.eos_ids)}
+    if tokenizer.is_own:
+        ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     generation = {
-        **(ends if tokenizer.is_own else {"eos_token_id": sorted(tokenizer.eos_ids)}),
+        **ends,
         "pad_token_id": tokenizer.pad_id,
         "suppress_tokens": tokenizer.forbidden_ids,
         "do_sample": True,
@@ -303,5 +309,9 @@ def checkpoint_digest(folder: Path) -> str:
     digest = blake2b(digest_size=16)
     for name in PUBLISHED:
         path = folder / name
-        digest.update(f"{name} {path.stat().st_size}\n".encode() + path.read_bytes() if path.is_file() else b"")
+        if path.is_file():
+            digest.update(f"{name} {path.stat().st_size}\n".encode())
+            with path.open("rb") as file:
+                while piece := file.read(1 << 24):
+                    digest.update(piece)
     return digest.hexdigest()

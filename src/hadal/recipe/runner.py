@@ -22,12 +22,14 @@ from hadal.models.hub import resolve as resolve_model
 from hadal.ops.speed import fastest_dtype, matmul_rates
 from hadal.recipe.calibrate import Plan, calibrate, fastest_threads, scale_recipe
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
-from hadal.recipe.config import Recipe, load_recipe_data, read_recipe, to_toml, with_task_files
+from hadal.recipe.config import Recipe, load_recipe_data, read_recipe, recipe_file, to_toml, with_task_files
 from hadal.recipe.inherit import decided, take_over
 from hadal.recipe.kinds import SUITE
+from hadal.recipe.needs import settle
 from hadal.recipe.report import write_report
 from hadal.recipe.run import PUBLISHED, DamagedModel, Run, checkpoint_digest
 from hadal.recipe.run_folder import open_run, write_bytes, write_run
+from hadal.recipe.sinks import ToldLines, check_sinks
 from hadal.recipe.stages.distill import distill
 from hadal.recipe.stages.evaluate import evaluate_stage, write_evaluation
 from hadal.recipe.stages.exam import exam
@@ -60,28 +62,29 @@ OWN_FILES = (
 
 def train(
     recipe_path: Path, out: Path | None, overrides: Sequence[str], dry_run: bool, view: View,
-    trust: bool = False, fresh: bool = False,
+    trust: bool = False, fresh: bool = False, sinks: Sequence[str] = (),
 ) -> Path | None:  # fmt: skip
-    """Run or resume the recipe in a TOML file, with just the budgets it states; returns the run folder.
+    """Run or resume a recipe, a TOML file or a shipped one by its name, with just the budgets it states; returns the
+    run folder.
 
+    sinks: where metrics also go (`sinks.py`).
     dry_run: print the recipe with everything decided that a run would freeze, and what it would cost; write nothing.
     trust: let a recipe run the Python files that it names as tasks. UserError for whatever is wrong with the input.
     """
-    recipe_path = Path(recipe_path)
+    check_sinks(sinks)
     recipe = read_file(recipe_path, overrides, trust)
     if dry_run:
         print(plan_of(recipe, view), end="", flush=True)
         return None
-    folder = out or Path("runs") / recipe_path.stem
+    folder = out or Path("runs") / recipe_file(recipe_path).stem
     code = [name for name in recipe.tasks for file in files_of(name) if file.suffix == ".py"]
     command = ["hadal", "train", str(recipe_path), *(["--trust"] if code else [])]
-    return grow(recipe, folder, view, fresh=fresh, command=[*command, *_settings(overrides)])
+    return grow(recipe, folder, view, fresh=fresh, command=[*command, *_settings(overrides)], sinks=sinks)
 
 
 def read_file(recipe_path: Path, overrides: Sequence[str], trust: bool) -> Recipe:
     """The recipe in a TOML file, its task files named by their places. UserError for Python files without trust."""
-    if recipe_path.suffix != ".toml":
-        raise UserError(f"{recipe_path} is not a recipe.", "Give the path of a TOML file.")
+    recipe_path = recipe_file(recipe_path)
     data = load_recipe_data(recipe_path, overrides)
     recipe = read_recipe(data)
     beside = {name: str((recipe_path.parent / name).resolve()) for name in recipe.tasks if files_of(name)}
@@ -97,7 +100,7 @@ def read_file(recipe_path: Path, overrides: Sequence[str], trust: bool) -> Recip
 def plan_of(recipe: Recipe, view: View) -> str:
     """The recipe as a run would freeze it, in TOML, headed by what it would cost."""
     tasks = _load_and_check(recipe)
-    recipe, plan = resolve(recipe, tasks, tokenizer_of(recipe, tasks), None, view)
+    recipe, plan = _decide(recipe, tasks, tokenizer_of(recipe, tasks), None, view)
     lines = [f"{stage}: {seconds:,.0f} s, ${LAPTOP.cost(seconds):.2g}" for stage, seconds in plan.seconds.items()]
     total = sum(plan.seconds.values())
     lines.append(f"in all about {total / 60:,.1f} minutes, ${LAPTOP.cost(total):.2g} ({LAPTOP.source})")
@@ -106,7 +109,7 @@ def plan_of(recipe: Recipe, view: View) -> str:
 
 def grow(
     recipe: Recipe, folder: Path, view: View, minutes: float | None = None, fresh: bool = False,
-    command: Sequence[str] = (), like: Path | None = None,
+    command: Sequence[str] = (), sinks: Sequence[str] = (), like: Path | None = None,
 ) -> Path:  # fmt: skip
     """Run a recipe in a folder, or carry on there, or do nothing where it is finished; returns the folder.
 
@@ -132,6 +135,8 @@ def grow(
             view.note(f"{folder} is grown already. --fresh starts anew.")
             return folder
         torch.set_num_threads(frozen.threads)
+        if sinks:
+            run.metrics = ToldLines(run.metrics.path, sinks, folder, record["config"])
         report = _finish(run, record)
         view.close()  # so that the last stage is told before the result
         view.note(f"{report['headline']}. See {folder / 'report.html'}.")
@@ -213,6 +218,15 @@ def resolve(
     return scale_recipe(recipe, calibrate(recipe, tasks, tokenizer), minutes)
 
 
+def _decide(
+    recipe: Recipe, tasks: dict[str, Task], tokenizer: Tokenizer, minutes: float | None, view: View
+) -> tuple[Recipe, Plan]:
+    """The recipe with everything decided, and what it will take."""
+    if recipe.checkpoint:
+        return settle(recipe, resolve_model(recipe.checkpoint), view)
+    return resolve(recipe, tasks, tokenizer, minutes, view)
+
+
 def _prepare(
     folder: Path, recipe: Recipe, tasks: dict[str, Task], minutes: float | None, request: dict[str, Any], view: View,
     command: Sequence[str], like: Path | None,
@@ -225,14 +239,14 @@ def _prepare(
     write_run(folder, record)
     _clear(folder)
     for task in tasks.values():
-        if not has_thoughts(task):
+        if not recipe.checkpoint and not has_thoughts(task):
             view.note(
                 f"{task.name} has no thoughts, so there is nothing to learn thinking from: the model learns to answer "
                 "at once, and reinforcement learning sharpens that."
             )
     tokenizer = tokenizer_of(recipe, tasks)
     if like is None:
-        recipe, measured = resolve(recipe, tasks, tokenizer, minutes, view)
+        recipe, measured = _decide(recipe, tasks, tokenizer, minutes, view)
         view.note(measured.expectation(recipe, minutes))
         plan = asdict(measured)
     else:
@@ -240,6 +254,8 @@ def _prepare(
         if taken := take_over(folder, recipe, like):
             view.note(f"Taken over from {like}: {', '.join(taken)}.")
     tokenizer.save(folder)
+    if recipe.checkpoint and (ends := resolve_model(recipe.checkpoint) / "generation_config.json").is_file():
+        write_bytes(folder / ends.name, ends.read_bytes())
     record |= {"status": "running", "config": recipe.to_dict(), "plan": plan}
     write_run(folder, record)
     return record

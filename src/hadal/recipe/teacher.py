@@ -73,9 +73,9 @@ def _answers(reply: Any) -> list[str]:
     texts = []
     for choice in choices:
         message = choice.get("message") if isinstance(choice, dict) else None
-        text = message.get("content") if isinstance(message, dict) else None
+        message = message if isinstance(message, dict) else {}
+        text, thought = message.get("content"), message.get("reasoning_content")
         if not isinstance(text, str):
             raise ValueError("a choice has no content")
-        thought = message.get("reasoning_content")
         texts.append(f"{THINK}{thought}{END_THINK}{text}" if isinstance(thought, str) and thought else text)
     return texts

@@ -58,6 +58,16 @@ class Talk(Task):
         reply = next((reply for request, reply in REQUESTS.items() if request.lower() == fields["request"].lower()), "")
         return (reply.format(spoken(names)), "") if reply and names else None
 
+    def recognise(self, text: str) -> Problem | None:
+        known = "|".join(map(re.escape, REQUESTS))
+        match = re.fullmatch(rf"(?:.*[:,]\s*)?({known})\s+(.+?)(?:,?\s+please)?[.?!\s]*", text.strip(), re.IGNORECASE)
+        if match is None:
+            return None
+        people = re.sub(r"\b(?!and\b)[a-z]", lambda letter: letter[0].upper(), match[2].lower())
+        fields = {"request": match[1], "people": people}
+        solved = self.solve(fields)
+        return Problem(text, solved[0], {"task": self.name, "fields": fields}, None) if solved else None
+
     def judge(self, problem: Problem, answer: str) -> bool:
         """Helpful: it holds the words that do what was asked, each name once and no other, and little else."""
         need, said = words(problem.answer), words(answer)

@@ -49,7 +49,7 @@ def distillation_loss(
     if len(own) <= rows:
         values = part(own, theirs)
     else:
-        values = torch.cat([checkpoint(part, *piece, use_reentrant=False) for piece in pieces])  # type: ignore[misc]
+        values = torch.cat([checkpoint(part, *piece, use_reentrant=False) for piece in pieces])
     weight = batch.weight[:, 1:][wanted]
     loss = (values * weight).sum() / weight.sum()
     return loss, loss.detach()

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import time
 
+from torch import Tensor
+
 from hadal.engine import SamplingParams
 from hadal.models.decoder import Decoder
 from hadal.recipe.kinds import DistillConfig
 from hadal.recipe.run import Run
-from hadal.recipe.stages.sft import gather, gradients, settled, sft, sft_stage
+from hadal.recipe.stages.sft import Objective, gather, gradients, settled, sft, sft_stage
 from hadal.tasks import Problem, Rng
 from hadal.train.conversations import Conversation
+from hadal.train.corpus import Batch
 from hadal.train.distillation import distillation_loss
 from hadal.train.optim import Optimizer
 
@@ -27,28 +30,33 @@ def distill(run: Run, stage: str, source: str, config: DistillConfig) -> None:
         return
     student, teacher = run.stage_model(source), run.load(config.teacher).to(run.dtype).eval()
     run.check_alike(student.config, teacher.config, config.teacher)
-    if config.method == "logits":
-        conversations, _ = gather(run, config.data)
-        forbidden = run.engine(student).forbidden
-        optimizer = sft(
-            run, student, conversations, forbidden, run.tokenizer.pad_id, settled(run, stage, config), stage,
-            lambda model, batch: distillation_loss(model, teacher, batch, forbidden),
-        )  # fmt: skip
-        done = {"conversations": len(conversations)}
-    else:
-        optimizer = _on_policy(run, stage, student, teacher, config)
+    forbidden = run.engine(student).forbidden
+    on_policy = config.method == "on-policy"
+
+    def objective(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:
+        run.count_read(teacher.config, batch.ids.numel(), batch.ids.shape[1])
+        return distillation_loss(model, teacher, batch, forbidden, reverse=on_policy)
+
+    if on_policy:
+        optimizer = _on_policy(run, stage, student, objective, config)
         done = {"updates": config.updates}
+    else:
+        conversations, _ = gather(run, config.data)
+        numbers = settled(run, stage, config)
+        optimizer = sft(run, student, conversations, forbidden, run.tokenizer.pad_id, numbers, stage, objective)
+        done = {"conversations": len(conversations)}
     run.save_stage_model(stage, student, optimizer)
     run.finish(stage, done)
 
 
-def _on_policy(run: Run, stage: str, student: Decoder, teacher: Decoder, config: DistillConfig) -> Optimizer:
+def _on_policy(
+    run: Run, stage: str, student: Decoder, objective: Objective, config: DistillConfig
+) -> Optimizer:
     numbers = settled(run, stage, config)
     optimizer = Optimizer(student, numbers.with_lr(), run.dtype)
     state = run.saved_state(stage)
     run.restore(stage, state, student, optimizer)
     llm = run.engine(student)
-    forbidden = llm.forbidden
     run.view.stage(stage, config.updates, f"{config.teacher} grades what the student says")
     for step in range(state.step if state else 0, config.updates):
         began = time.perf_counter()
@@ -65,10 +73,7 @@ def _on_policy(run: Run, stage: str, student: Decoder, teacher: Decoder, config:
                 chosen.append(Conversation(ids, [(len(output.prompt_token_ids), len(ids))]))
                 right += run.tasks[problem.meta["task"]].score(problem, sample.text).total
         student.train()
-        loss = gradients(
-            student, chosen, lambda model, batch: distillation_loss(model, teacher, batch, forbidden, reverse=True),
-            run.tokenizer.pad_id, numbers,
-        )  # fmt: skip
+        loss = gradients(student, chosen, objective, run.tokenizer.pad_id, numbers)
         scale = numbers.rate(step, config.updates)
         norm = optimizer.step(scale)
         student.after_update(0.0)

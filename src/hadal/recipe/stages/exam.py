@@ -13,6 +13,7 @@ from hadal.evaluate.suite import Verdict, ask, held_out
 from hadal.recipe.findings import mean_of
 from hadal.recipe.kinds import ExamConfig
 from hadal.recipe.run import Run
+from hadal.recipe.stages.pretrain import has_thoughts
 from hadal.rewards.language import language_share
 from hadal.rewards.shape import format_reward
 from hadal.text.parse import parse_response
@@ -36,7 +37,8 @@ def exam(run: Run, stage: str, source: str, config: ExamConfig) -> None:
     for done, (name, task) in enumerate(run.tasks.items(), 1):
         problems = held_out(task, task.default_difficulty, config.problems)
         groups = ask(llm, run.tasks, problems, params)
-        figures[name] = {"about": task.about, "difficulty": task.default_difficulty, **measure(groups, config.language)}
+        told = {"about": task.about, "difficulty": task.default_difficulty, "reasoning": bool(has_thoughts(task))}
+        figures[name] = told | measure(groups, config.language)
         shown[name] = [
             {"question": g[0].problem.prompt, "gold": g[0].problem.answer, "text": g[0].text, "right": g[0].right}
             for g in groups[:SHOWN]
@@ -86,8 +88,8 @@ def reflections(text: str) -> int:
 
 
 def mean(figures: dict[str, Any]) -> dict[str, Any]:
-    """The unweighted mean of the tasks, with the interval of such a mean."""
-    rows = list(figures.values())
+    """The unweighted mean of the tasks that are to be reasoned about, where there are such; with its interval."""
+    rows = [row for row in figures.values() if row["reasoning"]] or list(figures.values())
     out = mean_of(rows) | {"cons": mean_of([row["cons"] for row in rows]), "samples": rows[0]["samples"]}
     for key in ("length", "thinking_share", "format", "language", "reflection"):
         values = [row[key] for row in rows if row[key] is not None]

@@ -146,7 +146,9 @@ def write_rollouts(run: Run, stage: str, step: int, result: UpdateResult) -> Non
             "prompt": group.problem.prompt,
             "answer": group.problem.answer,
             "samples": [
-                {"text": s.text, "reward": r.total, "note": r.note} | ({"parts": r.parts} if len(r.parts) > 1 else {})
+                {"text": s.text, "reward": r.total, "note": r.note}
+                | ({"parts": r.parts} if len(r.parts) > 1 else {})
+                | ({"truncated": True} if s.finish_reason == "length" else {})
                 for s, r in zip(group.samples, group.rewards, strict=True)
             ],
         }

@@ -112,8 +112,8 @@ def sft_stage(run: Run, stage: str, source: str, config: SftStage) -> None:
     conversations, _ = gather(run, config.data)
     model = run.stage_model(source)
     forbidden = run.engine(model).forbidden
-    config = settled(run, stage, config)
-    optimizer = sft(run, model, conversations, forbidden, run.tokenizer.pad_id, config, stage)
+    numbers = settled(run, stage, config)
+    optimizer = sft(run, model, conversations, forbidden, run.tokenizer.pad_id, numbers, stage)
     run.save_stage_model(stage, model, optimizer)
     run.finish(stage, {"conversations": len(conversations)})
 
