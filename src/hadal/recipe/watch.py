@@ -19,7 +19,6 @@ WINDOW = 8
 """Updates whose mean is judged."""
 AGAIN = 100
 """Updates after which what still holds is said again."""
-OF_TRAINING = ("entropy", "mismatch")
 Line = Mapping[str, Any]
 
 
@@ -36,10 +35,7 @@ class Seen:
     def mean(self, name: str, end: int | None = None) -> float | None:
         """Mean over the last WINDOW updates before position `end`; None where there are fewer, or without figures."""
         end = len(self.updates) if end is None else end
-        lines = self.updates[max(0, end - WINDOW) : end]
-        if name in OF_TRAINING:  # 0 where nothing was trained, which says nothing
-            lines = [line for line in lines if line.get("kept_groups")]
-        values = [line.get(name) for line in lines]
+        values = [line.get(name) for line in self.updates[max(0, end - WINDOW) : end]]
         known = [value for value in values if value is not None]
         return sum(known) / WINDOW if len(known) == WINDOW else None
 
@@ -99,7 +95,8 @@ def all_right(seen: Seen) -> str | None:
 
 
 def advantages_zero(seen: Seen) -> str | None:
-    if not seen.below("kept_groups", 0.02) or nothing_right(seen) or all_right(seen) or format_unmatched(seen):
+    alike = seen.above("all_wrong", 0.95) or seen.above("all_right", 0.95)  # which are told with another remedy
+    if not seen.below("kept_groups", 0.02) or alike:
         return None
     return (
         "The samples of a group all earn the same, so every advantage is 0. Raise the temperature or the number of "

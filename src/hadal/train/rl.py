@@ -156,7 +156,7 @@ def rl_update(
         "all_right": sum(g.success == 1 for g in groups) / len(groups),
         "all_wrong": sum(g.success == 0 for g in groups) / len(groups),
         "foreign": _foreign(groups, config.rewards.target_language),
-        "entropy": sums["entropy"] / seen,
+        "entropy": sums["entropy"] / seen if sums["tokens"] else _sampled_entropy(samples),
         "mismatch": sums["mismatch"] / seen,
         "grad_norm": sums["grad_norm"] / max(updates, 1),
     }
@@ -178,6 +178,11 @@ def _advantages(algorithm: Algorithm, options: Options, groups: list[Group]) -> 
 
 def _rewards(groups: list[Group]) -> Tensor:
     return torch.tensor([[r.total for r in g.rewards] for g in groups])
+
+
+def _sampled_entropy(samples: list[Sample]) -> float:
+    """An estimate from the sampled tokens themselves, where nothing was trained that would tell."""
+    return -sum(sum(s.logprobs) for s in samples) / max(1, sum(len(s.logprobs) for s in samples))
 
 
 def _taught(advantages_PG: Tensor) -> int:
