@@ -34,6 +34,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "DeepSeekMath": ("grpo", {"mean": "sequence", "std": True, "count_all": True, "clip_high": 0.2, "kl": 0.04}),
     "R1": ("grpo", {"mean": "sequence", "ratio": "sequence", "std": True, "clip_high": 0.2, "kl": 0.001}),
     "AsymRE": ("grpo", {"baseline": 0.7}),
+    "a divergence without bias": ("grpo", {"kl": 0.1, "kl_unbiased": True}),
     "dapo": ("dapo", {}),
     "dr_grpo": ("dr_grpo", {}),
     "gspo": ("gspo", {"clip_low": 0.1, "clip_high": 0.1}),
@@ -112,8 +113,12 @@ def literal(
                     slopes[m] -= weight * ratio * worth * of
             if beta := given.get("kl"):
                 ahead = batch.reference[i][j][k] - new[k]
-                value += weight * beta * (math.exp(ahead) - ahead - 1)
-                slopes[k] += weight * beta * (1 - math.exp(ahead))
+                k3, slope = math.exp(ahead) - ahead - 1, 1 - math.exp(ahead)
+                if given.get("kl_unbiased"):
+                    ratio = math.exp(changes[k])
+                    k3, slope = ratio * k3, ratio * k3 + ratio * slope
+                value += weight * beta * k3
+                slopes[k] += weight * beta * slope
             for m, slope in enumerate(slopes):
                 for v in range(V):
                     gradient[position + m][v] += slope * ((v == ids[m]) - softmax[m][v])
@@ -136,7 +141,7 @@ def hadals(name: str, given: dict[str, Any], batch: Batch, logprobs: Tensor) -> 
     tokens = Tokens(logprobs, old, advantages, torch.arange(P * G).repeat_interleave(lengths))
     terms = algorithm.loss(tokens, options)
     if options.kl:
-        terms = terms + options.kl * divergence(logprobs, flat(batch.reference))
+        terms = terms + options.kl * divergence(tokens, flat(batch.reference), options.kl_unbiased)
     return total(terms, tokens, options.mean, int(lengths.sum()), P * G, LIMIT)
 
 
@@ -344,7 +349,10 @@ def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize(
     ("name", "given", "theirs"),
     [
-        ("grpo", {"mean": "sequence", "std": True, "kl": 0.04, "clip_high": 0.2}, {"loss_type": "grpo", "beta": 0.04}),
+        ("grpo", {"mean": "sequence", "std": True, "kl": 0.04, "clip_high": 0.2},
+         {"loss_type": "grpo", "beta": 0.04, "use_bias_correction_kl": False}),
+        ("grpo", {"mean": "sequence", "std": True, "kl": 0.04, "kl_unbiased": True, "clip_high": 0.2},
+         {"loss_type": "grpo", "beta": 0.04}),
         ("grpo", {"clip_high": 0.2}, {"loss_type": "bnpo"}),
         ("dapo", {}, {"loss_type": "dapo", "epsilon_high": 0.28}),
         ("dr_grpo", {}, {"loss_type": "dr_grpo", "scale_rewards": "none"}),

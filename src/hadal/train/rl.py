@@ -226,7 +226,7 @@ class Trainer:
             terms = self.algorithm.loss(tokens, options)
             if options.kl:
                 assert self.reference is not None
-                distance = divergence(logprobs, self._look(self.reference, rows))
+                distance = divergence(tokens, self._look(self.reference, rows), options.kl_unbiased)
                 terms = terms + options.kl * distance
             total(terms, tokens, options.mean, counted, len(part), config.max_tokens).backward()
             if first:

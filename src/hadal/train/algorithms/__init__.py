@@ -33,6 +33,8 @@ class Options:
     """Whether samples of no advantage count in that mean; else they are left out of it."""
     kl: float = 0.0
     """Weight of the k3 estimate of the divergence from the reference, a copy of the policy."""
+    kl_unbiased: bool = False
+    """Whether that estimate is weighed by the ratio, so that its gradient is the divergence's too (DeepSeek-V3.2)."""
     reference_every: int = 400
     """Updates after which the reference is replaced by the policy."""
     importance_cap: float = 0.0
@@ -109,10 +111,11 @@ def read_options(name: str, given: Mapping[str, Any]) -> Options:
     return read_dataclass(find(name).Options, dict(given), "options")
 
 
-def divergence(logprobs_N: Tensor, reference_N: Tensor) -> Tensor:
-    """k3, the unbiased, never negative estimate [N] of the divergence from the reference (DeepSeekMath, eq. 4)."""
-    ahead = reference_N - logprobs_N
-    return torch.exp(ahead) - ahead - 1
+def divergence(tokens: Tokens, reference_N: Tensor, unbiased: bool) -> Tensor:
+    """k3, the never negative estimate [N] of the divergence from the reference (DeepSeekMath, equation 4)."""
+    ahead = reference_N - tokens.logprobs
+    k3 = torch.exp(ahead) - ahead - 1
+    return k3 * torch.exp(tokens.logprobs - tokens.old_logprobs) if unbiased else k3
 
 
 def total(terms_N: Tensor, tokens: Tokens, mean: str, counted: int, responses: int, limit: int) -> Tensor:
