@@ -48,13 +48,17 @@ class Result:
     seconds: list[float]
 
 
-def arguments(about: str | None, models: Sequence[str] = ()) -> argparse.Namespace:
-    """The options that every benchmark takes; which of its `models` to run where it has its own, else --arch."""
+def arguments(
+    about: str | None, models: Sequence[str] = (), more: Callable[[argparse.ArgumentParser], None] | None = None
+) -> argparse.Namespace:
+    """The options that every benchmark takes, and `more`; which of its `models` where it has its own, else --arch."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller batches, under a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
     parser.add_argument("--threads", type=int, default=0, help="threads of torch (default: its own choice)")
-    if models:
+    if more:
+        more(parser)
+    elif models:
         parser.add_argument("--models", nargs="+", choices=models, help="these alone")
     else:
         parser.add_argument("--arch", choices=sorted(SHAPES), default="dense")

@@ -38,7 +38,7 @@ from hadal.terminal.view import make_view
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.corpus import batches
 from hadal.train.curriculum import Curriculum
-from hadal.train.losses import log_probabilities, pretraining_loss
+from hadal.train.losses import pretraining_loss
 from hadal.train.optim import Optimizer, OptimizerConfig
 from hadal.train.rl import draw_groups, rl_update
 from hadal.train.rollouts import pack, predict_rows
@@ -114,7 +114,7 @@ def own_samples(run: Run, budget: float, config: GrpoConfig) -> Decoder:
             part = order[begin : begin + size]
             tokens = sum(len(sample.token_ids) for _, sample, _ in part)
             for rows in pack(part, llm.tokenizer.pad_id, config.micro_tokens):
-                logprobs = log_probabilities(predict_rows(model, rows, llm.forbidden), rows.targets)
+                logprobs, _ = predict_rows(model, rows, llm.forbidden)
                 (-logprobs.sum() / tokens).backward()
                 run.count_trained(rows.tokens, rows.prompts.shape[1] + rows.inputs.shape[1])
             optimizer.step(config.rate(min(share, 1.0)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -43,8 +44,11 @@ def test_chunks_equal_the_plain_form_and_its_gradients(rows: int, frozen: bool) 
     inputs = [hidden] if frozen else [hidden, weight]
     logits = (hidden @ weight.T).index_fill(1, forbidden, float("-inf"))
     expected = -F.cross_entropy(logits, targets, reduction="none")
-    found = head_log_probabilities(hidden, weight, targets, forbidden, rows)
+    found, entropies = head_log_probabilities(hidden, weight, targets, forbidden, rows, with_entropy=True)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    probabilities = torch.softmax(logits.detach(), -1)
+    literal = [-sum(float(p) * math.log(p) for p in row if p > 0) for row in probabilities]
+    torch.testing.assert_close(entropies, torch.tensor(literal, dtype=torch.float64), rtol=1e-12, atol=1e-12)
     ours = torch.autograd.grad((found * upstream).sum(), inputs)
     theirs = torch.autograd.grad((expected * upstream).sum(), inputs)
     for a, b in zip(ours, theirs, strict=True):
@@ -68,7 +72,7 @@ def test_all_logits_never_exist_at_once() -> None:
     hidden, weight = torch.randn(512, 8, requires_grad=True), torch.randn(1000, 8, requires_grad=True)
     targets = torch.randint(1000, (512,))
     with Watch():
-        head_log_probabilities(hidden, weight, targets, torch.tensor([0]), rows=16).sum().backward()
+        head_log_probabilities(hidden, weight, targets, torch.tensor([0]), rows=16)[0].sum().backward()
     assert largest[0] == 16 * 1000
     with Watch():
         F.cross_entropy(F.linear(hidden, weight), targets).backward()

@@ -12,7 +12,7 @@ from hadal.engine import LLM, Sample
 from hadal.models.checkpoint import build
 from hadal.tasks import BUILT_IN, Rng
 from hadal.tasks.words import build_tokenizer
-from hadal.train.algorithms import ALGORITHMS, expert_iteration, grpo
+from hadal.train.algorithms import Tokens, expert_iteration, find, names, read_options
 from hadal.train.corpus import Batch
 from hadal.train.curriculum import Curriculum
 from hadal.train.losses import log_probabilities
@@ -23,67 +23,19 @@ from hadal.train.rollouts import pack, predict_rows
 torch.set_num_threads(1)
 
 
-def ragged_batch(seed: int) -> tuple[torch.Tensor, list[list[float]], list[list[list[float]]], list[list[list[int]]]]:
-    """(rewards [P][G] as a tensor, lengths folded in): logits by token, old log-probabilities and tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    rewards = torch.randint(0, 2, (3, 4), generator=generator).double()
-    lengths = torch.randint(1, 6, (3, 4), generator=generator)
-    tokens = [[torch.randint(0, 7, (int(n),), generator=generator).tolist() for n in row] for row in lengths]
-    old = [
-        [(torch.rand(int(n), generator=generator, dtype=torch.float64) * -3).tolist() for n in row] for row in lengths
-    ]
-    return rewards, [[float(n) for n in row] for row in lengths], old, tokens
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_grpo_loss_and_gradient_equal_a_literal_loop(seed: int) -> None:
-    rewards, _, old, tokens = ragged_batch(seed)
-    total = sum(len(t) for row in tokens for t in row)
-    generator = torch.Generator().manual_seed(100 + seed)
-    logits = torch.randn(total, 7, generator=generator, dtype=torch.float64, requires_grad=True)
-
-    # hadal: one flat pass
-    advantages = grpo.advantages(rewards)
-    flat_tokens = torch.tensor([t for row in tokens for ids in row for t in ids])
-    flat_old = torch.tensor([x for row in old for ids in row for x in ids], dtype=torch.float64)
-    flat_advantages = torch.cat([advantages[i, j].repeat(len(tokens[i][j])) for i in range(3) for j in range(4)])
-    value = grpo.loss(log_probabilities(logits, flat_tokens), flat_old, flat_advantages, 0.2, 0.28).sum() / total
-    (gradient,) = torch.autograd.grad(value, logits)
-
-    # The paper's sums, token by token, with a softmax written out; the gradient by hand.
-    expected, position = 0.0, 0
-    by_hand = torch.zeros_like(logits)
-    for i in range(3):
-        mean = sum(float(rewards[i, j]) for j in range(4)) / 4
-        for j in range(4):
-            advantage = float(rewards[i, j]) - mean
-            for k, token in enumerate(tokens[i][j]):
-                row = [float(x) for x in logits[position].detach()]
-                partition = sum(math.exp(x) for x in row)
-                probability = math.exp(row[token]) / partition
-                ratio = probability / math.exp(old[i][j][k])
-                clipped = min(max(ratio, 1 - 0.2), 1 + 0.28)
-                expected -= min(ratio * advantage, clipped * advantage) / total
-                if ratio * advantage <= clipped * advantage:  # the unclipped branch carries the gradient
-                    for v in range(7):
-                        softmax = math.exp(row[v]) / partition
-                        by_hand[position, v] -= ratio * advantage * ((v == token) - softmax) / total
-                position += 1
-    assert abs(value.item() - expected) < 1e-6
-    assert (gradient - by_hand).abs().max() < 1e-6
-
-
 def test_expert_iteration_is_likelihood_of_right_samples_alone() -> None:
     rewards = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
-    assert expert_iteration.advantages(rewards).tolist() == [[1, 0], [0, 0]]
+    options = expert_iteration.Options()
+    assert expert_iteration.advantages(rewards, options).tolist() == [[1, 0], [0, 0]]
     logprobs = torch.tensor([-1.0, -2.0, -3.0])
-    terms = expert_iteration.loss(logprobs, torch.zeros(3), torch.tensor([1.0, 1.0, 0.0]))
+    tokens = Tokens(logprobs, torch.zeros(3), torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0, 0, 1]))
+    terms = expert_iteration.loss(tokens, options)
     assert terms.tolist() == [1.0, 2.0, 0.0]
 
 
 def test_every_algorithm_gives_an_advantage_to_each_sample() -> None:
-    for algorithm in ALGORITHMS.values():
-        assert algorithm.advantages(torch.rand(5, 3)).shape == (5, 3)
+    for name in names():
+        assert find(name).advantages(torch.rand(5, 3), read_options(name, {})).shape == (5, 3)
 
 
 def test_packing_keeps_every_sampled_token_with_its_advantage() -> None:
@@ -126,7 +78,7 @@ def test_a_shared_prompt_gives_the_loss_and_gradient_of_whole_rows(arch: str) ->
     forbidden = torch.tensor([0, 3])
     weights = dict(model.named_parameters())
     (rows,) = pack(items, pad_id=2, tokens=1000)
-    logprobs = log_probabilities(predict_rows(model, rows, forbidden), rows.targets)
+    logprobs, _ = predict_rows(model, rows, forbidden)
     shared = torch.autograd.grad((logprobs * rows.advantages).sum(), list(weights.values()))
     total = torch.zeros((), dtype=torch.float64)
     for prompt, sample, advantage in items:  # each response behind its own copy of the prompt

@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 
 from hadal import __version__
+from hadal.cli.ablate import add_ablate
 from hadal.cli.arguments import Parser, add_overrides, nearest, positive, whole
 from hadal.cli.evaluate import add_eval
 from hadal.cli.finetune import add_sft
@@ -163,6 +164,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
 
     add_rollouts(add)
     add_sft(add)
+    add_ablate(add)
 
     command = add(
         "chat", chat, "Talk to a model in the terminal, its thoughts shown", "  hadal chat runs/dense-seed0"

@@ -41,7 +41,8 @@ def read_dataclass(kind: type[T], data: Any, where: str, base: T | None = None) 
         if is_dataclass(hint) and isinstance(hint, type):
             values[key] = read_dataclass(hint, value, name, values.get(key, defaults.get(key)))
         else:
-            values[key] = read_value(hint, value, name)
+            found = read_value(hint, value, name)
+            values[key] = {**values.get(key, {}), **found} if isinstance(found, dict) else found
     try:
         return kind(**values)
     except TypeError as error:
@@ -58,6 +59,10 @@ def read_value(hint: Any, value: Any, name: str) -> Any:
         if value is None and type(None) in options:
             return None
         return read_value(next(o for o in options if o is not type(None)), value, name)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{name} is {value!r}.", "It must be a table of keys and values.")
+        return value
     if origin in (list, tuple):
         inner = typing.get_args(hint)[0]
         if not isinstance(value, list | tuple):

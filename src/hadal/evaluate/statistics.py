@@ -186,3 +186,24 @@ def crossing(points: Sequence[tuple[float, float]], level: float = 0.5) -> float
         return float(x)
     x2, y2 = points[last_above + 1]
     return x + (x2 - x) * (y - level) / (y - y2)
+
+
+def paired_difference(by_seed: Sequence[Sequence[Sequence[float]]], draws: int = 4000) -> dict[str, float]:
+    """The mean difference over seeds and tasks, with its 95% bootstrap interval.
+
+    by_seed: for each seed and task the differences of two systems on the same problems. Seeds are drawn with
+    replacement, and problems within each; tasks weigh the same. The draws are the same at every call.
+    """
+    rng = np.random.default_rng(0)
+    values = [[np.asarray(task, dtype=float) for task in seed] for seed in by_seed]
+    own = np.empty((len(values), draws))  # by seed, the mean of resampled problems
+    for place, tasks in enumerate(values):
+        own[place] = np.mean([t[rng.integers(len(t), size=(draws, len(t)))].mean(1) for t in tasks], axis=0)
+    chosen = rng.integers(len(values), size=(draws, len(values)))
+    means = own[chosen, np.arange(draws)[:, None]].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return {
+        "difference": float(np.mean([[t.mean() for t in tasks] for tasks in values])),
+        "low": float(low), "high": float(high), "n": sum(len(t) for tasks in values for t in tasks),
+        "seeds": len(values),
+    }  # fmt: skip

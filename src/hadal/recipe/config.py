@@ -205,8 +205,18 @@ def with_task_files(recipe: Recipe, places: Mapping[str, str]) -> Recipe:
     return replace(recipe, **placed(recipe), stages=stages)
 
 
+def _with_options(grpo: dict[str, Any]) -> dict[str, Any]:
+    """The table of a run from before algorithms had options of their own: three of them stood beside it."""
+    once = {"baseline": 1.0, "clip_low": 0.2, "clip_high": 0.28}
+    changed = {key: grpo[key] for key, default in once.items() if grpo.get(key, default) != default}
+    rest = {key: value for key, value in grpo.items() if key not in once}
+    return {**rest, "options": {**changed, **rest.get("options", {})}} if changed else rest
+
+
 def read_recipe(data: dict[str, Any]) -> Recipe:
     """A recipe from plain data."""
+    if isinstance(data.get("grpo"), dict):
+        data = {**data, "grpo": _with_options(data["grpo"])}
     if "stages" in data:
         raise UserError("Unknown key stages.", "Did you mean stage?")
     if "stage" not in data:

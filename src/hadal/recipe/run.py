@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from hadal.configs.models import ModelConfig
 from hadal.cost.flops import forward_flops, mean_context, training_flops
@@ -126,12 +127,15 @@ class RunFiles:
             if not lines.cut(state.numbers[name]):
                 self.view.note(f"{lines.path} has lost lines: the weights carry on, those figures are gone.")
 
-    def checkpoint(self, stage: str, step: int, model: Decoder, optimizer: Optimizer, numbers: dict[str, Any]) -> None:
-        """Save what `restore` takes, and enter the books."""
+    def checkpoint(
+        self, stage: str, step: int, model: Decoder, optimizer: Optimizer, numbers: dict[str, Any],
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        """Save what `restore` takes, and what the stage keeps besides, and enter the books."""
         # The books come first: steps that a kill makes the machine do twice are then paid twice, as they were.
         self.enter_books(stage)
         numbers = numbers | {"metrics": self.metrics.size(), "timing": self.timing.size()}
-        tensors = optimizer.state() | model.extra_state()
+        tensors = optimizer.state() | model.extra_state() | dict(tensors or {})
         StateFolder(self.stage_folder(stage) / "state").save(State(step, tensors, numbers))
 
     # Books

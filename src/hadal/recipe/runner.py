@@ -23,6 +23,7 @@ from hadal.ops.speed import fastest_dtype, matmul_rates
 from hadal.recipe.calibrate import Plan, calibrate, fastest_threads, scale_recipe
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
 from hadal.recipe.config import Recipe, load_recipe_data, read_recipe, recipe_file, to_toml, with_task_files
+from hadal.recipe.inherit import decided, take_over
 from hadal.recipe.kinds import SUITE
 from hadal.recipe.needs import settle
 from hadal.recipe.report import write_report
@@ -71,7 +72,19 @@ def train(
     trust: let a recipe run the Python files that it names as tasks. UserError for whatever is wrong with the input.
     """
     check_sinks(sinks)
-    word, recipe_path = str(recipe_path), recipe_file(recipe_path)
+    recipe = read_file(recipe_path, overrides, trust)
+    if dry_run:
+        print(plan_of(recipe, view), end="", flush=True)
+        return None
+    folder = out or Path("runs") / recipe_file(recipe_path).stem
+    code = [name for name in recipe.tasks for file in files_of(name) if file.suffix == ".py"]
+    command = ["hadal", "train", str(recipe_path), *(["--trust"] if code else [])]
+    return grow(recipe, folder, view, fresh=fresh, command=[*command, *_settings(overrides)], sinks=sinks)
+
+
+def read_file(recipe_path: Path, overrides: Sequence[str], trust: bool) -> Recipe:
+    """The recipe in a TOML file, its task files named by their places. UserError for Python files without trust."""
+    recipe_path = recipe_file(recipe_path)
     data = load_recipe_data(recipe_path, overrides)
     recipe = read_recipe(data)
     beside = {name: str((recipe_path.parent / name).resolve()) for name in recipe.tasks if files_of(name)}
@@ -81,13 +94,7 @@ def train(
             f"{recipe_path} names the Python file {code[0]}, which would run as you.",
             "Read it, and add --trust if you trust it.",
         )
-    recipe = with_task_files(recipe, beside)
-    if dry_run:
-        print(plan_of(recipe, view), end="", flush=True)
-        return None
-    folder = out or Path("runs") / recipe_path.stem
-    command = ["hadal", "train", word, *(["--trust"] if code else [])]
-    return grow(recipe, folder, view, fresh=fresh, command=[*command, *_settings(overrides)], sinks=sinks)
+    return with_task_files(recipe, beside)
 
 
 def plan_of(recipe: Recipe, view: View) -> str:
@@ -102,18 +109,19 @@ def plan_of(recipe: Recipe, view: View) -> str:
 
 def grow(
     recipe: Recipe, folder: Path, view: View, minutes: float | None = None, fresh: bool = False,
-    command: Sequence[str] = (), sinks: Sequence[str] = (),
+    command: Sequence[str] = (), sinks: Sequence[str] = (), like: Path | None = None,
 ) -> Path:  # fmt: skip
     """Run a recipe in a folder, or carry on there, or do nothing where it is finished; returns the folder.
 
     minutes: stretch the recipe's budgets to fill them. command: what the user typed, kept for the reader of the run.
+    like: a run of a recipe that differs in later stages alone, whose first stages are taken over.
     """
     tasks = _load_and_check(recipe)
     request = {"recipe": _wanted(recipe), "minutes": minutes, "task_files": _file_digests(recipe)}
     with alone_in(folder), disk_trouble_told(folder):
         record = existing(folder, fresh)
         if record is None:
-            record = _prepare(folder, recipe, tasks, minutes, request, view, command)
+            record = _prepare(folder, recipe, tasks, minutes, request, view, command, like)
         else:
             asked = read_recipe(record["request"]["recipe"])  # a setting that came later has its default
             check_same(folder, {**record["request"], "recipe": _wanted(asked)}, request)
@@ -221,7 +229,7 @@ def _decide(
 
 def _prepare(
     folder: Path, recipe: Recipe, tasks: dict[str, Task], minutes: float | None, request: dict[str, Any], view: View,
-    command: Sequence[str],
+    command: Sequence[str], like: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Set a run up; what an earlier run or an interrupted set-up left of its own is removed."""
     record = {
@@ -237,12 +245,18 @@ def _prepare(
                 "at once, and reinforcement learning sharpens that."
             )
     tokenizer = tokenizer_of(recipe, tasks)
-    recipe, plan = _decide(recipe, tasks, tokenizer, minutes, view)
-    view.note(plan.expectation(recipe, minutes))
+    if like is None:
+        recipe, measured = _decide(recipe, tasks, tokenizer, minutes, view)
+        view.note(measured.expectation(recipe, minutes))
+        plan = asdict(measured)
+    else:
+        recipe, plan = decided(recipe, like)
+        if taken := take_over(folder, recipe, like):
+            view.note(f"Taken over from {like}: {', '.join(taken)}.")
     tokenizer.save(folder)
     if recipe.checkpoint and (ends := resolve_model(recipe.checkpoint) / "generation_config.json").is_file():
         write_bytes(folder / ends.name, ends.read_bytes())
-    record |= {"status": "running", "config": recipe.to_dict(), "plan": asdict(plan)}
+    record |= {"status": "running", "config": recipe.to_dict(), "plan": plan}
     write_run(folder, record)
     return record
 

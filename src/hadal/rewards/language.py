@@ -53,3 +53,9 @@ def language_share(thought: str, language: str) -> float:
     if not found:
         return float(bool(thought.strip()))
     return sum(word in SCRIPTS[language] for word in found) / len(found)
+
+
+def foreign_share(text: str, question: str, language: str = "en") -> float:
+    """Words in a script that neither the language nor the question is written in / words; 0 where there are none."""
+    known, found = {*SCRIPTS[language], *words(question)}, words(text)
+    return sum(word not in known for word in found) / len(found) if found else 0.0

@@ -65,7 +65,7 @@ def _needed(wanted_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
 def _target_logprobs(model: Decoder, hidden_ND: Tensor, targets_N: Tensor, forbidden: Tensor) -> Tensor:
     """Log-probability [N] of each target by the model's head, without autograd's copies where logits are many."""
     if len(targets_N) * model.config.vocab_size > MANY_LOGITS:
-        return head_log_probabilities(hidden_ND, model.head_weight(), targets_N, forbidden)
+        return head_log_probabilities(hidden_ND, model.head_weight(), targets_N, forbidden)[0]
     return log_probabilities(model.logits(hidden_ND).index_fill(1, forbidden, float("-inf")), targets_N)
 
 
@@ -82,22 +82,26 @@ def log_probabilities(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
 class _HeadLogProbabilities(Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, forbidden: Tensor, rows: int
-    ) -> Tensor:
-        out, kept = [], []
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, forbidden: Tensor, rows: int,
+        with_entropy: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        out, spread, kept = [], [], []
         for hidden, targets in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True):
             values = _head(hidden, weight_VD, forbidden)
             own, top = values.gather(1, targets[:, None])[:, 0], values.amax(-1)
             torch.softmax(values, -1, out=values)
             out.append(own - top + values.amax(-1).log())  # of the likeliest, the logarithm is exact
+            spread.append(torch.special.entr(values).sum(-1) if with_entropy else top)
             kept = [values] if len(hidden) == len(hidden_ND) else []
             del values  # before the next
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N, forbidden, *kept)
         ctx.rows = rows
-        return torch.cat(out)
+        entropies = torch.cat(spread)
+        ctx.mark_non_differentiable(entropies)
+        return torch.cat(out), entropies
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         hidden_ND, weight_VD, targets_N, forbidden, *kept = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
         grad_weight = torch.empty_like(weight_VD) if ctx.needs_input_grad[1] else None
@@ -116,7 +120,7 @@ class _HeadLogProbabilities(Function):
             if grad_weight is not None:
                 torch.addmm(grad_weight, grad.t(), hidden_ND[span], beta=1 if begin else 0, out=grad_weight)
             del grad  # before the next
-        return grad_hidden, grad_weight, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None
 
 
 def _head(hidden_ND: Tensor, weight_VD: Tensor, forbidden: Tensor) -> Tensor:
@@ -126,18 +130,28 @@ def _head(hidden_ND: Tensor, weight_VD: Tensor, forbidden: Tensor) -> Tensor:
 
 
 def head_log_probabilities(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, forbidden: Tensor, rows: int = 0
-) -> Tensor:
-    """Log-probability [N] of each target under softmax(hidden weight^T), `forbidden` ids left out.
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, forbidden: Tensor, rows: int = 0,
+    with_entropy: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Log-probability [N] of each target under softmax(hidden weight^T), `forbidden` ids left out; and the
+    distributions' entropy [N], which has no gradient, where it is asked for.
 
     The same as `log_probabilities` of all logits, which are overwritten by what the backward pass needs of them. Only
     `rows` rows (0: as CHUNK_LOGITS allows) exist at once: if there are more, the backward pass computes them again.
     Its gradient can be asked for once.
     """
     if len(hidden_ND) == 0:
-        return hidden_ND.sum(-1).float()
+        return hidden_ND.sum(-1).float(), hidden_ND.detach().sum(-1).float()
     rows = rows or max(1, CHUNK_LOGITS // len(weight_VD))
-    return _HeadLogProbabilities.apply(hidden_ND, weight_VD, targets_N, forbidden, rows)
+    return _HeadLogProbabilities.apply(hidden_ND, weight_VD, targets_N, forbidden, rows, with_entropy)
+
+
+def policy(model: Decoder, hidden_ND: Tensor, targets_N: Tensor, forbidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability [N] of each target by the model's head, and the entropy [N] of its distribution."""
+    if len(targets_N) * model.config.vocab_size > MANY_LOGITS:
+        return head_log_probabilities(hidden_ND, model.head_weight(), targets_N, forbidden, with_entropy=True)
+    logits = model.logits(hidden_ND).index_fill(1, forbidden, float("-inf"))
+    return log_probabilities(logits, targets_N), entropy(logits)
 
 
 @torch.no_grad()

@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from hadal.engine import LLM, SamplingParams
+from hadal.engine import LLM, Sample, SamplingParams
+from hadal.errors import UserError
+from hadal.models.decoder import Decoder
 from hadal.rewards import PARTS, RewardConfig
+from hadal.rewards.language import foreign_share
 from hadal.tasks import Rng, Task
-from hadal.train.algorithms import ALGORITHMS
+from hadal.text.parse import parse_response
+from hadal.train.algorithms import Algorithm, Options, Tokens, divergence, find, read_options, total
 from hadal.train.curriculum import Curriculum
-from hadal.train.losses import entropy, log_probabilities
 from hadal.train.optim import Optimizer
-from hadal.train.rollouts import Group, pack, predict_rows, sample_groups
+from hadal.train.rollouts import Group, Rows, pack, predict_rows, sample_groups
+
+Item = tuple[list[int], Sample, float]
+"""A prompt, a response to it, and its advantage."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +36,33 @@ class RLConfig:
     """Sizes and knobs of an update."""
 
     algorithm: str = "grpo"
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of the algorithm, where it shall not have its own way: `hadal.train.algorithms`."""
     prompts: int = 32
     samples: int = 16
     max_tokens: int = 160
     temperature: float = 1.0
-    baseline: float = 1.0
-    """How much of its group's mean reward is taken from a sample's own."""
-    clip_low: float = 0.2
-    clip_high: float = 0.28
     epochs: int = 1
     minibatches: int = 1
     micro_tokens: int = 4096
     rewards: RewardConfig = field(default_factory=RewardConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(f"temperature is {self.temperature}.", "It must be above 0: RL learns from what differs.")
+        read_options(self.algorithm, self.options)
+
+    @property
+    def settings(self) -> Options:
+        """The options in full."""
+        return read_options(self.algorithm, self.options)
+
+    def reward_config(self) -> RewardConfig:
+        """What a response earns, the algorithm's punishment of overlong ones included."""
+        share = self.settings.overlong
+        if not share or self.rewards.overlong:
+            return self.rewards
+        return replace(self.rewards, overlong=1.0, overlong_tokens=max(1, round(share * self.max_tokens)))
 
 
 @dataclass(frozen=True)
@@ -56,13 +79,13 @@ class UpdateResult:
 
 def draw_groups(
     llm: LLM, tasks: Mapping[str, Task], curriculum: Curriculum, config: RLConfig, seed: int, step: int,
-    thinking: bool | None = None,
+    thinking: bool | None = None, again: int = 0,
 ) -> list[Group]:  # fmt: skip
     """A batch of scored groups at the difficulties that the curriculum asks for; it takes in how they went.
 
-    thinking: as in SamplingParams; None leaves it to the model, as RL does.
+    thinking: as in SamplingParams; None leaves it to the model, as RL does. again: how often this step drew before.
     """
-    rng = Rng("rl", seed, step)
+    rng = Rng("rl", seed, step, again) if again else Rng("rl", seed, step)
     names = list(tasks)
     problems = []
     for i in range(config.prompts):
@@ -74,7 +97,7 @@ def draw_groups(
         config.temperature, max_tokens=config.max_tokens, seed=seed, thinking=thinking, n=config.samples, logprobs=0,
         logprobs_of="sampled",
     )  # fmt: skip
-    groups = sample_groups(llm, tasks, problems, params, config.rewards)
+    groups = sample_groups(llm, tasks, problems, params, config.reward_config())
     for group in groups:
         curriculum.record(group.task, group.problem.meta["difficulty"], group.success)
     return groups
@@ -82,68 +105,156 @@ def draw_groups(
 
 def rl_update(
     llm: LLM, optimizer: Optimizer, tasks: Mapping[str, Task], curriculum: Curriculum, config: RLConfig,
-    seed: int, step: int, scale: float = 1.0,
+    seed: int, step: int, scale: float = 1.0, reference: Decoder | None = None,
 ) -> UpdateResult:  # fmt: skip
-    """Sample a batch with the live weights, score it, and take the algorithm's step on it."""
+    """Sample a batch with the live weights, score it, and take the algorithm's step on it.
+
+    reference: the policy that the options' `kl` keeps near; a step that asks for one without it is a bug.
+    """
     began = time.perf_counter()
+    algorithm, options = find(config.algorithm), config.settings
     groups = draw_groups(llm, tasks, curriculum, config, seed, step)
+    advantages = _advantages(algorithm, options, groups)
+    for again in range(1, options.max_draws):
+        lacking = config.prompts - _taught(advantages)
+        if lacking <= 0:
+            break
+        more = draw_groups(llm, tasks, curriculum, replace(config, prompts=lacking), seed, step, again=again)
+        groups += more
+        advantages = torch.cat([advantages, _advantages(algorithm, options, more)])
     sampled = time.perf_counter()
 
-    algorithm = ALGORITHMS[config.algorithm]
-    rewards = torch.tensor([[r.total for r in g.rewards] for g in groups])
-    advantages = algorithm.advantages(rewards, baseline=config.baseline)
     # A group whose samples all earned the same teaches nothing relative to itself: it is dropped.
     items = [
         (group.prompt, sample, float(advantage))
         for group, row in zip(groups, advantages, strict=True)
         for sample, advantage in zip(group.samples, row, strict=True)
-        if advantage != 0
+        if advantage != 0 or options.count_all
     ]
-    kept = int((advantages != 0).any(dim=1).sum())
     sums: dict[str, float] = defaultdict(float)
-    trained = 0
+    trainer = Trainer(llm, config, algorithm, options, reference, sums)
     updates = 0
     rng = Rng("minibatches", seed, step)
+    several = config.epochs * config.minibatches > 1
+    behaviour = trainer.logprobs_now(items) if options.importance_cap and several else {}
     for epoch in range(config.epochs):
         order = rng.sample(items, len(items)) if config.minibatches > 1 else items
         size = -(-len(order) // config.minibatches)
         for begin in range(0, len(order), max(size, 1)):
-            part = order[begin : begin + size]
-            tokens = sum(len(sample.token_ids) for _, sample, _ in part)
-            for rows in pack(part, llm.tokenizer.pad_id, config.micro_tokens):
-                logits = predict_rows(llm.model, rows, llm.forbidden)
-                logprobs = log_probabilities(logits, rows.targets)
-                terms = algorithm.loss(
-                    logprobs,
-                    rows.old_logprobs,
-                    rows.advantages,
-                    clip_low=config.clip_low,
-                    clip_high=config.clip_high,
-                )
-                (terms.sum() / tokens).backward()
-                if epoch == 0:
-                    sums["entropy"] += float(entropy(logits).sum())
-                    sums["mismatch"] += float((logprobs.detach() - rows.old_logprobs).abs().sum())
-                    sums["tokens"] += len(rows.targets)
-                trained += rows.tokens
-            sums["grad_norm"] += optimizer.step(scale)
-            updates += 1
+            if trainer.add_gradients(order[begin : begin + size], behaviour, first=epoch == 0):
+                sums["grad_norm"] += optimizer.step(scale)
+                updates += 1
     done = time.perf_counter()
     samples = [s for g in groups for s in g.samples]
+    seen = max(sums["tokens"], 1)
     metrics = {
-        "reward": float(rewards.mean()),
+        "reward": float(_rewards(groups).mean()),
         "length": sum(len(s.token_ids) for s in samples) / len(samples),
         "thinking_share": sum(s.token_ids[:1] == [llm.tokenizer.think_id] for s in samples) / len(samples),
         "truncated": sum(s.finish_reason == "length" for s in samples) / len(samples),
-        "kept_groups": kept / len(groups),
-        "entropy": sums["entropy"] / max(sums["tokens"], 1),
-        "mismatch": sums["mismatch"] / max(sums["tokens"], 1),
+        "kept_groups": _taught(advantages) / len(groups),
+        "all_right": sum(g.success == 1 for g in groups) / len(groups),
+        "all_wrong": sum(g.success == 0 for g in groups) / len(groups),
+        "foreign": _foreign(groups, config.rewards.target_language),
+        "entropy": sums["entropy"] / seen if sums["tokens"] else _sampled_entropy(samples),
+        "mismatch": sums["mismatch"] / seen,
         "grad_norm": sums["grad_norm"] / max(updates, 1),
     }
+    metrics |= {name: sums[name] / seen for name in ("kl", "capped") if name in sums}
+    if options.max_draws > 1:
+        metrics["groups"] = len(groups)
     scored = [r for g in groups for r in g.rewards]
     shown = [part for part in PARTS if part in scored[0].parts]
     if len(shown) > 1:  # else the reward says it all
         metrics |= {f"reward_{part}": sum(r.parts[part] for r in scored) / len(scored) for part in shown}
     return UpdateResult(
-        metrics, groups, sum(len(s.token_ids) for s in samples), trained, sampled - began, done - sampled
+        metrics, groups, sum(len(s.token_ids) for s in samples), trainer.tokens, sampled - began, done - sampled
     )
+
+
+def _advantages(algorithm: Algorithm, options: Options, groups: list[Group]) -> Tensor:
+    return algorithm.advantages(_rewards(groups), options)
+
+
+def _rewards(groups: list[Group]) -> Tensor:
+    return torch.tensor([[r.total for r in g.rewards] for g in groups])
+
+
+def _sampled_entropy(samples: list[Sample]) -> float:
+    """An estimate from the sampled tokens themselves, where nothing was trained that would tell."""
+    return -sum(sum(s.logprobs) for s in samples) / max(1, sum(len(s.logprobs) for s in samples))
+
+
+def _taught(advantages_PG: Tensor) -> int:
+    """Groups with an advantage in them."""
+    return int((advantages_PG != 0).any(dim=1).sum())
+
+
+def _foreign(groups: list[Group], language: str) -> float:
+    """Of each group's first thought, the share of words in a script that is not the language's nor the question's."""
+    thoughts = [parse_response(group.samples[0].text).thought or "" for group in groups]
+    shares = [foreign_share(t, g.problem.prompt, language) for t, g in zip(thoughts, groups, strict=True)]
+    return sum(shares) / len(shares)
+
+
+class Trainer:
+    """Adds up the gradients of minibatches, and figures of the first pass over each sample in `sums`."""
+
+    def __init__(
+        self, llm: LLM, config: RLConfig, algorithm: Algorithm, options: Options, reference: Decoder | None,
+        sums: dict[str, float],
+    ) -> None:  # fmt: skip
+        self.llm, self.config, self.algorithm, self.options = llm, config, algorithm, options
+        self.reference, self.sums = reference, sums
+        self.tokens = 0
+        assert reference is not None or not options.kl
+
+    def add_gradients(self, part: list[Item], behaviour: Mapping[int, Tensor], first: bool) -> bool:
+        """Those of a minibatch; False where nothing in it has any. behaviour: from `logprobs_now`, if needed."""
+        options, config = self.options, self.config
+        counted = sum(len(sample.token_ids) for _, sample, _ in part)
+        felt = part if options.kl else [item for item in part if item[2] != 0]
+        for rows in self._pack(felt):
+            logprobs, entropy = self._predict(self.llm.model, rows)
+            old, advantages = rows.old_logprobs, rows.advantages
+            if options.importance_cap:
+                known = torch.cat([behaviour[id(s)] for s in rows.samples]) if behaviour else logprobs.detach()
+                weight = torch.exp(known - old)
+                advantages = advantages * weight.clamp(max=options.importance_cap)
+                old = known
+            tokens = Tokens(logprobs, old, advantages, rows.mask.nonzero()[:, 0])
+            terms = self.algorithm.loss(tokens, options)
+            if options.kl:
+                assert self.reference is not None
+                distance = divergence(tokens, self._look(self.reference, rows), options.kl_unbiased)
+                terms = terms + options.kl * distance
+            total(terms, tokens, options.mean, counted, len(part), config.max_tokens).backward()
+            if first:
+                self.sums["entropy"] += float(entropy.sum())
+                self.sums["mismatch"] += float((logprobs.detach() - rows.old_logprobs).abs().sum())
+                self.sums["tokens"] += len(rows.targets)
+                if options.importance_cap:
+                    self.sums["capped"] += float((weight > options.importance_cap).sum())
+                if options.kl:
+                    self.sums["kl"] += float(distance.detach().sum())
+            self.tokens += rows.tokens
+        return bool(felt)
+
+    def logprobs_now(self, items: list[Item]) -> dict[int, Tensor]:
+        """The trainer's log-probabilities of the tokens of each sample, by the sample's id()."""
+        found: dict[int, Tensor] = {}
+        for rows in self._pack(items):
+            parts = self._look(self.llm.model, rows).split(rows.mask.sum(1).tolist())
+            found |= {id(sample): part for sample, part in zip(rows.samples, parts, strict=True)}
+        return found
+
+    def _pack(self, items: list[Item]) -> Iterator[Rows]:
+        yield from pack(items, self.llm.tokenizer.pad_id, self.config.micro_tokens)
+
+    @torch.no_grad()
+    def _look(self, model: Decoder, rows: Rows) -> Tensor:
+        self.tokens += rows.tokens // 3  # a forward pass costs a third of training
+        return self._predict(model, rows)[0]
+
+    def _predict(self, model: Decoder, rows: Rows) -> tuple[Tensor, Tensor]:
+        return predict_rows(model, rows, self.llm.forbidden, self.config.temperature)

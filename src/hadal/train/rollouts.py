@@ -14,6 +14,7 @@ from hadal.models.decoder import Decoder
 from hadal.rewards import Response, RewardConfig, score_group
 from hadal.tasks import Problem, Reward, Task
 from hadal.text.tokenizer import THINK
+from hadal.train.losses import policy
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Rows:
     targets: Tensor  # [N] the sampled tokens
     old_logprobs: Tensor  # [N]
     advantages: Tensor  # [N]
+    samples: list[Sample]  # [B] what the rows were made of
 
     @property
     def tokens(self) -> int:
@@ -110,13 +112,14 @@ def _rows(items: Sequence[tuple[list[int], Sample, float]], pad_id: int) -> Rows
         old += sample.logprobs
         advantages += [advantage] * len(ids)
     rows = torch.tensor([number[tuple(prompt)] for prompt, _, _ in items])
+    samples = [sample for _, sample, _ in items]
     return Rows(
-        prompts, start, rows, inputs, mask, torch.tensor(targets), torch.tensor(old), torch.tensor(advantages)
+        prompts, start, rows, inputs, mask, torch.tensor(targets), torch.tensor(old), torch.tensor(advantages), samples
     )
 
 
-def predict_rows(model: Decoder, rows: Rows, forbidden: Tensor) -> Tensor:
-    """Logits [N, V] of the distribution that each sampled token was drawn from; `forbidden` ids have -inf."""
+def hidden_rows(model: Decoder, rows: Rows) -> Tensor:
+    """Hidden states [N, D] that each sampled token is predicted from."""
     prefix = SharedPrefix(rows.start)
     width = rows.prompts.shape[1]
     if width:
@@ -125,4 +128,13 @@ def predict_rows(model: Decoder, rows: Rows, forbidden: Tensor) -> Tensor:
         hidden = model(rows.inputs, prefix, real_BT=rows.mask)
     else:  # prompts of a single token, which stands in the rows
         hidden = model(rows.inputs, real_BT=rows.mask)
-    return model.logits(hidden[rows.mask]).index_fill(1, forbidden, float("-inf"))
+    return hidden[rows.mask]
+
+
+def predict_rows(model: Decoder, rows: Rows, forbidden: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probability [N] of each sampled token, and the entropy [N], of the distribution that it was drawn from.
+
+    `forbidden` ids have no probability.
+    """
+    hidden = hidden_rows(model, rows)
+    return policy(model, hidden if temperature == 1 else hidden / temperature, rows.targets, forbidden)

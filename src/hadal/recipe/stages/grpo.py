@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from hadal.engine import SamplingParams
 from hadal.evaluate.suite import Verdict, ask, held_out
 from hadal.models.decoder import Decoder
 from hadal.recipe.config import GrpoConfig
 from hadal.recipe.run import Run, save_checkpoint
-from hadal.recipe.run_folder import write_text
+from hadal.recipe.run_folder import plain, write_text
+from hadal.recipe.watch import Watch
 from hadal.tasks import Rng
 from hadal.train.curriculum import Curriculum
 from hadal.train.optim import Optimizer
 from hadal.train.rl import UpdateResult, rl_update
+from hadal.train.rollouts import Group
 
 STAGE = "grpo"
+REFERENCE = "reference."
 MONITOR = 9  # the stream of held-out problems that is monitored during training; the final evaluation uses others
 
 
@@ -36,17 +43,28 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
     run.restore(stage, state, model, optimizer)
     llm = run.engine(model)
     curriculum = Curriculum(tasks)
+    reference = copy.deepcopy(model).eval().requires_grad_(False) if config.settings.kl else None
     step, best = 0, -1.0
     if state is not None:
         step, best = state.step, state.numbers["best"]
+        if reference is not None:
+            reference.load_state_dict(_unprefixed(state.tensors), strict=False)
         curriculum = Curriculum.from_state(tasks, state.numbers["curriculum"])
     run.view.stage(stage, config.updates, "reinforcement learning: right answers are reinforced, nothing else is told")
+    watch = Watch(stage, config, config.held_out_problems * len(run.tasks), run.metrics.read())
+
+    def enter(line: dict[str, Any], groups: list[Group]) -> None:
+        run.metrics.append(line)
+        for alarm in watch.look(plain(line), groups):
+            run.metrics.append(alarm)
+            run.view.note(f"{stage}, update {step}: {alarm['text']}")
+
     if not tasks:
         run.view.note("No task is ready for RL: the base stays as it is. Try more minutes.")
 
     while tasks and step < config.updates:
         scale = config.rate(step / config.updates)
-        result = rl_update(llm, optimizer, tasks, curriculum, config, seed, step, scale)
+        result = rl_update(llm, optimizer, tasks, curriculum, config, seed, step, scale, reference)
         loads = [layer for layer in model.load_metrics() if layer["load_max"]]  # some layers are not trained here
         model.after_update(0.0)
         step += 1
@@ -54,7 +72,7 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
         run.count_trained(result.tokens_trained, int(length))
         levels = {name: round(curriculum.mean_level(name), 3) for name in tasks}
         line = {"stage": stage, "step": step, **result.metrics, "difficulty": levels}
-        run.metrics.append(line | ({"experts": loads} if loads else {}))
+        enter(line | ({"experts": loads} if loads else {}), result.groups)
         seconds = result.seconds_sampling + result.seconds_training
         rate = (result.tokens_sampled + result.tokens_trained) / seconds
         run.timing.append(
@@ -76,16 +94,30 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
             write_rollouts(run, stage, step, result)
         if step % config.held_out_every == 0 or step == config.updates:
             shares = monitor(run, model, config)
-            run.metrics.append({"stage": stage, "step": step, "held_out": shares})
+            enter({"stage": stage, "step": step, "held_out": shares}, result.groups)
             mean = sum(shares.values()) / len(shares)
             if mean > best:
                 best = mean
                 save_checkpoint(folder / "best", model, optimizer, run.tokenizer)
+        if reference is not None and step % config.settings.reference_every == 0:
+            reference.load_state_dict(model.state_dict())
         if step % config.checkpoint_every == 0:
-            run.checkpoint(stage, step, model, optimizer, {"curriculum": curriculum.state(), "best": best})
+            numbers = {"curriculum": curriculum.state(), "best": best}
+            run.checkpoint(stage, step, model, optimizer, numbers, _prefixed(reference, optimizer))
 
     run.save_stage_model(stage, model, optimizer)
     run.finish(stage, {"updates": step, "best": best, "curriculum": curriculum.state()})
+
+
+def _prefixed(reference: Decoder | None, optimizer: Optimizer) -> dict[str, Tensor]:
+    """What of the reference training moves away from, as a checkpoint holds it."""
+    trained = set(optimizer.names)
+    named = reference.named_parameters() if reference is not None else ()
+    return {REFERENCE + name: value.detach() for name, value in named if name in trained}
+
+
+def _unprefixed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(REFERENCE): value for name, value in tensors.items() if name.startswith(REFERENCE)}
 
 
 def monitor(run: Run, model: Decoder, config: GrpoConfig) -> dict[str, float]:

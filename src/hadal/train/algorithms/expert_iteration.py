@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from hadal.train.algorithms import Options, Tokens
 
-def advantages(rewards_PG: Tensor, **_: float) -> Tensor:
+
+def advantages(rewards_PG: Tensor, options: Options) -> Tensor:
     """1 for a right sample, 0 for a wrong one, [P, G]."""
     return (rewards_PG > 0.5).to(rewards_PG.dtype)
 
 
-def loss(logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, **_: float) -> Tensor:
+def loss(tokens: Tokens, options: Options) -> Tensor:
     """Negative log-likelihood of each token of a right sample, [N]."""
-    return -logprobs_N * advantages_N
+    return -tokens.logprobs * tokens.advantages
+
+
+__all__ = ["Options", "advantages", "loss"]

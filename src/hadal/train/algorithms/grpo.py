@@ -4,31 +4,55 @@ Differences from the print, each an option that later work found better and that
 share: the advantage is centred but not divided by the group's standard deviation (Dr.GRPO, arXiv 2503.20783);
 every token of the batch weighs the same (DAPO, arXiv 2503.14476); the clip range is wider above than below
 (DAPO); no KL term. The baseline may be lower than the mean, which leans on right samples more than on wrong ones
-(AsymRE, arXiv 2506.20520).
+(AsymRE, arXiv 2506.20520). docs/papers.md has the settings of each paper.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from hadal.configs.reading import nearest
+from hadal.errors import UserError
+from hadal.train import algorithms
 
-def advantages(rewards_PG: Tensor, baseline: float = 1.0) -> Tensor:
+RATIOS = ("token", "sequence", "geometric")
+
+
+@dataclass(frozen=True)
+class Options(algorithms.Options):
+    baseline: float = 1.0
+    """How much of its group's mean reward is taken from a sample's own."""
+    std: bool = False
+    """Whether advantages are divided by the standard deviation of the group's rewards, where there is any."""
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    ratio: str = "token"
+    """What is clipped: how much likelier a token became, the whole response (R1 as printed), or its tokens in the
+    geometric mean (GSPO)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ratio not in RATIOS:
+            raise UserError(f"ratio is {self.ratio!r}.", nearest(self.ratio, RATIOS))
+
+
+def advantages(rewards_PG: Tensor, options: Options) -> Tensor:
     """Reward minus `baseline` times the mean of the prompt's group, [P, G]."""
-    return rewards_PG - baseline * rewards_PG.mean(dim=1, keepdim=True)
+    centred = rewards_PG - options.baseline * rewards_PG.mean(dim=1, keepdim=True)
+    alike = (rewards_PG == rewards_PG[:, :1]).all(dim=1, keepdim=True)
+    if options.baseline == 1:  # exactly 0, where a mean is off by a rounding
+        centred = centred.masked_fill(alike, 0.0)
+    return centred / rewards_PG.std(dim=1, keepdim=True).masked_fill(alike, 1.0) if options.std else centred
 
 
-def loss(
-    logprobs_N: Tensor,
-    old_logprobs_N: Tensor,
-    advantages_N: Tensor,
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-) -> Tensor:
-    """Negative clipped surrogate of each token, [N].
-
-    old_logprobs: of the policy that sampled. The mean over a batch's tokens is the loss of that batch.
-    """
-    ratio = torch.exp(logprobs_N - old_logprobs_N)
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return -torch.minimum(ratio * advantages_N, clipped * advantages_N)
+def loss(tokens: algorithms.Tokens, options: Options) -> Tensor:
+    """Negative clipped surrogate of each token, [N]."""
+    change = tokens.logprobs - tokens.old_logprobs
+    if options.ratio != "token":
+        change = tokens.response_sums(change)
+    ratio = torch.exp(change / tokens.lengths if options.ratio == "geometric" else change)
+    clipped = ratio.clamp(1 - options.clip_low, 1 + options.clip_high)
+    return -torch.minimum(ratio * tokens.advantages, clipped * tokens.advantages)
