@@ -18,6 +18,7 @@ from hadal import __version__
 from hadal.cli.arguments import Parser, add_overrides, nearest, positive, whole
 from hadal.cli.finetune import add_sft
 from hadal.cli.models import add_model, add_verify
+from hadal.cli.serve import add_serve
 from hadal.errors import UserError
 
 CARRIES_ON = {"quickstart", "train", "sft"}  # commands that resume where they were stopped
@@ -173,6 +174,8 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     mode = command.add_mutually_exclusive_group()
     mode.add_argument("--think", action="store_true", help="make it think first")
     mode.add_argument("--direct", action="store_true", help="make it answer at once")
+
+    add_serve(add)
 
     command = add(
         "tasks",

@@ -172,6 +172,15 @@ class Engine:
             if sequence.slot >= 0:
                 self.table.budget[sequence.slot] = 0
 
+    def progress(self, sequence: Sequence, begin: int) -> tuple[list[int], list[float], list[dict[int, float]]]:
+        """A running sequence's tokens from a place on, and their log-probabilities where these are wanted."""
+        tokens = self.table.generated(sequence, begin)
+        if not tokens or sequence.request.params.logprobs is None:
+            return tokens, [], []
+        slot = sequence.slot
+        logprobs = self.table.logprobs[slot, begin : begin + len(tokens)].tolist()
+        return tokens, logprobs, self._top.get(slot, [])[begin:]
+
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return bool(self.waiting) or self.reading is not None or self.runs.running > 0

@@ -1,0 +1,123 @@
+"""Answers over HTTP while they are made: kept alive while nothing comes, and ended when the client has gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from hadal.server.store import dumps
+
+KEEP_ALIVE = 10.0  # seconds
+
+T = TypeVar("T")
+
+
+class Gone(Exception):
+    """The client went away."""
+
+
+class Live(Response):
+    """A body in pieces. While none comes `idle` is sent; when the client goes the source is closed at once."""
+
+    def __init__(self, source: AsyncGenerator[bytes], media_type: str, idle: bytes) -> None:
+        super().__init__(None, 200, {"cache-control": "no-cache", "x-accel-buffering": "no"}, media_type)
+        del self.headers["content-length"]
+        self.source, self.idle = source, idle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        pump, gone = asyncio.create_task(self._pump(send)), asyncio.create_task(_gone(receive))
+        try:
+            await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if pump.done():
+                pump.result()
+        finally:
+            for task in (pump, gone):
+                task.cancel()
+            await asyncio.gather(pump, gone, return_exceptions=True)
+
+    async def _pump(self, send: Send) -> None:
+        source = self.source
+        following: asyncio.Task[bytes] | None = None
+        try:
+            while True:
+                following = following or asyncio.create_task(anext(source))  # type: ignore[arg-type]
+                done, _ = await asyncio.wait({following}, timeout=KEEP_ALIVE)
+                data = self.idle
+                if done:
+                    try:
+                        data = following.result()
+                    except StopAsyncIteration:
+                        break
+                    following = None
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            if following is not None and not following.done():
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+            await source.aclose()
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def begin(request: Request, source: AsyncGenerator[T]) -> asyncio.Task[T]:
+    """The first of some events: raised if it is an error, waited for unless that takes long."""
+    first, gone = asyncio.create_task(anext(source)), asyncio.create_task(_gone(request.receive))  # type: ignore[arg-type]
+    try:
+        await asyncio.wait({first, gone}, timeout=KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED)
+        if first.done():
+            first.result()
+        elif gone.done():
+            raise Gone
+    except BaseException:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await source.aclose()
+        raise
+    finally:
+        gone.cancel()
+    return first
+
+
+async def one_reply(request: Request, work: Coroutine[Any, Any, dict[str, Any]]) -> Response:
+    """The JSON of some work. Empty lines are sent while it takes long; it is given up when the client goes."""
+    task, gone = asyncio.create_task(work), asyncio.create_task(_gone(request.receive))
+    try:
+        await asyncio.wait({task, gone}, timeout=KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return Response(dumps(task.result()), media_type="application/json")
+        if gone.done():
+            raise Gone
+    except BaseException:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        raise
+    finally:
+        gone.cancel()
+    return Live(_later(task), "application/json", b"\n")
+
+
+async def _later(task: asyncio.Task[dict[str, Any]]) -> AsyncGenerator[bytes]:
+    from hadal.server.faults import Refusal, body
+
+    try:
+        yield dumps(await task).encode()
+    except Refusal as refusal:
+        yield dumps(body(refusal.status, refusal.message, refusal.param)).encode()
+    finally:
+        task.cancel()
+
+
+def event(data: Any, name: str = "", number: int | None = None) -> bytes:
+    """One server-sent event."""
+    head = (f"id: {number}\n" if number is not None else "") + (f"event: {name}\n" if name else "")
+    return f"{head}data: {data if isinstance(data, str) else dumps(data)}\n\n".encode()
