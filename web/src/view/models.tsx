@@ -1,3 +1,4 @@
+import { Fragment } from 'preact'
 import { useEffect, useRef, useState } from 'preact/hooks'
 import { t } from '../i18n'
 import { attempt, modelNamed, models, refreshModels } from '../state'
@@ -75,14 +76,13 @@ export function ModelPicker({ value, onChoose, label, id }: { value: string | nu
           onKeyDown={onKey}
         >
           {all.map((one, i) => (
-            <>
+            <Fragment key={one.id}>
               {(i === 0 || all[i - 1].group !== one.group) && (
                 <li class="picker-group" role="presentation">
                   {one.group}
                 </li>
               )}
               <li
-                key={one.id}
                 id={`${id}-${i}`}
                 role="option"
                 aria-selected={one.id === value}
@@ -95,7 +95,7 @@ export function ModelPicker({ value, onChoose, label, id }: { value: string | nu
                 <span class="picker-about">{one.ok ? one.about : one.error}</span>
                 {one.id === value && <Icon name="check" />}
               </li>
-            </>
+            </Fragment>
           ))}
         </ul>
       )}
