@@ -27,7 +27,9 @@ def add_serve(add: Callable[..., Any]) -> None:
         "--upstream", action="append", default=[], dest="upstreams", metavar="[NAME=]URL",
         help="an OpenAI-compatible server whose models are served too; its key is read from NAME_API_KEY",
     )  # fmt: skip
-    command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
+    command.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
+    )
     command.add_argument("--port", type=whole(0), help="port (default: the first free one from 8000 on)")
     command.add_argument("--api-key", metavar="KEY", help="what clients must send (default: HADAL_API_KEY, or none)")
     command.add_argument("--origin", action="append", default=[], dest="origins", metavar="URL",
@@ -38,10 +40,18 @@ def add_serve(add: Callable[..., Any]) -> None:
         help="how weights are held (default: auto, the fastest here at full quality)",
     )  # fmt: skip
     command.add_argument("--cache", type=size, metavar="SIZE", help="memory of each model's cache, such as 2GB")
-    command.add_argument("--max-tokens", type=whole(1), metavar="N", help="most tokens of one answer (default: the context)")
-    command.add_argument("--max-running", type=whole(1), default=256, metavar="N", help="answers at once (default: 256)")
-    command.add_argument("--max-waiting", type=whole(1), default=256, metavar="N", help="requests in the queue (default: 256)")
-    command.add_argument("--max-body", type=size, default=4_000_000, metavar="SIZE", help="largest request (default: 4MB)")
+    command.add_argument(
+        "--max-tokens", type=whole(1), metavar="N", help="most tokens of one answer (default: the context)"
+    )
+    command.add_argument(
+        "--max-running", type=whole(1), default=256, metavar="N", help="answers at once (default: 256)"
+    )
+    command.add_argument(
+        "--max-waiting", type=whole(1), default=256, metavar="N", help="requests in the queue (default: 256)"
+    )
+    command.add_argument(
+        "--max-body", type=size, default=4_000_000, metavar="SIZE", help="largest request (default: 4MB)"
+    )
     command.add_argument("--price", action="append", default=[], dest="prices", metavar="MODEL=HIT,MISS,OUTPUT",
                          help="dollars for a million tokens of an upstream's model")  # fmt: skip
     command.add_argument("--timeout", type=positive, default=600.0, metavar="S",

@@ -20,6 +20,7 @@ from hadal.server.store import Store, now
 KEPT = 512  # events that a tab may have missed
 SAVED = 1.0  # seconds between savings
 SPEED = 0.25  # seconds between speed events
+SOON = 0.05  # seconds in which no speed can be told
 
 Event = tuple[int, str, dict[str, Any]]
 Judge = Callable[[str, str, str], Mapping[str, Any] | None]
@@ -56,7 +57,7 @@ class Running:
     @property
     def speed(self) -> float | None:
         took = time.monotonic() - self.first
-        return round(self.tokens / took, 1) if self.first and took > 0 else None
+        return round(self.tokens / took, 1) if self.first and took > SOON else None
 
     def so_far(self) -> dict[str, Any]:
         texts = {"thought": "".join(self.thought) or None, "content": "".join(self.answer)}
@@ -64,7 +65,8 @@ class Running:
 
     def snapshot(self) -> Event:
         return self.last, "snapshot", {
-            "message": public(self.so_far()), "phase": self.phase, "tokens": self.tokens, "tokens_per_second": self.speed,
+            "message": public(self.so_far()), "phase": self.phase, "tokens": self.tokens,
+            "tokens_per_second": self.speed,
         }  # fmt: skip
 
     def enter(self, phase: str) -> None:
@@ -136,7 +138,9 @@ class Answers:
                 if running.first and time.monotonic() - spoke > SPEED:
                     spoke = time.monotonic()
                     elapsed = int(1000 * (spoke - running.began))
-                    running.emit("speed", {"tokens": running.tokens, "tokens_per_second": running.speed, "elapsed_ms": elapsed})
+                    running.emit(
+                        "speed", {"tokens": running.tokens, "tokens_per_second": running.speed, "elapsed_ms": elapsed}
+                    )
         except Refusal as refusal:
             status, message["error"] = "failed", refusal.message
         except asyncio.CancelledError:

@@ -28,7 +28,8 @@ log = logging.getLogger("hadal.server")
 
 
 def make_app(
-    context: Context, *, local: bool = True, body_size: int = BODY_SIZE, origins: Collection[str] = (), page: Path = PAGE
+    context: Context, *, local: bool = True, body_size: int = BODY_SIZE, origins: Collection[str] = (),
+    page: Path = PAGE,
 ) -> FastAPI:  # fmt: skip
     """local: whether only this machine is served; origins: other pages that may use the API."""
 
@@ -70,10 +71,17 @@ def make_app(
         """The page's files; its own addresses, which have no dot, are its first file."""
         file = (page / (path or "index.html")).resolve()
         inside = file.is_relative_to(page.resolve())
-        if inside and "." not in path.rpartition("/")[2] and not file.is_file() and not path.startswith(("api/", "v1/")):
+        if (
+            inside
+            and "." not in path.rpartition("/")[2]
+            and not file.is_file()
+            and not path.startswith(("api/", "v1/"))
+        ):
             file = page / "index.html"
         if not inside or not file.is_file():
-            raise Refusal(404, "There is nothing at this address." if path else "This hadal has no page; its API works.")
+            raise Refusal(
+                404, "There is nothing at this address." if path else "This hadal has no page; its API works."
+            )
         lasting = path.startswith("assets/")
         cache = "public, max-age=31536000, immutable" if lasting else "no-cache"
         return FileResponse(file, headers={"cache-control": cache})
@@ -109,7 +117,9 @@ async def _invalid(request: Request, error: Any) -> JSONResponse:
     fault = error.errors()[0]
     where = [str(part) for part in fault["loc"] if part not in ("body", "query", "path", "header")]
     field = ".".join(where) or None
-    if fault["type"] in ("json_invalid", "missing") and field is None or fault["type"] == "json_invalid":
+    if fault["loc"] == ("body",) and "json" not in request.headers.get("content-type", ""):
+        return JSONResponse(body(415, "Send the body as application/json."), 415)
+    if fault["type"] == "json_invalid" or (field is None and fault["type"] != "value_error"):
         return JSONResponse(body(400, "The body is no valid JSON object."), 400)
     if fault["type"] == "extra_forbidden":
         message = f"{field} is not honoured by this server. Leave it out."
@@ -120,6 +130,6 @@ async def _invalid(request: Request, error: Any) -> JSONResponse:
     else:
         message = f"{field or 'The body'}: {fault['msg'][:1].lower()}{fault['msg'][1:]}."
     message = message.encode("utf-8", "replace").decode()[:500]
-    return JSONResponse(body(422, message, None if field is None else field.encode("utf-8", "replace").decode()[:200]), 422)
-
-
+    return JSONResponse(
+        body(422, message, None if field is None else field.encode("utf-8", "replace").decode()[:200]), 422
+    )

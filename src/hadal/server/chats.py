@@ -18,11 +18,11 @@ from hadal.server.faults import Refusal, documented
 from hadal.server.models import Ask, Model
 from hadal.server.schemas import Stops, Strict
 from hadal.server.store import dumps
-from hadal.server.streams import Live, event
+from hadal.server.streams import STREAM, Live, event
 
 LONGEST = 200_000  # characters of a message
 router = APIRouter(prefix="/api", tags=["page"])
-ERRORS = documented(400, 401, 403, 404, 409, 413, 422, 500, 502, 503)
+ERRORS = documented(400, 401, 403, 404, 409, 413, 415, 422, 500, 502, 503)
 
 
 class Settings(Strict):
@@ -84,10 +84,15 @@ class Key(Strict):
 async def session(request: Request) -> dict[str, Any]:
     context = context_of(request)
     signed = context.key is None or request.cookies.get(guard.COOKIE) == guard.session(context.key)
-    return {"login": context.key is not None, "signed_in": signed, "version": __version__, "quickstart": context.quickstart}
+    return {
+        "login": context.key is not None,
+        "signed_in": signed,
+        "version": __version__,
+        "quickstart": context.quickstart,
+    }
 
 
-@router.post("/session", status_code=204, responses=documented(400, 401, 403, 413, 422))
+@router.post("/session", status_code=204, responses=ERRORS)
 async def sign_in(wanted: Key, request: Request) -> Response:
     key = context_of(request).key
     response = Response(status_code=204)
@@ -113,8 +118,10 @@ async def models(request: Request) -> dict[str, Any]:
     await served.refresh()
     cards = [model.card for model in served.all()]
     return {
-        "default": cards[0].id if cards else None, "pairs": served.pairs(), "models": [card.as_dict() for card in cards],
-        "upstreams": [{"name": u.name, "url": u.url, "ok": u.error is None, "error": u.error} for u in served.upstreams],
+        "default": cards[0].id if cards else None,
+        "pairs": served.pairs(),
+        "models": [card.as_dict() for card in cards],
+        "upstreams": [{"name": u.name, "url": u.url, "ok": not u.error, "error": u.error} for u in served.upstreams],
     }  # fmt: skip
 
 
@@ -237,13 +244,17 @@ def path_to(tree: Mapping[str, Mapping[str, Any]], leaf: str | None) -> list[Map
     return path[::-1]
 
 
-def ask_of(model: Model, path: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], resume: Sequence[int] = ()) -> Ask:
+def ask_of(
+    model: Model, path: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], resume: Sequence[int] = ()
+) -> Ask:
     """What a model is asked at the end of a path. Thoughts of earlier answers stay out."""
     said = path[-1:] if model.card.single_turn else path
     messages = [{"role": message["role"], "content": message["content"]} for message in said]
     if settings.get("system"):
         messages.insert(0, {"role": "system", "content": settings["system"]})
-    sampling = {name: value for name, value in settings.items() if name not in ("system", "thinking", "effort", "budget")}
+    sampling = {
+        name: value for name, value in settings.items() if name not in ("system", "thinking", "effort", "budget")
+    }
     if settings.get("budget") is not None and settings.get("thinking") is not False:
         sampling["thinking_budget"] = settings["budget"]
     return Ask(messages, None, settings.get("thinking"), settings.get("effort"), sampling, resume, "page")
@@ -256,8 +267,7 @@ def answer(message: str, request: Request) -> dict[str, Any]:
     return public(running.so_far()) if running else context.store.message(message)
 
 
-@router.get("/answers/{message}/events", responses={**ERRORS, 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
-            response_class=Response)  # fmt: skip
+@router.get("/answers/{message}/events", responses=ERRORS | STREAM, response_class=Response)
 async def events(
     message: str, request: Request, after: Annotated[int | None, Query(ge=0, le=1 << 60)] = None,
     last_event_id: Annotated[str | None, Header()] = None,
@@ -301,7 +311,9 @@ async def go_on(message: str, request: Request) -> dict[str, Any]:
     store = context.store
     found = await asyncio.to_thread(store.message, message)
     if found["role"] != "assistant" or message in context.answers.running:
-        raise Refusal(409, "The answer is still being written." if found["role"] == "assistant" else "It is no answer.", "message")
+        raise Refusal(
+            409, "The answer is still being written." if found["role"] == "assistant" else "It is no answer.", "message"
+        )
     ids = await asyncio.to_thread(store.token_ids, message)
     broke_off = found["status"] in ("stopped", "interrupted", "failed") or found["finish_reason"] == "length"
     model = await context.find(found["model"])
@@ -351,12 +363,15 @@ def export_all(request: Request, format: Literal["json", "markdown"] = "json", t
 
 def _file(text: str, format: str, name: str) -> Response:
     kind, ending = ("application/json", "json") if format == "json" else ("text/markdown; charset=utf-8", "md")
-    return Response(text, media_type=kind, headers={"content-disposition": f'attachment; filename="hadal-{name}.{ending}"'})
+    return Response(
+        text, media_type=kind, headers={"content-disposition": f'attachment; filename="hadal-{name}.{ending}"'}
+    )
 
 
-@router.post("/import", status_code=201, responses={**ERRORS, 415: documented(415)[415]},
+@router.post("/import", status_code=201, responses=ERRORS,
              openapi_extra={"requestBody": {"required": True, "content": {
-                 "application/json": {"schema": {"type": "object"}}, "text/markdown": {"schema": {"type": "string"}}}}})  # fmt: skip
+                 "application/json": {"schema": {"type": "object"}},
+                 "text/markdown": {"schema": {"type": "string"}}}}})  # fmt: skip
 async def import_chats(request: Request) -> Response:
     context: Context = context_of(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -17,16 +17,15 @@ from hadal.server.context import Context, context_of
 from hadal.server.faults import Refusal, body, documented
 from hadal.server.models import Ask, Delta, End, Event, Model, Usage
 from hadal.server.schemas import ChatCompletion, ChatRequest, CompletionRequest, ModelBody, ModelList, TextCompletion
-from hadal.server.streams import Live, begin, event, one_reply
+from hadal.server.streams import STREAM, Live, begin, event, one_reply
 
 router = APIRouter(tags=["API"])
-ERRORS = documented(400, 401, 403, 404, 409, 413, 422, 429, 500, 502, 503)
-STREAM = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+ERRORS = documented(400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 502, 503)
 SHUT_DOWN = "insufficient_system_resource"  # DeepSeek's finish_reason where the server could not go on
 
 
-@router.post("/chat/completions", response_model=ChatCompletion, responses={**ERRORS, **STREAM})
-@router.post("/v1/chat/completions", response_model=ChatCompletion, responses={**ERRORS, **STREAM}, name="v1_chat")
+@router.post("/chat/completions", response_model=ChatCompletion, responses=ERRORS | STREAM)
+@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=ERRORS | STREAM, name="v1_chat")
 async def chat_completions(wanted: ChatRequest, request: Request) -> Response:
     """An answer to a conversation, its thought in `reasoning_content` (and in `reasoning`)."""
     ask = wanted.ask()
@@ -35,8 +34,8 @@ async def chat_completions(wanted: ChatRequest, request: Request) -> Response:
     return await _reply(request, wanted.model, ask, _Chat(), bool(wanted.stream), wanted.usage_wanted)
 
 
-@router.post("/completions", response_model=TextCompletion, responses={**ERRORS, **STREAM})
-@router.post("/v1/completions", response_model=TextCompletion, responses={**ERRORS, **STREAM}, name="v1_text")
+@router.post("/completions", response_model=TextCompletion, responses=ERRORS | STREAM)
+@router.post("/v1/completions", response_model=TextCompletion, responses=ERRORS | STREAM, name="v1_text")
 async def completions(wanted: CompletionRequest, request: Request) -> Response:
     """How a text goes on, with no chat around it; control tokens are spelled."""
     return await _reply(request, wanted.model, wanted.ask(), _Text(), bool(wanted.stream), wanted.usage_wanted)
@@ -88,7 +87,12 @@ class _Chat:
     prefix, whole, chunk = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
     def choice(self, index: int, sample: _Sample, logprobs: bool) -> dict[str, Any]:
-        message = {"role": "assistant", "content": sample.text, "reasoning_content": sample.thought, "reasoning": sample.thought}
+        message = {
+            "role": "assistant",
+            "content": sample.text,
+            "reasoning_content": sample.thought,
+            "reasoning": sample.thought,
+        }
         return {"index": index, "message": message, "logprobs": sample.logprobs if logprobs else None,
                 "finish_reason": sample.finish_reason}  # fmt: skip
 
@@ -100,7 +104,8 @@ class _Chat:
             return None  # what was sent as answer cannot be called back
         thought = delta.kind == "thought"
         said = {"reasoning_content": delta.text, "reasoning": delta.text} if thought else {"content": delta.text}
-        spelled = {"content": [], "reasoning_content": []} | {"reasoning_content" if thought else "content": list(delta.logprobs)}
+        here, there = ("reasoning_content", "content") if thought else ("content", "reasoning_content")
+        spelled: dict[str, list[Any]] = {here: list(delta.logprobs), there: []}
         return {"index": delta.index, "delta": said, "logprobs": spelled if logprobs else None, "finish_reason": None}
 
     def closing(self, index: int, reason: str) -> dict[str, Any]:
@@ -154,7 +159,11 @@ async def _reply(
         return await one_reply(request, _whole(context, model, ask, form, head, logprobs))
     events = _metered(context, model, ask)
     first = await begin(request, events)  # what cannot begin is refused with its status, not in a stream
-    return Live(_chunks(context, first, events, ask, form, head, logprobs, usage_wanted), "text/event-stream", b": keep-alive\n\n")
+    return Live(
+        _chunks(context, first, events, ask, form, head, logprobs, usage_wanted),
+        "text/event-stream",
+        b": keep-alive\n\n",
+    )
 
 
 async def _metered(context: Context, model: Model, ask: Ask) -> AsyncGenerator[Event]:
@@ -198,8 +207,8 @@ async def _whole(
 
 
 async def _chunks(
-    context: Context, first: asyncio.Task[Event], events: AsyncGenerator[Event], ask: Ask, form: _Chat | _Text, head: dict[str, Any],
-    logprobs: bool, usage_wanted: bool,
+    context: Context, first: asyncio.Task[Event], events: AsyncGenerator[Event], ask: Ask, form: _Chat | _Text,
+    head: dict[str, Any], logprobs: bool, usage_wanted: bool,
 ) -> AsyncGenerator[bytes]:  # fmt: skip
     def chunk(choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> bytes:
         return event({**head, "object": form.chunk, "choices": choices} | ({"usage": usage} if usage_wanted else {}))

@@ -43,7 +43,7 @@ class Context:
         closing = asyncio.create_task(self.closing.wait())
         try:
             while True:
-                following = asyncio.create_task(anext(events, None))  # type: ignore[arg-type]
+                following = asyncio.create_task(anext(events, None))
                 try:
                     await asyncio.wait({following, closing}, return_when=asyncio.FIRST_COMPLETED)
                 finally:

@@ -71,7 +71,11 @@ async def start(wanted: NewDuel, request: Request) -> dict[str, Any]:
         task = _task(context.tasks, wanted.task)
         level = task.default_difficulty if wanted.difficulty is None else wanted.difficulty
         if level not in task.difficulties:
-            raise Refusal(422, f"Task {task.name} has difficulties {task.difficulties[0]} to {task.difficulties[-1]}.", "difficulty")
+            raise Refusal(
+                422,
+                f"Task {task.name} has difficulties {task.difficulties[0]} to {task.difficulties[-1]}.",
+                "difficulty",
+            )
         seed = secrets.randbits(48)
         problem = await asyncio.to_thread(_deal, task, seed, level)
         question = problem.prompt
@@ -101,7 +105,8 @@ def score(request: Request, models: Annotated[str, Query(min_length=1, max_lengt
     only = {name: sum(one[name] and sum(one.values()) == 1 for one in rounds) for name in names}
     return {
         "rounds": len(rounds), "models": {n: {"right": right[n], "wrong": len(rounds) - right[n]} for n in names},
-        "only": only, "both": sum(all(one.values()) for one in rounds), "neither": sum(not any(one.values()) for one in rounds),
+        "only": only, "both": sum(all(one.values()) for one in rounds),
+        "neither": sum(not any(one.values()) for one in rounds),
     }  # fmt: skip
 
 
@@ -110,7 +115,9 @@ async def forget(request: Request) -> Response:
     """Forget all duels: the score starts anew."""
     context = context_of(request)
     store = context.store
-    duels = {chat["id"] for chat in (await asyncio.to_thread(store.list_chats, "duel", "", 200))["chats"] if chat["running"]}
+    duels = {
+        chat["id"] for chat in (await asyncio.to_thread(store.list_chats, "duel", "", 200))["chats"] if chat["running"]
+    }
     await context.answers.stop([r for r in context.answers.running.values() if r.message["chat"] in duels])
     await asyncio.to_thread(store.delete_chats, None, "duel")
     return Response(status_code=204)
@@ -154,7 +161,13 @@ def make_judge(store: Store, tasks: Mapping[str, Task]) -> Callable[[str, str, s
         if found is not None:
             task, problem = found
             reward = task.score(problem, response)
-            return {"right": reward.total >= 1, "note": reward.note, "gold": problem.answer, "task": task.name, "by": "task"}
+            return {
+                "right": reward.total >= 1,
+                "note": reward.note,
+                "gold": problem.answer,
+                "task": task.name,
+                "by": "task",
+            }
         gold = duel.get("gold")
         if gold is None:
             return {"right": None, "note": "", "gold": None, "task": None, "by": "task"} if duel else None

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError
 from pydantic import BaseModel as Lenient
+from pydantic import ConfigDict, Field, ValidationError
 
 from hadal.server.faults import Refusal
 from hadal.server.store import Store, dumps, new_id, now
@@ -43,10 +43,10 @@ class MessageFile(Lenient):
 class ChatFile(Lenient):
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
-    title: str = Field("", max_length=500)
-    created: int = Field(0, ge=0, le=1 << 60)
-    updated: int = Field(0, ge=0, le=1 << 60)
-    model: str | None = Field(None, max_length=500)
+    title: str = Field(default="", max_length=500)
+    created: int = Field(default=0, ge=0, le=1 << 60)
+    updated: int = Field(default=0, ge=0, le=1 << 60)
+    model: str | None = Field(default=None, max_length=500)
     leaf: str | None = None
     messages: list[MessageFile] = Field(max_length=MOST_MESSAGES)
 
@@ -123,7 +123,9 @@ def import_(store: Store, data: bytes, is_json: bool) -> list[str]:
         raise Refusal(400, "The file is no " + ("JSON." if is_json else "UTF-8 text.")) from None
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise Refusal(422, f"The file is no export of hadal's chats: {place} {error.errors()[0]['msg'].lower()}.") from None
+        raise Refusal(
+            422, f"The file is no export of hadal's chats: {place} {error.errors()[0]['msg'].lower()}."
+        ) from None
     if not chats:
         raise Refusal(422, "The file holds no chats.")
     return [_add(store, chat) for chat in chats]
@@ -164,7 +166,13 @@ def _read_markdown(text: str) -> list[ChatFile]:
         else:
             messages = chats[-1].messages
             parent = messages[-1].id if messages else None
-            answer = {"role": "assistant", "model": said or None, "thought": thought} if kind == "answer" else {"role": "user"}
-            messages.append(MessageFile.model_validate({"id": str(len(messages)), "parent": parent, "content": content} | answer))
+            answer = (
+                {"role": "assistant", "model": said or None, "thought": thought}
+                if kind == "answer"
+                else {"role": "user"}
+            )
+            messages.append(
+                MessageFile.model_validate({"id": str(len(messages)), "parent": parent, "content": content} | answer)
+            )
             thought = None
     return chats

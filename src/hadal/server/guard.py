@@ -68,7 +68,10 @@ class Guard:
             await send(message)
 
         if allowed and scope["method"] == "OPTIONS":
-            preflight = {"access-control-allow-headers": "authorization, content-type", "access-control-allow-methods": "*"}
+            preflight = {
+                "access-control-allow-headers": "authorization, content-type",
+                "access-control-allow-methods": "*",
+            }
             await JSONResponse(None, headers=preflight)(scope, receive, answer)
             return
         refused = self._refused(scope, headers)

@@ -66,12 +66,16 @@ def default_db() -> Path:
     return Path(base) / "hadal" / "history.db"
 
 
-def serve(settings: Settings, say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)) -> None:
+def serve(
+    settings: Settings, say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
+) -> None:
     """Serve until a signal comes. UserError for whatever keeps it from beginning."""
     if not settings.models and not settings.upstreams:
         raise UserError("There is nothing to serve.", "Name a model, or give --upstream URL.")
     if not is_loopback(settings.host) and not settings.api_key:
-        raise UserError(f"{settings.host} is open to others.", "Give --api-key KEY (or HADAL_API_KEY), or leave --host out.")
+        raise UserError(
+            f"{settings.host} is open to others.", "Give --api-key KEY (or HADAL_API_KEY), or leave --host out."
+        )
     listening = bind(settings.host, settings.port)
     try:
         context = prepare(settings, say)
@@ -93,9 +97,9 @@ def prepare(settings: Settings, say: Callable[[str], None]) -> Context:
     store = Store(settings.db or default_db())
     local: list[LocalModel] = []
     try:
-        cache = cache_budget(settings.cache)
-        config = EngineConfig(rows=settings.max_running, keep_replies=True,
-                              cache_bytes=cache // max(2 * len(settings.models), 1) if settings.cache is None else cache)  # fmt: skip
+        # A run is two models, itself and its base, and all share what is free.
+        cache = cache_budget(None) // max(2 * len(settings.models), 1) if settings.cache is None else settings.cache
+        config = EngineConfig(rows=settings.max_running, keep_replies=True, cache_bytes=cache)
         for given in settings.models:
             local += load(given, dtype=settings.dtype, config=config, waiting=settings.max_waiting,
                           most_tokens=settings.max_tokens, say=say)  # fmt: skip
@@ -154,7 +158,9 @@ def bind(host: str, port: int | None) -> socket.socket:
             listening.close()
             if error.errno != errno.EADDRINUSE:
                 reason = (error.strerror or str(error)).lower()
-                raise UserError(f"{host}:{wanted} cannot be opened: {reason}.", "Choose another with --host or --port.") from None
+                raise UserError(
+                    f"{host}:{wanted} cannot be opened: {reason}.", "Choose another with --host or --port."
+                ) from None
     if port is None:
         raise UserError(f"The ports {PORT} to {PORT + PORTS - 1} are all taken.", "Choose one with --port.")
     raise UserError(f"Port {port} is taken: is hadal serving there already?", "Choose another with --port.")
@@ -164,8 +170,8 @@ class Server(uvicorn.Server):
     """uvicorn, which on a signal first lets every stream have its last event."""
 
     def __init__(self, context: Context, app: Any) -> None:
-        super().__init__(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=10, lifespan="on",
-                                        server_header=False, ws="none"))  # fmt: skip
+        super().__init__(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, ws="none",
+                                        timeout_graceful_shutdown=10, lifespan="on"))  # fmt: skip
         self.context = context
         self.loop: asyncio.AbstractEventLoop | None = None
         self.ready = threading.Event()

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hadal.cost.flops import parameters
 from hadal.cost.prices import LAPTOP
@@ -64,7 +64,12 @@ class LocalModel(Model):
         most = self.card.max_tokens
         if most is not None and (wanted.get("max_tokens") or most) >= most:
             wanted["max_tokens"] = most
-        if ask.effort is not None and "thinking_budget" not in wanted and self.card.budget and ask.thinking is not False:
+        if (
+            ask.effort is not None
+            and "thinking_budget" not in wanted
+            and self.card.budget
+            and ask.thinking is not False
+        ):
             wanted["thinking_budget"] = EFFORT_BUDGETS[ask.effort]
         if ask.prompt is not None:
             wanted["thinking"] = None
@@ -150,7 +155,8 @@ class _Reader:
             ended = token in self.tokenizer.eos_ids and piece.output is not None and i == len(piece.token_ids) - 1
             said = [] if ended else [self._logprob(token, logprob, piece.top_logprobs[i : i + 1])]
             deltas = self._deltas([token])
-            kind = "thought" if thinking and self.parser is not None else "answer"
+            thinking = (thinking or self._thinking) and self.parser is not None
+            kind: Literal["thought", "answer"] = "thought" if thinking else "answer"
             out += deltas[:-1]
             out.append(replace(deltas[-1], kind=deltas[-1].kind if deltas[-1].text else kind, logprobs=said))
         return out
@@ -168,7 +174,9 @@ class _Reader:
             out.append(self._said(*rest))
         thought = "".join(self.thought) if self.thought else None
         opening = [self.tokenizer.think_id] if self.opened else []
-        response = self.tokenizer.decode([*opening, *(i for i in self.ids if i not in self.tokenizer.eos_ids)], special=True)
+        response = self.tokenizer.decode(
+            [*opening, *(i for i in self.ids if i not in self.tokenizer.eos_ids)], special=True
+        )
         end = End(self.index, sample.finish_reason, thought, "".join(self.text), response, bool(sample.forced))
         return [*out, end]
 
@@ -178,7 +186,7 @@ class _Reader:
         before = self.reasoning
         out = [delta for part in self._take(ids) for delta in self._out(part)]
         if not out:
-            out = [Delta(self.index, "thought" if self.reasoning > before else "answer", "")]
+            out = [Delta(self.index, "thought" if self._thinking or self.reasoning > before else "answer", "")]
         return [*out[:-1], replace(out[-1], tokens=len(ids), ids=ids)]
 
     def _take(self, ids: Sequence[int]) -> list[Part]:
@@ -245,7 +253,8 @@ class StopText:
             return [(kind, text)]
         if self.stopped:
             return []
-        out = [self.rest()] if kind != self._kind and self._held else []
+        rest = self.rest() if kind != self._kind else None
+        out = [] if rest is None else [rest]
         self._kind = kind
         text = self._held + text
         found = [at for stop in self.stops if (at := text.find(stop)) >= 0]
@@ -256,7 +265,7 @@ class StopText:
             held = max(n for stop in self.stops for n in range(len(stop)) if n == 0 or text.endswith(stop[:n]))
             self._held = text[len(text) - held :]
             text = text[: len(text) - held]
-        return [*out, (kind, text)] if text else out  # type: ignore[list-item]
+        return [*out, (kind, text)] if text else out
 
     def rest(self) -> tuple[str, str] | None:
         """What is held back, at the end of a section."""

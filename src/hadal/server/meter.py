@@ -111,7 +111,12 @@ class Meter:
         family("prompt_cache_hit_tokens_total", "counter", "Tokens of prompts found in the cache.", by("cached"))
         family("completion_tokens_total", "counter", "Tokens generated.", by("completion"))
         family("reasoning_tokens_total", "counter", "Tokens generated in thoughts.", by("reasoning"))
-        family("cost_usd_total", "counter", "Dollars, where a price is known.", {_labels(model=m): v for m, v in self.usd.items()})
+        family(
+            "cost_usd_total",
+            "counter",
+            "Dollars, where a price is known.",
+            {_labels(model=m): v for m, v in self.usd.items()},
+        )
         buckets: dict[str, float] = {}
         for model, counts in self.first.items():
             bounds = [*(f"{bound:g}" for bound in BUCKETS), "+Inf"]

@@ -170,13 +170,13 @@ class Model(ABC):
 
     @abstractmethod
     def answer(self, ask: Ask, control: Control | None = None) -> AsyncGenerator[Event]:
-        """Deltas as they come, one `End` for each sample, and last the `Usage`. Refusal where it cannot begin or go on."""
+        """Deltas as they come, an `End` for each sample, last the `Usage`. Refusal where it cannot begin or go on."""
 
     @abstractmethod
     def count(self, answer: str) -> int | None:
         """Tokens of a text, where it can tell."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (only a model of this machine has something to stop)
         """Stop what runs."""
 
 

@@ -269,5 +269,3 @@ class ModelBody(BaseModel):
 class ModelList(BaseModel):
     object: Literal["list"]
     data: list[ModelBody]
-
-

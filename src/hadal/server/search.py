@@ -16,7 +16,9 @@ class Index:
     def __init__(self, db: sa.Connection) -> None:
         try:
             with db.begin_nested():
-                db.execute(sa.text("CREATE VIRTUAL TABLE IF NOT EXISTS message_words USING fts5(words, tokenize='trigram')"))
+                db.execute(
+                    sa.text("CREATE VIRTUAL TABLE IF NOT EXISTS message_words USING fts5(words, tokenize='trigram')")
+                )
             self.fast = True
         except sa.exc.OperationalError:  # a SQLite without FTS5, or older than 3.34
             self.fast = False

@@ -117,7 +117,9 @@ class Store:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(lock)
-            raise UserError(f"Another hadal serves with the history {self.path}.", "Give this one another with --db.") from None
+            raise UserError(
+                f"Another hadal serves with the history {self.path}.", "Give this one another with --db."
+            ) from None
         return lock
 
     def _check(self, db: sa.Connection) -> None:
@@ -127,7 +129,7 @@ class Store:
             return
         version = db.execute(sa.select(about.c.value).where(about.c.name == "version")).scalar()
         if version != VERSION:
-            raise UserError(f"{self.path} has version {version} of the history, and this hadal reads version {VERSION}.",
+            raise UserError(f"{self.path} has version {version} of the history, this hadal reads version {VERSION}.",
                             "Use the hadal that wrote it, or give another with --db.")  # fmt: skip
 
     def close(self) -> None:
@@ -177,7 +179,7 @@ class Store:
             .where(m.chat.in_(ids)).group_by(m.chat).subquery()
         )  # fmt: skip
         rows = db.execute(sa.select(chats, sums).outerjoin(sums, sums.c.chat == chats.c.id).where(chats.c.id.in_(ids)))
-        by_id = {row.id: _chat(row._mapping) for row in rows}
+        by_id = {row.id: _chat(row._asdict()) for row in rows}
         return [by_id[i] for i in ids if i in by_id]
 
     def chat(self, chat: str) -> dict[str, Any]:
@@ -196,15 +198,17 @@ class Store:
         """All messages of a chat, oldest first."""
         with self.engine.connect() as db:
             rows = db.execute(sa.select(messages).where(messages.c.chat == chat).order_by(messages.c.number))
-            return [_message(row._mapping) for row in rows]
+            return [_message(row._asdict()) for row in rows]
 
-    def create_chat(self, kind: str = "chat", title: str = "", model: str | None = None,
-                    settings: Mapping[str, Any] | None = None, duel: Mapping[str, Any] | None = None) -> str:  # fmt: skip
+    def create_chat(
+        self, kind: str = "chat", title: str = "", model: str | None = None,
+        settings: Mapping[str, Any] | None = None, duel: Mapping[str, Any] | None = None,
+    ) -> str:  # fmt: skip
         at, chat = now(), new_id()
         with self.writing() as db:
             db.execute(chats.insert().values(
-                id=chat, kind=kind, title=title, titled=bool(title) and kind == "chat", created=at, updated=at, model=model,
-                settings=dict(settings or {}), leaf=None, duel=None if duel is None else dict(duel),
+                id=chat, kind=kind, title=title, titled=bool(title) and kind == "chat", created=at, updated=at,
+                model=model, settings=dict(settings or {}), leaf=None, duel=None if duel is None else dict(duel),
             ))  # fmt: skip
         return chat
 
@@ -234,7 +238,7 @@ class Store:
             row = db.execute(sa.select(messages).where(messages.c.id == message)).one_or_none()
         if row is None:
             raise Refusal(404, f"There is no message {message!r}.", "message")
-        return _message(row._mapping)
+        return _message(row._asdict())
 
     def token_ids(self, message: str) -> list[int]:
         with self.engine.connect() as db:
@@ -244,7 +248,8 @@ class Store:
         """Put messages into a chat, with their ids; the last one is its leaf."""
         with self.writing() as db:
             for message in new:
-                number = db.execute(messages.insert().values(chat=chat, **_columns(message))).inserted_primary_key[0]
+                values = {"chat": chat, **_columns(message)}
+                number = db.execute(messages.insert().returning(messages.c.number), values).scalar_one()
                 self.index.add(db, number, message)
             changes: dict[str, Any] = {"updated": now(), "leaf": new[-1]["id"]}
             first = next((m["content"] for m in new if m["role"] == "user"), "")
@@ -254,7 +259,7 @@ class Store:
             db.execute(chats.update().where(chats.c.id == chat).values(**changes))
 
     def save(self, changed: Sequence[Mapping[str, Any]], partial: bool = False) -> None:
-        """Write messages over; those that have ended are found by a search from now on. partial: only what still runs."""
+        """Write messages over; those that have ended are found by a search from now on. partial: only what runs."""
         with self.writing() as db:
             for message in changed:
                 mine = messages.c.id == message["id"]
@@ -275,7 +280,8 @@ class Store:
         with self.engine.connect() as db:
             rows = db.execute(sa.select(messages.c.chat, messages.c.model, messages.c.verdict, chats.c.duel)
                               .join(chats, chats.c.id == messages.c.chat)
-                              .where(chats.c.kind == "duel", messages.c.role == "assistant").order_by(messages.c.number))  # fmt: skip
+                              .where(chats.c.kind == "duel", messages.c.role == "assistant")
+                              .order_by(messages.c.number))  # fmt: skip
             rounds: dict[str, dict[str, bool | None]] = {}
             for row in rows:
                 if sorted((row.duel or {}).get("models", [])) == sorted(models):
@@ -303,7 +309,9 @@ def _prepare(connection: Any, _: Any) -> None:
 
 
 def _chat(row: Mapping[str, Any]) -> dict[str, Any]:
-    chat = {name: row[name] for name in ("id", "kind", "title", "titled", "created", "updated", "model", "settings", "leaf")}
+    chat = {
+        name: row[name] for name in ("id", "kind", "title", "titled", "created", "updated", "model", "settings", "leaf")
+    }
     running = row["running"].split(",") if row["running"] else []
     duel = dict(row["duel"]) if row["duel"] else None
     if duel is not None:
@@ -329,4 +337,8 @@ def _columns(message: Mapping[str, Any]) -> dict[str, Any]:
 
 def dumps(value: Any) -> str:
     """JSON that any client reads: UTF-8, with no halves of characters."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace").decode()
+    return (
+        json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        .encode("utf-8", "replace")
+        .decode()
+    )

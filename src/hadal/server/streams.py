@@ -13,6 +13,8 @@ from starlette.types import Receive, Scope, Send
 from hadal.server.store import dumps
 
 KEEP_ALIVE = 10.0  # seconds
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+"""A stream, for the OpenAPI document."""
 
 T = TypeVar("T")
 
@@ -46,7 +48,7 @@ class Live(Response):
         following: asyncio.Task[bytes] | None = None
         try:
             while True:
-                following = following or asyncio.create_task(anext(source))  # type: ignore[arg-type]
+                following = following or asyncio.create_task(anext(source))
                 done, _ = await asyncio.wait({following}, timeout=KEEP_ALIVE)
                 data = self.idle
                 if done:
@@ -71,7 +73,7 @@ async def _gone(receive: Receive) -> None:
 
 async def begin(request: Request, source: AsyncGenerator[T]) -> asyncio.Task[T]:
     """The first of some events: raised if it is an error, waited for unless that takes long."""
-    first, gone = asyncio.create_task(anext(source)), asyncio.create_task(_gone(request.receive))  # type: ignore[arg-type]
+    first, gone = asyncio.create_task(anext(source)), asyncio.create_task(_gone(request.receive))
     try:
         await asyncio.wait({first, gone}, timeout=KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED)
         if first.done():

@@ -46,7 +46,12 @@ class UpstreamModel(Model):
     def _body(self, ask: Ask) -> dict[str, Any]:
         sampling = dict(ask.sampling)
         logprobs = sampling.pop("logprobs", None)
-        body: dict[str, Any] = {"model": self.name, "stream": True, "stream_options": {"include_usage": True}, **sampling}
+        body: dict[str, Any] = {
+            "model": self.name,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **sampling,
+        }
         if ask.prompt is not None:
             return body | {"prompt": ask.prompt} | ({} if logprobs is None else {"logprobs": logprobs})
         if logprobs is not None:
@@ -146,7 +151,11 @@ class _Reader:
         if isinstance(text := piece.get("content"), str) and text:
             out += self._content(self._whole(text))
         spelled = choice.get("logprobs") or {}
-        said = [] if not isinstance(spelled, dict) else [*(spelled.get("reasoning_content") or []), *(spelled.get("content") or [])]
+        said = (
+            []
+            if not isinstance(spelled, dict)
+            else [*(spelled.get("reasoning_content") or []), *(spelled.get("content") or [])]
+        )
         if said and not out:
             out.append(Delta(self.index, "answer", ""))
         if out:
@@ -182,7 +191,11 @@ class _Reader:
         return out
 
     def finish(self) -> list[Event]:
-        parts = [] if self.raw else [*self.parser.feed(LEAKS.sub("", self._held)), *self.parser.finish(self.finish_reason != "length")]
+        parts = (
+            []
+            if self.raw
+            else [*self.parser.feed(LEAKS.sub("", self._held)), *self.parser.finish(self.finish_reason != "length")]
+        )
         reason = self.finish_reason or "stop"
         thought = self.thought
         response = self.text if thought is None else f"<think>{thought}</think>{self.text}"
