@@ -127,7 +127,7 @@ async def _ask_upstreams(upstreams: Sequence[Upstream], alone: bool, say: Callab
     for upstream in upstreams:
         if upstream.error is not None:
             if alone and len(upstreams) == 1:
-                raise UserError(upstream.error)
+                raise UserError(upstream.error, "Start it, or check the address.")
             say(f"hadal: {upstream.error}")
 
 
