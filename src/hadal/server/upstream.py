@@ -152,7 +152,7 @@ class _Reader:
             out += self._content(self._whole(text))
         said = _logprobs(choice.get("logprobs"))
         if said and not out:
-            out.append(Delta(self.index, "answer", ""))
+            out.append(Delta(self.index, "thought" if choice["logprobs"].get("reasoning_content") else "answer", ""))
         if out:
             self.chunks += 1
             self.thought_chunks += out[-1].kind == "thought"
