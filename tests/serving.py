@@ -45,11 +45,11 @@ def make_run(folder: Path, seed: int = 0) -> Path:
 
 
 @contextmanager
-def hadal_server(db: Path, **settings) -> Iterator[str]:
+def hadal_server(db: Path, say=lambda line: None, **settings) -> Iterator[str]:
     """hadal's server in a thread, ended in order; its address."""
     wanted = Settings(db=db, **settings)
     listening = bind("127.0.0.1", 0)
-    context = prepare(wanted, lambda line: None)
+    context = prepare(wanted, say)
     server = Server(context, make_app(context, body_size=wanted.max_body, origins=wanted.origins))
     thread = threading.Thread(target=server.run_on, args=[listening], daemon=True)
     thread.start()
@@ -85,7 +85,9 @@ def scripted(
         return StreamingResponse(body(), media_type=kind)
 
     async def listed(request: Request):
-        return PlainTextResponse(models) if isinstance(models, str) else JSONResponse({"data": models or [{"id": "r1"}]})
+        if isinstance(models, str):
+            return PlainTextResponse(models)
+        return JSONResponse({"data": models or [{"id": "r1"}]})
 
     app = Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"]), Route("/v1/models", listed)])
     listening = bind("127.0.0.1", 0)

@@ -127,7 +127,7 @@ class Engine:
         prompt = list(prompt)
         if params.thinking and not self.tokenizer.in_thought(prompt):
             prompt.append(self.tokenizer.think_id)
-        self._check(prompt, params)
+        self.check(prompt, params)
         most = self.runs.longest() - len(prompt)
         limit = min(most, self.context - len(prompt), params.max_tokens or self.context)
         if limit < 1:
@@ -139,7 +139,8 @@ class Engine:
         self.waiting.append(Job(request, list(request.sequences), prompt))
         return request
 
-    def _check(self, prompt: list[int], params: SamplingParams) -> None:
+    def check(self, prompt: List[int], params: SamplingParams) -> None:
+        """UserError for a prompt that the model cannot read, and for settings that do not fit it. From any thread."""
         vocabulary = self.model.config.vocab_size
         if not prompt:
             raise UserError("The prompt is empty.", "Give it at least one token.")

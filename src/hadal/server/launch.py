@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import socket
 import sys
@@ -28,7 +29,7 @@ from hadal.server.guard import is_loopback
 from hadal.server.local import LocalModel, load
 from hadal.server.meter import Meter
 from hadal.server.models import Models
-from hadal.server.store import Store
+from hadal.server.store import Store, Taken
 from hadal.server.upstream import Upstream
 from hadal.tasks import BUILT_IN, Task
 
@@ -94,7 +95,7 @@ def prepare(settings: Settings, say: Callable[[str], None]) -> Context:
     """The history opened and the models loaded."""
     prices = dict(price(text) for text in settings.prices)
     upstreams = [Upstream(given, prices, settings.timeout) for given in settings.upstreams]
-    store = Store(settings.db or default_db())
+    store = _open(settings)
     local: list[LocalModel] = []
     try:
         # A run is two models, itself and its base, and all share what is free.
@@ -119,6 +120,16 @@ def prepare(settings: Settings, say: Callable[[str], None]) -> Context:
     return Context(Models(local, upstreams), store, meter, answers, tasks, settings.api_key, settings.quickstart)
 
 
+def _open(settings: Settings) -> Store:
+    """The history: a quickstart whose usual one is in use keeps its chats with the run."""
+    try:
+        return Store(settings.db or default_db())
+    except Taken:
+        if not settings.quickstart or settings.db is not None:
+            raise
+        return Store(Path(settings.models[0]) / "history.db")
+
+
 async def _ask_upstreams(upstreams: Sequence[Upstream], alone: bool, say: Callable[[str], None]) -> None:
     """Their lists of models. One that is down is told, and comes in when it is up."""
     await asyncio.gather(*(upstream.refresh() for upstream in upstreams))
@@ -127,7 +138,7 @@ async def _ask_upstreams(upstreams: Sequence[Upstream], alone: bool, say: Callab
     for upstream in upstreams:
         if upstream.error is not None:
             if alone and len(upstreams) == 1:
-                raise UserError(upstream.error)
+                raise UserError(upstream.error, "Start it, or check the address.")
             say(f"hadal: {upstream.error}")
 
 
@@ -174,6 +185,7 @@ class Server(uvicorn.Server):
                                         timeout_graceful_shutdown=10, lifespan="on"))  # fmt: skip
         self.context = context
         self.loop: asyncio.AbstractEventLoop | None = None
+        logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every client that leaves in mid-stream
         self.ready = threading.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

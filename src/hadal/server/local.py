@@ -54,8 +54,7 @@ class LocalModel(Model):
 
     def check(self, ask: Ask) -> None:
         try:
-            self._params(ask)
-            self._prompt(ask)
+            self.llm.engine.check([*self._prompt(ask), *ask.resume], self._params(ask))
         except UserError as error:
             raise refusal_of(error) from None
 

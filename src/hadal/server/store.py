@@ -86,6 +86,10 @@ def auto_title(question: str) -> str:
     return (line[:TITLE].rpartition(" ")[0] or line[: TITLE - 1]) + "…"
 
 
+class Taken(UserError):
+    """Another server owns the database."""
+
+
 class Store:
     """One database. UserError, naming the remedy, where it cannot be opened."""
 
@@ -117,7 +121,7 @@ class Store:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(lock)
-            raise UserError(
+            raise Taken(
                 f"Another hadal serves with the history {self.path}.", "Give this one another with --db."
             ) from None
         return lock

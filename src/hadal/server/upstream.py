@@ -150,18 +150,13 @@ class _Reader:
                 break
         if isinstance(text := piece.get("content"), str) and text:
             out += self._content(self._whole(text))
-        spelled = choice.get("logprobs") or {}
-        said = (
-            []
-            if not isinstance(spelled, dict)
-            else [*(spelled.get("reasoning_content") or []), *(spelled.get("content") or [])]
-        )
+        said = _logprobs(choice.get("logprobs"))
         if said and not out:
-            out.append(Delta(self.index, "answer", ""))
+            out.append(Delta(self.index, "thought" if choice["logprobs"].get("reasoning_content") else "answer", ""))
         if out:
             self.chunks += 1
             self.thought_chunks += out[-1].kind == "thought"
-            out[-1] = Delta(self.index, out[-1].kind, out[-1].text, len(said) or 1, said)
+            out[-1] = Delta(self.index, out[-1].kind, out[-1].text, len(said) or 1, logprobs=said)
         return out
 
     def _whole(self, text: str) -> str:
@@ -200,6 +195,20 @@ class _Reader:
         thought = self.thought
         response = self.text if thought is None else f"<think>{thought}</think>{self.text}"
         return [*self._parsed(parts), End(self.index, reason, thought, self.text, response)]
+
+
+def _logprobs(spelled: Any) -> list[dict[str, Any]]:
+    """Of a chat's tokens, or of a plain completion's, which has them in lists side by side."""
+    if not isinstance(spelled, dict):
+        return []
+    if "tokens" not in spelled:
+        return [*(spelled.get("reasoning_content") or []), *(spelled.get("content") or [])]
+    likeliest = spelled.get("top_logprobs") or [{}] * len(spelled["tokens"])
+    return [
+        {"token": token, "logprob": logprob, "bytes": list(str(token).encode()),
+         "top_logprobs": [{"token": t, "logprob": p, "bytes": list(t.encode())} for t, p in (top or {}).items()]}
+        for token, logprob, top in zip(spelled["tokens"], spelled.get("token_logprobs") or [], likeliest, strict=False)
+    ]  # fmt: skip
 
 
 class Upstream:
@@ -283,7 +292,7 @@ class Upstream:
                     raise self._refused(response.status_code, await _beginning(response))
                 kind = response.headers.get("content-type", "")
                 if "text/event-stream" not in kind:
-                    raise self.junk(f"{kind or 'something'} in place of an event stream")
+                    raise self.junk(f"{kind.partition(';')[0] or 'something'} in place of an event stream")
                 yield {}
                 async for line in self._lines(response):
                     if not line.startswith(b"data:"):
@@ -323,7 +332,7 @@ class Upstream:
 
     def _lost(self, error: Exception) -> Refusal:
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            return Refusal(502, f"{self.name} cannot be reached at {self.url}. Is it running?")
+            return Refusal(502, f"{self.name} cannot be reached at {self.url}.")
         if isinstance(error, httpx.TimeoutException):
             return Refusal(502, f"{self.name} is too slow: nothing came for a long time.")
         return Refusal(502, f"{self.name} broke off ({type(error).__name__}).")
