@@ -13,11 +13,11 @@ export function seconds(ms: number): string {
   return t('minutes', { m: Math.floor(whole / 60), s: whole % 60 })
 }
 
-/** Two digits that count, also of sums far below a cent. */
+/** Two digits that count, down to a millionth of a dollar. */
 export function dollars(usd: number): string {
   if (usd === 0) return '$0'
   if (usd >= 1) return '$' + usd.toFixed(2)
-  if (usd < 1e-9) return '<$0.000000001'
+  if (usd < 1e-6) return '<$0.000001'
   return '$' + usd.toFixed(Math.max(2, 1 - Math.floor(Math.log10(usd))))
 }
 

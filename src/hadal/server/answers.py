@@ -196,8 +196,9 @@ class Answers:
             return
         held = running.events[0][0] if running.events else running.last + 1
         if after is None or not held - 1 <= after <= running.last:
-            yield running.snapshot()
-            after = running.last
+            snapshot = running.snapshot()
+            after = snapshot[0]  # taken now: more may come while the snapshot is sent
+            yield snapshot
         while True:
             changed = running.changed
             for event in [event for event in running.events if event[0] > after]:

@@ -71,7 +71,8 @@ const ALLOWED = {
     ...'sub sup kbd mark u s b i span input'.split(' '),
   ],
   ALLOWED_ATTR: ['href', 'class', 'align', 'start', 'type', 'checked', 'disabled'],
-  ALLOWED_URI_REGEXP: /^(?:https?:|mailto:)/i,
+  ALLOWED_URI_REGEXP: /^(?:https?:|mailto:)/i, // asked of every attribute but these
+  ADD_URI_SAFE_ATTR: ['align', 'start', 'type', 'checked', 'disabled'],
   ALLOW_DATA_ATTR: false,
   ALLOW_ARIA_ATTR: false,
 }
@@ -91,7 +92,10 @@ export function renderBlock(text: string, finished: boolean): DocumentFragment {
   formulas = []
   const html = marked.parse(text) as string
   const fragment = DOMPurify.sanitize(html, { ...ALLOWED, RETURN_DOM_FRAGMENT: true })
-  for (const node of fragment.querySelectorAll<HTMLElement>('span.formula')) setFormula(node)
+  for (const node of fragment.querySelectorAll<HTMLElement>('span.formula')) {
+    const formula = formulas[Number(node.textContent)]
+    if (formula !== undefined) setFormula(node, formula)
+  }
   for (const pre of fragment.querySelectorAll('pre')) dressCode(pre, finished)
   for (const table of fragment.querySelectorAll('table')) {
     const frame = scrollable(document.createElement('div'), t('table'))
@@ -103,9 +107,30 @@ export function renderBlock(text: string, finished: boolean): DocumentFragment {
   return fragment
 }
 
-function setFormula(node: HTMLElement): void {
-  const formula = formulas[Number(node.textContent)]
-  if (formula === undefined) return
+/** A question as it was typed, with its formulas set; the rest stays plain text. */
+export function renderQuestion(text: string): DocumentFragment {
+  const fragment = document.createDocumentFragment()
+  let plain = 0 // where the text begins that is not yet in the fragment
+  for (let at = 0; at < text.length; ) {
+    const next = nextFormula(text.slice(at))
+    if (next < 0) break
+    at += next
+    const found = formulaAt(text.slice(at), text[at - 1])
+    if (found === null) {
+      at += text.startsWith('$$', at) ? 2 : 1
+      continue
+    }
+    const node = document.createElement('span')
+    node.className = 'formula'
+    setFormula(node, found)
+    fragment.append(text.slice(plain, at), node)
+    plain = at += found.raw.length
+  }
+  fragment.append(text.slice(plain))
+  return fragment
+}
+
+function setFormula(node: HTMLElement, formula: { tex: string; display: boolean }): void {
   node.textContent = ''
   katex.render(formula.tex, node, {
     displayMode: formula.display,

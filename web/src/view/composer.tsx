@@ -53,8 +53,9 @@ export function Composer() {
           }}
         />
         <div class="controls">
-          {model.value !== null && <ThinkingControls model={model.value} settings={settings.value} change={changeSettings} />}
-          <span class="spring" />
+          <div class="options">
+            {model.value !== null && <ThinkingControls model={model.value} settings={settings.value} change={changeSettings} />}
+          </div>
           {now !== null ? (
             <button type="button" class="send" aria-label={t('stop')} title={t('stop')} onClick={() => void stop()}>
               <Icon name="stop" />

@@ -169,7 +169,7 @@ function Deal() {
               {chosen.about}
               {chosen.gold_limit !== null && (
                 <>
-                  {' '}
+                  {' · '}
                   {difficulty.value > chosen.gold_limit ? <strong>{t('beyond', { d: chosen.gold_limit })}</strong> : t('within', { d: chosen.gold_limit })}
                 </>
               )}
@@ -206,7 +206,7 @@ function Round() {
               {answer.verdict?.right != null && <Icon name={answer.verdict.right ? 'check' : 'cross'} />}
             </h2>
             <Answer message={answer} plain />
-            {liveOf(answer.id) !== undefined && <PhaseLine message={answer} />}
+            {liveOf(answer.id) !== undefined && <PhaseLine message={answer} stoppable />}
           </div>
         ))}
       </div>

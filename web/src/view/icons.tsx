@@ -59,6 +59,7 @@ export function Mark() {
       <path d="M6 15H16L32 49L48 15H58" />
       <path class="faint" d="M23 15L32 34L41 15" />
       <circle class="glow" cx="32" cy="55" r="9" />
+      <circle class="glow" cx="32" cy="55" r="5.8" />
       <circle class="lure" cx="32" cy="55" r="3.2" />
     </svg>
   )

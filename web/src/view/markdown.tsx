@@ -3,12 +3,14 @@ import { language, t } from '../i18n'
 import { Blocks } from '../text/blocks'
 import { renderBlock } from '../text/markdown'
 
-/** Most of a frame may go into new blocks; the rest of a long text follows in the frames after it. */
-const BUDGET_MS = 10
+/** So much of a frame may go into new blocks; the rest of a long text follows in the frames after it. */
+const BUDGET_MS = 12
+/** What waits is put into one node up to so many letters: each costs a pass of the sanitiser and a place in the layout. */
+const TOGETHER = 3000
 
 /**
- * Markdown that may still grow. Each block is a node of its own, rendered once when it is finished; only the last one is
- * rendered again as text arrives.
+ * Markdown that may still grow. Finished blocks are rendered once, into nodes of their own; only the last one, which is
+ * open, is rendered again as text arrives.
  */
 export function Markdown({ text, live = false }: { text: string; live?: boolean }) {
   return <Grown key={language.value} text={text} live={live} />
@@ -16,34 +18,35 @@ export function Markdown({ text, live = false }: { text: string; live?: boolean 
 
 function Grown({ text, live }: { text: string; live: boolean }) {
   const host = useRef<HTMLDivElement>(null)
-  const state = useRef({ blocks: new Blocks(), done: 0, openText: '', openDone: false, frame: 0 })
+  const state = useRef({ blocks: new Blocks(), done: 0, nodes: 0, openText: '', openDone: false, frame: 0 })
 
   useLayoutEffect(() => {
     const at = state.current
     const root = host.current!
     if (at.blocks.update(text)) {
       root.replaceChildren()
-      at.done = 0
+      at.done = at.nodes = 0
       at.openText = ''
     }
     const fill = () => {
       const until = performance.now() + BUDGET_MS
       at.frame = 0
-      while (at.done < at.blocks.finished.length) {
-        set(root, at.done, at.blocks.finished[at.done], true)
-        at.done++
+      const { finished, open } = at.blocks
+      while (at.done < finished.length) {
+        let text = finished[at.done++]
+        while (at.done < finished.length && text.length < TOGETHER) text += finished[at.done++]
+        set(root, at.nodes++, text, true)
         at.openText = ''
         if (performance.now() > until) {
           at.frame = requestAnimationFrame(fill)
           return
         }
       }
-      const { open } = at.blocks
       if (open === at.openText && at.openDone === !live) return
       at.openText = open
       at.openDone = !live
-      if (open.trim() === '') root.children[at.done]?.remove()
-      else set(root, at.done, open, !live)
+      if (open.trim() === '') root.children[at.nodes]?.remove()
+      else set(root, at.nodes, open, !live)
     }
     if (at.frame === 0) fill()
     return undefined

@@ -1,8 +1,9 @@
-import { useState } from 'preact/hooks'
+import { useLayoutEffect, useRef, useState } from 'preact/hooks'
 import { count, dollars, seconds } from '../format'
 import { t } from '../i18n'
 import { liveOf } from '../live'
 import { ask, branch, carryOn, judge, messages, modelNamed, regenerate, running, say } from '../state'
+import { renderQuestion } from '../text/markdown'
 import { siblings } from '../tree'
 import type { Message } from '../types'
 import { Icon, IconButton } from './icons'
@@ -17,9 +18,7 @@ export function Question({ message, plain = false }: { message: Message; plain?:
   if (editing) return <Edit message={message} close={() => edit(false)} />
   return (
     <article class="question" id={`m-${message.id}`} tabIndex={-1} aria-label={t('yourQuestion')}>
-      <div class="question-text" data-cut={!whole}>
-        {message.content}
-      </div>
+      <QuestionText text={message.content} cut={!whole} />
       {long && (
         <button type="button" class="quiet" aria-expanded={whole} onClick={() => showWhole(!whole)}>
           {whole ? t('showLess') : t('showAll')}
@@ -34,6 +33,12 @@ export function Question({ message, plain = false }: { message: Message; plain?:
       )}
     </article>
   )
+}
+
+function QuestionText({ text, cut }: { text: string; cut: boolean }) {
+  const node = useRef<HTMLDivElement>(null)
+  useLayoutEffect(() => node.current!.replaceChildren(renderQuestion(text)), [text])
+  return <div class="question-text" data-cut={cut} ref={node} />
 }
 
 function Edit({ message, close }: { message: Message; close: () => void }) {

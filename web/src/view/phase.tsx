@@ -20,8 +20,8 @@ export function Clock({ since }: { since: number }) {
   )
 }
 
-/** What a running answer is doing, how fast, and the ways to end it. */
-export function PhaseLine({ message }: { message: Message }) {
+/** What a running answer is doing and how fast; `stoppable`: with a Stop of its own, where no composer has one. */
+export function PhaseLine({ message, stoppable = false }: { message: Message; stoppable?: boolean }) {
   const live = liveOf(message.id)
   if (live === undefined) return null
   const offered = modelNamed(message.model)?.answer_now ?? false
@@ -41,10 +41,12 @@ export function PhaseLine({ message }: { message: Message }) {
             {t('answerNow')}
           </button>
         )}
-        <button type="button" class="small" onClick={() => void stop(message)}>
-          <Icon name="stop" />
-          {t('stop')}
-        </button>
+        {stoppable && (
+          <button type="button" class="small" onClick={() => void stop(message)}>
+            <Icon name="stop" />
+            {t('stop')}
+          </button>
+        )}
       </span>
     </div>
   )
