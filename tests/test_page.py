@@ -37,8 +37,8 @@ The question is what $\\int_0^1 x^2\\,dx$ is.
 
 I recall that \\(\\frac{d}{dx} x^3 = 3x^2\\), so $x^3/3$ is an antiderivative.
 
-Wait, I should check the bounds. At 1 it is $1/3$, at 0 it is 0. So the area under the parabola is a third of the square, \
-which also fits what Archimedes found by weighing.
+Wait, I should check the bounds. At 1 it is $1/3$, at 0 it is 0. So the area under the parabola is a third of the \
+square, which also fits what Archimedes found by weighing.
 
 A quick check with ten slices from the left gives 0.285, and from the right 0.385; a third lies between them, and the \
 mean of both is 0.335.
@@ -208,12 +208,9 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def address(run_folder: Path, scripts: Scripts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    upstream = ScriptedUpstream(scripts.table(), ("r1-scripted", "v3-scripted"))  # type: ignore[arg-type]
-    db = tmp_path_factory.mktemp("db") / "history.db"
-    options = ["--upstream", f"sea={upstream.url}", "--db", str(db)]
-    command = [sys.executable, "-m", "hadal", "serve", str(run_folder), *options]
+def serve(*options: str) -> Iterator[str]:
+    """`hadal serve` with these options, and its address; ends it afterwards."""
+    command = [sys.executable, "-m", "hadal", "serve", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     found = None
@@ -222,10 +219,28 @@ def address(run_folder: Path, scripts: Scripts, tmp_path_factory: pytest.TempPat
             break
     assert found is not None, "hadal serve did not start"
     threading.Thread(target=process.stderr.read, daemon=True).start()  # so that the pipe never fills
-    yield found[0].rstrip("/")
-    process.send_signal(signal.SIGINT)
-    process.wait(20)
+    try:
+        yield found[0].rstrip("/")
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+
+
+@pytest.fixture(scope="module")
+def upstream(scripts: Scripts) -> Iterator[str]:
+    upstream = ScriptedUpstream(scripts.table(), ("r1-scripted", "v3-scripted"))  # type: ignore[arg-type]
+    yield f"sea={upstream.url}"
     upstream.close()
+
+
+@pytest.fixture(scope="module")
+def address(run_folder: Path, upstream: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    db = tmp_path_factory.mktemp("db") / "history.db"
+    yield from serve(str(run_folder), "--upstream", upstream, "--db", str(db))
 
 
 @pytest.fixture(scope="module")
@@ -540,6 +555,8 @@ def test_search_rename_and_delete(tab: Tab) -> None:
     page.keyboard.type("zebraf")
     expect(page.locator(".history .row")).to_have_count(1)
     expect(page.locator(".row-snippet mark")).to_have_text(re.compile("zebraf", re.I))
+    page.locator(".history .row a").click()
+    expect(page.locator(".question", has_text="zebrafish")).to_be_focused()
     page.fill("#search", "nothing has this")
     expect(page.locator(".history-empty")).to_be_visible()
     page.fill("#search", "")
@@ -639,6 +656,10 @@ def test_errors_are_told_with_their_reason(tab: Tab) -> None:
     page.fill("#composer", "typed while the server is away")
     page.press("#composer", "Enter")
     expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+    expect(page.locator("#composer")).to_have_value("typed while the server is away")
+    page.get_by_role("link", name="New chat").click()
+    expect(page.locator("#composer")).to_have_value("")
+    page.go_back()
     expect(page.locator("#composer")).to_have_value("typed while the server is away")
     tab.context.set_offline(False)
     tab.wrong.clear()  # the browser logs the failed request
@@ -746,8 +767,9 @@ def test_phone(browser: Browser, address: str, scripts: Scripts) -> None:
     page.wait_for_timeout(300)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     wide = page.evaluate(
-        """() => [...document.querySelectorAll('main *')].filter(n => !n.closest('.table, pre, .display, .hidden, .katex')
-            && n.getBoundingClientRect().right > innerWidth + 1).map(n => n.outerHTML.slice(0, 100))"""
+        """() => [...document.querySelectorAll('main *')]
+            .filter(n => !n.closest('.table, pre, .display, .hidden, .katex'))
+            .filter(n => n.getBoundingClientRect().right > innerWidth + 1).map(n => n.outerHTML.slice(0, 100))"""
     )
     assert wide == []
     picture(page, "phone")
@@ -872,3 +894,25 @@ def test_it_can_be_installed(tab: Tab) -> None:
     assert session.send("Page.getAppManifest")["errors"] == []
     hindered = [error["errorId"] for error in session.send("Page.getInstallabilityErrors")["installabilityErrors"]]
     assert set(hindered) <= {"in-incognito"}  # which every context of this test is
+
+
+def test_a_server_with_a_key_asks_for_it(browser: Browser, upstream: str, tmp_path: Path) -> None:
+    server = serve("--upstream", upstream, "--db", str(tmp_path / "h.db"), "--api-key", "deep")
+    tab = Tab(browser, next(server))
+    page = tab.page
+    page.goto(tab.address)
+    page.get_by_label("Key of this server").fill("shallow")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert").first).to_contain_text("not right")
+    check_axe(page, "sign in")
+    page.get_by_label("Key of this server").fill("deep")
+    page.keyboard.press("Enter")
+    expect(page.locator("#composer")).to_be_visible()
+    tab.ask("short")
+    tab.finished()
+    page.get_by_role("button", name="Preferences").click()
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_label("Key of this server")).to_be_visible()
+    tab.wrong.clear()  # the browser logs the refused key
+    tab.close()
+    next(server, None)

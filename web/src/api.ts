@@ -93,7 +93,7 @@ export interface AnswerEvents {
   delta(event: { thought?: string; answer?: string }): void
   moved(event: { thought: string }): void
   speed(event: { tokens: number; tokens_per_second: number | null; elapsed_ms: number }): void
-  done(event: { message: Message; chat: Chat }): void
+  done(event: { message: Message; chat: Chat | null }): void // null: the chat was deleted meanwhile
   lost(): void // the stream is gone for good (the answer too, or the server)
 }
 

@@ -8,7 +8,7 @@ import type { Message } from './types'
 import { dialog } from './view/dialogs'
 import { copy } from './view/markdown'
 import { editLast, turnBranch } from './view/message'
-import { sidebarOpen } from './view/sidebar'
+import { sidebarCovers, sidebarOpen } from './view/sidebar'
 import { toggleThought } from './view/thought'
 
 interface Shortcut {
@@ -79,7 +79,8 @@ function goOn(): void {
 export function onKey(event: KeyboardEvent): void {
   if (event.defaultPrevented || dialog.value !== null) return
   if (event.key === 'Escape') {
-    if (running.value !== null) void stop()
+    if (sidebarCovers()) sidebarOpen.value = false
+    else if (running.value !== null) void stop()
     else (document.activeElement as HTMLElement | null)?.blur()
     return
   }

@@ -17,7 +17,7 @@ export interface Live {
 }
 
 const lives = signal<Map<string, Live>>(new Map())
-const leave = new Map<string, () => void>()
+const leave = new Map<string, { chat: string; stop: () => void }>()
 
 /** Finished answers are announced and stored by whoever owns the messages. */
 let owner: { put(message: Message): void; noteChat(chat: Chat): void }
@@ -52,6 +52,19 @@ function flush(): void {
   lives.value = next
 }
 
+/** Stops following the answers of other chats: a browser opens only six connections to one server. */
+export function leaveOthers(chat: string | null): void {
+  const next = new Map(lives.value)
+  for (const [id, one] of leave) {
+    if (one.chat === chat) continue
+    one.stop()
+    leave.delete(id)
+    pending.delete(id)
+    next.delete(id)
+  }
+  lives.value = next
+}
+
 export function watch(message: Message): void {
   if (leave.has(message.id)) return
   const id = message.id
@@ -82,9 +95,9 @@ export function watch(message: Message): void {
     announce(ending(final))
   }
   later(id, live)
-  leave.set(
-    id,
-    follow(id, {
+  leave.set(id, {
+    chat: message.chat,
+    stop: follow(id, {
       snapshot(event) {
         const { created, wait_ms } = event.message
         if (event.phase === 'thinking') live.thoughtBegan = Math.min(Date.now(), created + (wait_ms ?? 0))
@@ -118,7 +131,7 @@ export function watch(message: Message): void {
       },
       done(event) {
         end(event.message)
-        owner.noteChat(event.chat)
+        if (event.chat !== null) owner.noteChat(event.chat)
       },
       lost() {
         leave.delete(id)
@@ -131,7 +144,7 @@ export function watch(message: Message): void {
         void check()
       },
     }),
-  )
+  })
 }
 
 function ending(message: Message): string {

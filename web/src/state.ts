@@ -2,7 +2,7 @@
 import { batch, computed, signal } from '@preact/signals'
 import { api, ApiError } from './api'
 import { t } from './i18n'
-import { adopt, liveOf, watch } from './live'
+import { adopt, leaveOthers, liveOf, watch } from './live'
 import { load as loadPreferences } from './preferences'
 import { go, route } from './route'
 import { deepest, path } from './tree'
@@ -73,6 +73,7 @@ async function begin(): Promise<void> {
 export async function signIn(key: string): Promise<void> {
   await attempt(async () => {
     await api.signIn(key)
+    toast.value = null // a key that was wrong before
     session.value = await api.session()
     await begin()
   })
@@ -172,7 +173,11 @@ export async function open(to: { view: 'chat' | 'duel'; id: string | null }): Pr
     listedKind = to.view
     if (query.value === '') void attempt(refreshHistory)
   }
-  if (to.id !== null && chat.value?.id === to.id) return
+  if (to.id !== null && chat.value?.id === to.id) {
+    reveal()
+    return
+  }
+  leaveOthers(to.id)
   batch(() => {
     chat.value = null
     messages.value = []
@@ -183,6 +188,23 @@ export async function open(to: { view: 'chat' | 'duel'; id: string | null }): Pr
     const { messages: all, ...found } = await api.chat(id)
     if (route.value.id !== id) return
     show(found, all)
+    reveal()
+  })
+}
+
+/** The message that a search found; it is shown once its chat is open. */
+export const sought = signal<string | null>(null)
+
+function reveal(): void {
+  const id = sought.value
+  sought.value = null
+  const open = chat.value
+  if (id === null || open === null || !messages.value.some((message) => message.id === id)) return
+  if (!shown.value.some((message) => message.id === id)) chat.value = { ...open, leaf: deepest(messages.value, id) }
+  requestAnimationFrame(() => {
+    const node = document.getElementById(`m-${id}`)
+    node?.scrollIntoView({ block: 'start' })
+    node?.focus({ preventScroll: true })
   })
 }
 

@@ -1,13 +1,29 @@
-import { useLayoutEffect, useRef, useState } from 'preact/hooks'
+import { useEffect, useLayoutEffect, useRef, useState } from 'preact/hooks'
 import { t } from '../i18n'
-import { ask, changeSettings, chat, model, running, settings, shown, stop } from '../state'
+import { route } from '../route'
+import { ask, changeSettings, model, running, settings, shown, stop } from '../state'
 import type { Model, Settings } from '../types'
 import { Icon } from './icons'
 import { editLast } from './message'
 import { PhaseLine } from './phase'
 
+/** What was typed and not yet sent, for each chat, also after a reload. */
+const drafts = {
+  key: (id: string | undefined) => 'hadal-draft-' + (id ?? 'new'),
+  load: (id: string | undefined) => sessionStorage.getItem(drafts.key(id)) ?? '',
+  keep(id: string | undefined, text: string): void {
+    if (text === '') sessionStorage.removeItem(drafts.key(id))
+    else sessionStorage.setItem(drafts.key(id), text)
+  },
+}
+
 export function Composer() {
-  const [text, setText] = useState('')
+  const id = route.value.id ?? undefined
+  return <Field key={id} id={id} />
+}
+
+function Field({ id }: { id: string | undefined }) {
+  const [text, setText] = useState(() => drafts.load(id))
   const area = useRef<HTMLTextAreaElement>(null)
   const now = running.value
   const cannot = model.value === null || !model.value.ok
@@ -15,13 +31,17 @@ export function Composer() {
   useLayoutEffect(() => grow(area.current!), [text])
   useLayoutEffect(() => {
     if (matchMedia('(hover: hover)').matches) area.current!.focus() // on a phone the keyboard would cover the page
-  }, [chat.value?.id])
+  }, [])
+  useEffect(() => drafts.keep(id, text), [id, text])
 
   const submit = async () => {
     const content = text.trim()
     if (content === '' || now !== null || cannot) return
     setText('')
-    if (!(await ask(content))) setText((since) => since || content) // nothing that was typed is lost
+    drafts.keep(id, '')
+    if (await ask(content)) return
+    setText((since) => since || content) // nothing that was typed is lost
+    drafts.keep(route.value.id ?? undefined, content)
   }
 
   return (

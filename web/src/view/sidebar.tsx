@@ -1,10 +1,11 @@
 import { signal } from '@preact/signals'
+import type { ComponentChildren } from 'preact'
 import { useRef, useState } from 'preact/hooks'
 import { api } from '../api'
 import { day } from '../format'
 import { t } from '../i18n'
 import { go, route } from '../route'
-import { attempt, history, importFile, more, olderHistory, pathOf, query, refreshHistory, rename } from '../state'
+import { attempt, history, importFile, more, olderHistory, pathOf, query, refreshHistory, rename, sought } from '../state'
 import type { Chat } from '../types'
 import { dialog } from './dialogs'
 import { Icon, IconButton, Mark } from './icons'
@@ -12,6 +13,7 @@ import { Menu } from './menu'
 
 const wide = matchMedia('(min-width: 60rem)')
 export const sidebarOpen = signal(wide.matches)
+export const sidebarCovers = () => sidebarOpen.value && !wide.matches
 wide.addEventListener('change', () => (sidebarOpen.value = wide.matches))
 
 /** On a phone the sidebar covers the page, so it goes once something was chosen. */
@@ -20,7 +22,7 @@ function visit(path: string): void {
   go(path)
 }
 
-function Link({ to, children, ...rest }: { to: string; children: preact.ComponentChildren; class?: string; 'aria-current'?: 'page' | undefined; title?: string }) {
+function Link({ to, find, children, ...rest }: { to: string; find?: string | null; children: ComponentChildren; class?: string; 'aria-current'?: 'page'; title?: string }) {
   return (
     <a
       href={to}
@@ -28,6 +30,7 @@ function Link({ to, children, ...rest }: { to: string; children: preact.Componen
       onClick={(event) => {
         if (event.metaKey || event.ctrlKey || event.shiftKey) return // a tab of its own
         event.preventDefault()
+        sought.value = find ?? null
         visit(to)
       }}
     >
@@ -174,7 +177,7 @@ function Row({ chat }: { chat: Chat }) {
   }
   return (
     <li class="row">
-      <Link to={pathOf(chat)} aria-current={route.value.id === chat.id ? 'page' : undefined} title={title}>
+      <Link to={pathOf(chat)} find={chat.snippet?.message} aria-current={route.value.id === chat.id ? 'page' : undefined} title={title}>
         <span class="row-title">
           {chat.kind === 'duel' && <Icon name="versus" />}
           {chat.running.length > 0 && <span class="row-running" role="img" aria-label={t('running')} />}
