@@ -37,7 +37,6 @@ def make_app(
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         yield
         await context.close()
-        await context.models.close()
         context.store.close()
 
     app = FastAPI(
