@@ -361,7 +361,7 @@ def main() -> None:
         folder = Path(name)
         model = options.model or str(random_model(folder / "model"))
         if options.only != "load":
-            most, rounds = (64, 1) if options.quick else (256, 3)
+            most, rounds = (64, 1) if options.quick else (256, 2)
             result["speed"] = s = speed(model, folder, options.threads, most, rounds)
             print(f"{STREAMS} streams: engine {s['engine']:,.0f} tokens/s, served {s['served']:,.0f}, "
                   f"ratio {s['ratio']:.2f}; first token after {s['first_token_seconds']:.2f} s; "

@@ -46,4 +46,4 @@ def test_no_server_error_and_no_answer_outside_the_document(tmp_path, paths, cas
                     try_it()
                 except Unsatisfiable:
                     assert mode is GenerationMode.NEGATIVE  # nothing about it can be wrong
-        assert len(tried) >= 0.7 * cases and {200, 422} <= set(tried) and max(tried) < 500
+        assert len(tried) >= cases / 2 and {200, 422} <= set(tried) and max(tried) < 500

@@ -72,8 +72,9 @@ def _put(news: List[tuple[asyncio.Queue[Piece | BaseException], Piece]]) -> None
 class AsyncEngine:
     """Streams over one engine. `close` it, or use it in a `with`.
 
-    waiting: how many requests may wait before new ones are turned away; every: seconds between two pieces of a
-    sample, at least, so that many readers do not hold the engine up.
+    waiting: how many requests may wait before new ones are turned away; every: seconds between two requests' pieces, on
+    average and at least, so that many readers do not hold the engine up: the more there are, the more tokens has each
+    piece.
     """
 
     def __init__(self, engine: Engine, waiting: int = 256, every: float = 0.0) -> None:
@@ -207,7 +208,7 @@ class AsyncEngine:
                 continue
             pieces = [piece for sequence in request.sequences if (piece := self._new(caller, sequence)).token_ids]
             if pieces:
-                caller.due = now + self.every
+                caller.due = now + self.every * len(self._callers)
             if request.done:
                 last = pieces.pop() if pieces else Piece(0, [])
                 pieces.append(replace(last, output=request.output()))

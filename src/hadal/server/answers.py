@@ -72,13 +72,14 @@ class Running:
     def enter(self, phase: str) -> None:
         if phase == self.phase:
             return
-        self.close_thought()
+        if self.phase == "thinking":
+            self.settle_thought()
         self.phase = phase
         self.emit("phase", {"phase": phase})
 
-    def close_thought(self) -> None:
-        if self.phase == "thinking":
-            self.message["thought_ms"] = self.thought_before + int(1000 * (time.monotonic() - self.first))
+    def settle_thought(self) -> None:
+        """The thought ends here, for all that is known."""
+        self.message["thought_ms"] = self.thought_before + int(1000 * (time.monotonic() - self.first))
 
     def hear(self, delta: Delta) -> None:
         if delta.tokens and not self.first:
@@ -88,8 +89,8 @@ class Running:
         self.ids += delta.ids
         if delta.kind == "moved":
             self.thought, self.answer = [delta.text], []
-            self.phase = "thinking"
             self.enter("answering")
+            self.settle_thought()
             self.emit("moved", {"thought": delta.text})
             return
         if delta.text or delta.tokens:
@@ -156,7 +157,8 @@ class Answers:
         self, running: Running, model: Model, ask: Ask, question: str, status: str, end: End | None,
         usage: Usage | None, seconds: float,
     ) -> None:  # fmt: skip
-        running.close_thought()
+        if running.phase == "thinking":
+            running.settle_thought()
         message = running.so_far()
         took = time.monotonic() - running.began
         message |= {"status": status, "total_ms": (message["total_ms"] or 0) + int(1000 * took),
