@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 STREAMS = 64
+CACHE = "150MB"  # less than the load could fill: memory that grows beyond it is lost
 WORDS = ["Sort 4, 9, 2, 7.", "What is 3 + 4 - 2 + 9?", "How many r in strawberry?", "I start at 3 and wait."]
 BAD = [b"{", b'{"messages": []}',
        b'{"messages": 7}', b'{"model": "none", "messages": [{"role": "user", "content": "x"}]}',
@@ -75,6 +76,7 @@ class Served:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         command = [sys.executable, "-m", "hadal", "serve", f"bench={model}", "--port", str(self.port), "--db", str(db)]
+        command += ["--cache", CACHE]
         began = time.perf_counter()
         self.process = subprocess.Popen(command, env=environment(threads), stderr=subprocess.DEVNULL)
         while asyncio.run(self._up()) is False:

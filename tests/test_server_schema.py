@@ -19,7 +19,7 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 
 
 @pytest.mark.parametrize(
-    ("paths", "cases"), [("/v1/", 40), pytest.param("/", 1000, marks=pytest.mark.long)], ids=["some", "all"]
+    ("paths", "cases"), [("/v1/", 40), pytest.param("/", 2000, marks=pytest.mark.long)], ids=["some", "all"]
 )
 def test_no_server_error_and_no_answer_outside_the_document(tmp_path, paths, cases):
     run = make_run(tmp_path / "run")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,7 +23,6 @@ from hadal.server.streams import Gone
 
 PAGE = Path(__file__).parent / "page"
 BODY_SIZE = 4_000_000
-log = logging.getLogger("hadal.server")
 
 
 def make_app(
