@@ -12,6 +12,7 @@ import pytest
 from serving import CONTEXT, QUESTION, hadal_server, make_run
 
 from hadal.engine import LLM, SamplingParams
+from hadal.server import streams
 
 ASK = [{"role": "user", "content": QUESTION}]
 
@@ -262,6 +263,21 @@ def test_too_many_are_turned_away_and_the_rest_served(url):
     for thread in threads:
         thread.join()
     assert set(codes) == {200, 503} and codes.count(200) >= 4
+
+
+def test_who_waits_is_kept_alive(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "KEEP_ALIVE", 0.1)
+    with hadal_server(tmp_path / "h.db", models=[str(run)], max_running=1) as url:
+        first = {"messages": ASK, "n": 8, "max_tokens": 200, "stream": True, "seed": 1}
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=first, timeout=60) as busy:
+            lines = busy.iter_lines()  # kept, as the stream is closed with it
+            next(lines)
+            second = {"messages": ASK, "max_tokens": 3, "seed": 2}
+            text = httpx.post(f"{url}/v1/chat/completions", json=second | {"stream": True}, timeout=60).text
+            reply = httpx.post(f"{url}/v1/chat/completions", json=second, timeout=60)
+    assert text.startswith(": keep-alive") or "\n: keep-alive\n" in text
+    assert text.endswith("data: [DONE]\n\n")
+    assert reply.json()["usage"]["completion_tokens"] == 3  # empty lines before it are white space to JSON
 
 
 def test_metrics_count_what_was_done(url, client):

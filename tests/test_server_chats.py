@@ -48,7 +48,7 @@ def test_an_answer_is_followed_from_the_question_to_the_last_event(client):
     assert [name for _, name, _ in events[:1]] == ["snapshot"] and events[-1][1] == "done"
     assert [number for number, _, _ in events] == sorted({number for number, _, _ in events})
     thought, answer = events[0][2]["message"]["thought"] or "", events[0][2]["message"]["content"]
-    phases = []
+    phases = [events[0][2]["phase"]]
     for _, name, data in events[1:]:
         if name == "delta":
             thought, answer = thought + data.get("thought", ""), answer + data.get("answer", "")

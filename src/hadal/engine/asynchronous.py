@@ -26,6 +26,13 @@ class Busy(UserError):
     """Too many requests wait: come back later."""
 
 
+class Closed(UserError):
+    """The engine was closed before the request had ended."""
+
+    def __init__(self) -> None:
+        super().__init__("The engine has been closed.")
+
+
 @dataclass(frozen=True)
 class Piece:
     """New tokens of one sample of a request; output: the whole, with the last piece only.
@@ -57,11 +64,17 @@ class _Caller:
         self.loop.call_soon_threadsafe(self.queue.put_nowait, piece)
 
 
+def _put(news: List[tuple[asyncio.Queue[Piece | BaseException], Piece]]) -> None:
+    for queue, piece in news:
+        queue.put_nowait(piece)
+
+
 class AsyncEngine:
     """Streams over one engine. `close` it, or use it in a `with`.
 
-    waiting: how many requests may wait before new ones are turned away; every: seconds between two pieces of a
-    sample, at least, so that many readers do not hold the engine up.
+    waiting: how many requests may wait before new ones are turned away; every: seconds between two requests' pieces, on
+    average and at least, so that many readers do not hold the engine up: the more there are, the more tokens has each
+    piece.
     """
 
     def __init__(self, engine: Engine, waiting: int = 256, every: float = 0.0) -> None:
@@ -128,7 +141,7 @@ class AsyncEngine:
     def _order(self, order: Callable[[], None]) -> None:
         with self._wake:
             if self._closed:
-                raise UserError("The engine has been closed.")
+                raise Closed
             self._orders.append(order)
             self._wake.notify()
 
@@ -172,7 +185,7 @@ class AsyncEngine:
                 if self.engine.has_work():
                     self.engine.step()
                     self._deliver()
-            end: BaseException = UserError("The engine has been closed.")
+            end: BaseException = Closed()
         except BaseException as error:  # a bug: every caller hears of it, none waits for ever
             with self._wake:
                 self._closed = True
@@ -182,25 +195,27 @@ class AsyncEngine:
             caller.send(end)
 
     def _deliver(self) -> None:
-        """Send each caller what is new."""
+        """Send each caller what is new; one call for all, as each wakes the loop's thread."""
         now = time.monotonic()
+        news: list[tuple[_Caller, Piece]] = []
         waiting = {job.request.number for job in self.engine.waiting}
         for number, caller in list(self._callers.items()):
             request = caller.request
             if not caller.reading and number not in waiting:
                 caller.reading = True
-                caller.send(Piece(0, [], phase="reading"))
+                news.append((caller, Piece(0, [], phase="reading")))
             if now < caller.due and not request.done:
                 continue
             pieces = [piece for sequence in request.sequences if (piece := self._new(caller, sequence)).token_ids]
             if pieces:
-                caller.due = now + self.every
+                caller.due = now + self.every * len(self._callers)
             if request.done:
                 last = pieces.pop() if pieces else Piece(0, [])
                 pieces.append(replace(last, output=request.output()))
                 del self._callers[number]
-            for piece in pieces:
-                caller.send(piece)
+            news += [(caller, piece) for piece in pieces]
+        for loop in {caller.loop for caller, _ in news}:
+            loop.call_soon_threadsafe(_put, [(c.queue, piece) for c, piece in news if c.loop is loop])
 
     def _new(self, caller: _Caller, sequence: Sequence) -> Piece:
         """What a sample has that was not sent."""

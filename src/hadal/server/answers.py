@@ -7,9 +7,11 @@ saved once a second while it runs, and finally when it ends.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from hadal.server.faults import Refusal
@@ -21,6 +23,8 @@ KEPT = 512  # events that a tab may have missed
 SAVED = 1.0  # seconds between savings
 SPEED = 0.25  # seconds between speed events
 SOON = 0.05  # seconds in which no speed can be told
+
+log = logging.getLogger("hadal.server")
 
 Event = tuple[int, str, dict[str, Any]]
 Judge = Callable[[str, str, str], Mapping[str, Any] | None]
@@ -39,7 +43,7 @@ class Running:
         self.events: deque[Event] = deque(maxlen=KEPT)
         self.changed = asyncio.Event()
         self.phase = "queued"
-        self.tokens = 0
+        self.tokens = self.thought_tokens = 0
         self.ids: list[int] = list(message.get("token_ids") or [])
         self.stop = ""  # how it is to end: stopped or interrupted
         self.thought = [message["thought"]] if message["thought"] else []
@@ -72,24 +76,26 @@ class Running:
     def enter(self, phase: str) -> None:
         if phase == self.phase:
             return
-        self.close_thought()
+        if self.phase == "thinking":
+            self.settle_thought()
         self.phase = phase
         self.emit("phase", {"phase": phase})
 
-    def close_thought(self) -> None:
-        if self.phase == "thinking":
-            self.message["thought_ms"] = self.thought_before + int(1000 * (time.monotonic() - self.first))
+    def settle_thought(self) -> None:
+        """The thought ends here, for all that is known."""
+        self.message["thought_ms"] = self.thought_before + int(1000 * (time.monotonic() - self.first))
 
     def hear(self, delta: Delta) -> None:
         if delta.tokens and not self.first:
             self.first = time.monotonic()
             self.message["wait_ms"] = int(1000 * (self.first - self.began))
         self.tokens += delta.tokens
+        self.thought_tokens += delta.tokens if delta.kind == "thought" else 0
         self.ids += delta.ids
         if delta.kind == "moved":
             self.thought, self.answer = [delta.text], []
-            self.phase = "thinking"
             self.enter("answering")
+            self.settle_thought()
             self.emit("moved", {"thought": delta.text})
             return
         if delta.text or delta.tokens:
@@ -106,7 +112,6 @@ class Answers:
         self.store, self.meter, self.judge = store, meter, judge
         self.running: dict[str, Running] = {}
         self._saver: asyncio.Task[None] | None = None
-        self.closed = False
 
     def begin(self, message: dict[str, Any], model: Model, ask: Ask, question: str) -> None:
         """Start writing `message`, which the store holds already."""
@@ -156,7 +161,8 @@ class Answers:
         self, running: Running, model: Model, ask: Ask, question: str, status: str, end: End | None,
         usage: Usage | None, seconds: float,
     ) -> None:  # fmt: skip
-        running.close_thought()
+        if running.phase == "thinking":
+            running.settle_thought()
         message = running.so_far()
         took = time.monotonic() - running.began
         message |= {"status": status, "total_ms": (message["total_ms"] or 0) + int(1000 * took),
@@ -167,18 +173,28 @@ class Answers:
             if end.finish_reason == "stop":
                 message["token_ids"] = None
         if usage is None and running.tokens:
-            usage = Usage(0, 0, running.tokens, 0, estimated=True)
+            usage = Usage(0, 0, running.tokens, running.thought_tokens, estimated=True)
         if usage is not None:
             cost = model.card.cost(usage, seconds)
             self.meter.count(model.card.id, usage, cost["usd"])
             message["usage"], message["cost"] = _together(message, usage, cost)
         if end is not None and status == "done":
-            message["verdict"] = await asyncio.to_thread(self.judge, message["chat"], question, end.response)
-        await asyncio.to_thread(self.store.save, [message])
+            message["verdict"] = await asyncio.to_thread(self._judged, message["chat"], question, end.response)
+        try:
+            await asyncio.to_thread(self.store.save, [message])
+        except Refusal as refusal:  # the disk is full: whoever follows has the answer, and hears that it is not kept
+            message |= {"status": "failed", "error": refusal.message}
         running.message = message
         chat = await asyncio.to_thread(self._chat, message["chat"])
         running.emit("done", {"message": public(message), "chat": chat})
         self.running.pop(message["id"], None)
+
+    def _judged(self, chat: str, question: str, response: str) -> Mapping[str, Any] | None:
+        try:
+            return self.judge(chat, question, response)
+        except Exception:  # a scorer is anyone's code, and the answer has to be saved all the same
+            log.exception("The scorer failed.")
+            return None
 
     def _chat(self, chat: str) -> dict[str, Any] | None:
         try:
@@ -217,6 +233,7 @@ class Answers:
 
     async def stop(self, wanted: Sequence[Running], how: str = "stopped") -> None:
         """End answers where they are."""
+        await asyncio.sleep(0)  # let those that were begun just now take their first step, which sees to their end
         tasks = []
         for running in wanted:
             if running.task is not None:
@@ -226,7 +243,6 @@ class Answers:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self) -> None:
-        self.closed = True
         await self.stop(list(self.running.values()), "interrupted")
         if self._saver is not None:
             self._saver.cancel()
@@ -238,7 +254,8 @@ class Answers:
             changed = [r.so_far() for i, r in self.running.items() if saved.get(i) != r.tokens]
             saved = {i: r.tokens for i, r in self.running.items()}
             if changed:
-                await asyncio.to_thread(self.store.save, changed, True)
+                with suppress(Refusal):  # each says so itself when it ends
+                    await asyncio.to_thread(self.store.save, changed, True)
 
 
 def _together(message: Mapping[str, Any], usage: Usage, cost: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,7 +23,6 @@ from hadal.server.streams import Gone
 
 PAGE = Path(__file__).parent / "page"
 BODY_SIZE = 4_000_000
-log = logging.getLogger("hadal.server")
 
 
 def make_app(
@@ -37,7 +35,6 @@ def make_app(
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         yield
         await context.close()
-        await context.models.close()
         context.store.close()
 
     app = FastAPI(

@@ -167,12 +167,12 @@ async def _reply(
 
 
 async def _metered(context: Context, model: Model, ask: Ask) -> AsyncGenerator[Event]:
-    """The events of an answer, counted; the first comes once the request is let in. Refusal when the server closes."""
+    """The events of an answer, counted; the first comes once the request is let in."""
     spent = context.meter.begin(model.card.id)
     fault = "left"
     events = model.answer(ask)
     try:
-        async for item in context.until_closed(events):
+        async for item in events:
             if isinstance(item, Delta):
                 context.meter.heard(spent, item.tokens)
             if isinstance(item, Usage):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -12,7 +11,7 @@ from fastapi import Request
 from hadal.server.answers import Answers
 from hadal.server.faults import Refusal
 from hadal.server.meter import Meter
-from hadal.server.models import Event, Model, Models
+from hadal.server.models import Model, Models
 from hadal.server.store import Store
 from hadal.tasks import Task
 
@@ -38,31 +37,11 @@ class Context:
             await self.models.refresh()
             return self.models.get(name)
 
-    async def until_closed(self, events: AsyncGenerator[Event]) -> AsyncIterator[Event]:
-        """The events, until the server closes: then a Refusal."""
-        closing = asyncio.create_task(self.closing.wait())
-        try:
-            while True:
-                following = asyncio.create_task(anext(events, None))
-                try:
-                    await asyncio.wait({following, closing}, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    if not following.done():
-                        following.cancel()
-                        await asyncio.gather(following, return_exceptions=True)
-                if following.cancelled():
-                    raise Refusal(503, "The server is shutting down.")
-                item = following.result()
-                if item is None:
-                    return
-                yield item
-        finally:
-            closing.cancel()
-
     async def close(self) -> None:
         """End what runs: every stream gets its last event."""
         self.closing.set()
         await self.answers.close()
+        await self.models.close()
 
 
 def context_of(request: Request) -> Context:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hadal.engine import Busy
+from hadal.engine import Busy, Closed
 from hadal.errors import UserError
 
 CODES = {
@@ -54,6 +54,8 @@ def body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
 
 def refusal_of(error: UserError) -> Refusal:
     """What a client hears of a UserError met on the way."""
+    if isinstance(error, Closed):
+        return Refusal(503, "The server is shutting down.")
     return Refusal(503 if isinstance(error, Busy) else 422, str(error))
 
 

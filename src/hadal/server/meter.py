@@ -35,7 +35,7 @@ class Meter:
         self.first_sum: dict[str, float] = {}
         self._share = 0.0
         self._since = time.monotonic()
-        self._recent: list[tuple[float, int]] = []
+        self._recent: Counter[int] = Counter()  # tokens by the second
 
     def _settle(self) -> float:
         """The seconds so far that one request, running all the time, would have been charged."""
@@ -60,9 +60,9 @@ class Meter:
             counts[sum(wait > bound for bound in BUCKETS)] += 1
             self.first_sum[spent.model] = self.first_sum.get(spent.model, 0.0) + wait
         spent.tokens += tokens
-        self._recent.append((at, tokens))
-        if len(self._recent) > 4096:
-            self._recent = [entry for entry in self._recent if at - entry[0] < WINDOW][-4096:]
+        self._recent[int(at)] += tokens
+        if len(self._recent) > 2 * WINDOW:
+            self._recent = Counter({second: n for second, n in self._recent.items() if at - second <= WINDOW})
 
     def share(self, spent: Spent) -> float:
         """The machine seconds that it is charged so far."""
@@ -87,8 +87,8 @@ class Meter:
     def speed(self) -> float:
         """Tokens a second, of late."""
         at = time.monotonic()
-        recent = [entry for entry in self._recent if at - entry[0] < WINDOW]
-        return sum(tokens for _, tokens in recent) / max(at - recent[0][0], 1.0) if recent else 0.0
+        recent = [second for second in self._recent if at - second <= WINDOW]
+        return sum(self._recent[second] for second in recent) / max(at - min(recent), 1.0) if recent else 0.0
 
     def text(self, waiting: Mapping[str, int]) -> str:
         """The page that Prometheus reads. waiting: requests of each model that no token was computed of."""

@@ -100,7 +100,7 @@ class Store:
         self.engine = sa.create_engine(f"sqlite:///{self.path}", connect_args={"timeout": 30})
         sa.event.listen(self.engine, "connect", _prepare)
         try:
-            with self.writing() as db:
+            with self.engine.begin() as db:
                 self._check(db)
                 metadata.create_all(db)
                 self.index = Index(db)
@@ -142,8 +142,12 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        with self._write, self.engine.begin() as db:
-            yield db
+        """A transaction that writes. Refusal where the disk is full or has become read-only."""
+        try:
+            with self._write, self.engine.begin() as db:
+                yield db
+        except sa.exc.OperationalError as error:
+            raise Refusal(503, f"The history cannot be written: {error.orig}.") from None
 
     # ------------------------------------------------------------------------------ chats
 

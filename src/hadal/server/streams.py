@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, TypeVar
 
@@ -29,41 +30,37 @@ class Live(Response):
     def __init__(self, source: AsyncGenerator[bytes], media_type: str, idle: bytes) -> None:
         super().__init__(None, 200, {"cache-control": "no-cache", "x-accel-buffering": "no"}, media_type)
         del self.headers["content-length"]
-        self.source, self.idle = source, idle
+        self.source, self.idle, self.sent = source, idle, time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        pump, gone = asyncio.create_task(self._pump(send)), asyncio.create_task(_gone(receive))
+        pump = asyncio.create_task(self._pump(send))
+        others = [asyncio.create_task(_gone(receive)), asyncio.create_task(self._keep_alive(send))]
         try:
-            await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([pump, *others], return_when=asyncio.FIRST_COMPLETED)
             if pump.done():
                 pump.result()
         finally:
-            for task in (pump, gone):
+            for task in (pump, *others):
                 task.cancel()
-            await asyncio.gather(pump, gone, return_exceptions=True)
+            await asyncio.gather(pump, *others, return_exceptions=True)
 
     async def _pump(self, send: Send) -> None:
-        source = self.source
-        following: asyncio.Task[bytes] | None = None
         try:
-            while True:
-                following = following or asyncio.create_task(anext(source))
-                done, _ = await asyncio.wait({following}, timeout=KEEP_ALIVE)
-                data = self.idle
-                if done:
-                    try:
-                        data = following.result()
-                    except StopAsyncIteration:
-                        break
-                    following = None
+            async for data in self.source:
+                self.sent = time.monotonic()
                 await send({"type": "http.response.body", "body": data, "more_body": True})
+            self.sent = float("inf")
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            if following is not None and not following.done():
-                following.cancel()
-                await asyncio.gather(following, return_exceptions=True)
-            await source.aclose()
+            await self.source.aclose()
+
+    async def _keep_alive(self, send: Send) -> None:
+        while True:
+            await asyncio.sleep(min(KEEP_ALIVE, max(0.1, self.sent + KEEP_ALIVE - time.monotonic())))
+            if time.monotonic() >= self.sent + KEEP_ALIVE:
+                self.sent = time.monotonic()
+                await send({"type": "http.response.body", "body": self.idle, "more_body": True})
 
 
 async def _gone(receive: Receive) -> None:

@@ -5,6 +5,7 @@ Thoughts are found in whichever field or tag carries them. What the server refus
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -232,13 +233,18 @@ class Upstream:
         self.models: list[UpstreamModel] = []
         self.error: str | None = "It was not asked yet."
         self._asked = -REFRESH
+        self._ends: set[asyncio.Future[None]] = set()  # one for each answer under way
 
     def _client(self) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=None)
         return httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=limits)
 
     async def close(self) -> None:
-        await self.client.aclose()
+        """End what runs with a Refusal, then the connections."""
+        for end in list(self._ends):
+            if not end.done():
+                end.set_exception(Refusal(503, "The server is shutting down."))
+        await asyncio.sleep(0)
 
     async def renew(self) -> None:
         """Let go of this event loop's connections."""
@@ -307,7 +313,7 @@ class Upstream:
     async def _lines(self, response: httpx.Response) -> AsyncIterator[bytes]:
         """Lines of bytes: only whole ones are decoded, so that no character is cut."""
         rest = b""
-        async for data in response.aiter_bytes():
+        async for data in self._until_closed(response.aiter_bytes()):
             *lines, rest = (rest + data).split(b"\n")
             if len(rest) > LONGEST_LINE:
                 raise self.junk("a line without an end")
@@ -315,6 +321,28 @@ class Upstream:
                 yield line.rstrip(b"\r")
         if rest:
             yield rest
+
+    async def _until_closed(self, source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ends.add(end)
+        try:
+            while True:
+                following: asyncio.Future[bytes | None] = asyncio.ensure_future(anext(source, None))
+                either: list[asyncio.Future[Any]] = [following, end]
+                try:
+                    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                    if end.done():
+                        end.result()
+                finally:
+                    if not following.done():
+                        following.cancel()
+                        await asyncio.gather(following, return_exceptions=True)
+                data = following.result()
+                if data is None:
+                    return
+                yield data
+        finally:
+            self._ends.discard(end)
 
     def _chunk(self, data: bytes) -> dict[str, Any]:
         try:
