@@ -6,11 +6,12 @@ import { adopt, leaveOthers, liveOf, watch } from './live'
 import { load as loadPreferences } from './preferences'
 import { go, route } from './route'
 import { deepest, path } from './tree'
-import type { Chat, Message, Model, Session, Settings } from './types'
+import type { Chat, Message, Model, Models, Session, Settings } from './types'
 
 export const session = signal<Session | null>(null)
 export const models = signal<Model[]>([])
 export const pairs = signal<[string, string][]>([])
+export const upstreams = signal<Models['upstreams']>([])
 const defaultModel = signal<string | null>(null)
 
 export const chat = signal<Chat | null>(null) // the open one; null: a new chat, not yet stored
@@ -84,6 +85,7 @@ export async function refreshModels(): Promise<void> {
   batch(() => {
     models.value = answer.models
     pairs.value = answer.pairs
+    upstreams.value = answer.upstreams
     defaultModel.value = answer.default
   })
 }

@@ -34,6 +34,7 @@ export interface Models {
   default: string | null
   pairs: [string, string][]
   models: Model[]
+  upstreams: { name: string; url: string; ok: boolean; error: string | null }[]
 }
 
 export interface Settings {

@@ -22,7 +22,7 @@ CLOSED = ("/api/", "/v1/", "/chat/", "/models", "/completions", "/metrics", "/op
 IMPORT, IMPORT_SIZE = "/api/import", 32_000_000
 HEADERS = {
     "content-security-policy": (
-        "default-src 'self'; script-src 'self'; style-src 'self'; style-src-attr 'unsafe-inline'; "
+        "default-src 'self'; script-src 'self'; style-src 'self'; "
         "img-src 'self' data:; font-src 'self'; connect-src 'self'; worker-src 'self'; manifest-src 'self'; "
         "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),

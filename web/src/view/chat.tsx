@@ -5,6 +5,7 @@ import { route } from '../route'
 import { Composer } from './composer'
 import { Icon, Mark } from './icons'
 import { Answer, Question } from './message'
+import { silent } from './models'
 
 export function Conversation() {
   const scroller = useRef<HTMLDivElement>(null)
@@ -76,6 +77,7 @@ function Welcome() {
           <strong>{at.name}</strong> · {at.ok ? at.about : at.error}
         </p>
       )}
+      {at === null && silent().map((one) => <p key={one.name}>{one.error}</p>)}
       {at?.single_turn && <p class="hint">{t('singleTurn')}</p>}
       {at !== null && at.ok && at.examples.length > 0 && (
         <ul class="examples" aria-label={t('examples')}>

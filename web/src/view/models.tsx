@@ -1,9 +1,12 @@
 import { Fragment } from 'preact'
 import { useEffect, useRef, useState } from 'preact/hooks'
 import { t } from '../i18n'
-import { attempt, modelNamed, models, refreshModels } from '../state'
+import { attempt, modelNamed, models, refreshModels, upstreams } from '../state'
 import type { Model } from '../types'
 import { Icon } from './icons'
+
+/** The upstreams that were never reached, so that no model of theirs is listed. */
+export const silent = () => upstreams.value.filter((one) => !one.ok && !models.value.some((model) => model.group === one.name))
 
 /** A button with the chosen model's name, and the list of all models behind it. */
 export function ModelPicker({ value, onChoose, label, id }: { value: string | null; onChoose: (id: string) => void; label: string; id: string }) {
@@ -96,6 +99,11 @@ export function ModelPicker({ value, onChoose, label, id }: { value: string | nu
                 {one.id === value && <Icon name="check" />}
               </li>
             </Fragment>
+          ))}
+          {silent().map((one) => (
+            <li key={one.name} class="picker-group bad" role="presentation">
+              {one.error}
+            </li>
           ))}
         </ul>
       )}
