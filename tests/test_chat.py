@@ -19,7 +19,6 @@ from hadal.terminal.chat import (
     fold,
     parse_command,
     save,
-    split_stream,
     transcript,
 )
 from hadal.terminal.clean import clean, one_line, strip_controls
@@ -57,52 +56,9 @@ def test_one_line_is_one_line():
     assert one_line("abcdef", 4) == "abc…"
 
 
-# ------------------------------------------------------------------------------------- streams
-
-
 @pytest.fixture(scope="module")
 def tokenizer():
     return Tokenizer.from_words(["strawberry"])
-
-
-def pieces(tokenizer, ids, thinking=False):
-    seen = []
-    parts = {"thought": "", "answer": ""}
-    for kind, text in split_stream(iter(ids), tokenizer, thinking, seen.append):
-        parts[kind] += text
-    assert seen == list(ids)
-    return parts["thought"], parts["answer"]
-
-
-def test_stream_is_split_at_the_control_tokens(tokenizer):
-    ids = [tokenizer.think_id, *tokenizer.encode("s 0 r 1"), tokenizer.end_think_id, *tokenizer.encode(" 3")]
-    assert pieces(tokenizer, ids) == ("s 0 r 1", " 3")
-    assert pieces(tokenizer, ids[1:], thinking=True) == ("s 0 r 1", " 3")
-    assert pieces(tokenizer, ids[:4]) == (tokenizer.decode(ids[1:4]), "")
-    assert pieces(tokenizer, []) == ("", "")
-
-
-def test_text_that_looks_like_a_control_token_is_text(tokenizer):
-    ids = [
-        tokenizer.think_id,
-        *tokenizer.encode("no </think> here"),
-        tokenizer.end_think_id,
-        *tokenizer.encode("3"),
-    ]
-    assert pieces(tokenizer, ids) == ("no </think> here", "3")
-
-
-def test_characters_of_several_bytes_come_whole(tokenizer):
-    text = "π 中 🦑 é"
-    for kind, piece in split_stream(iter(tokenizer.encode(text)), tokenizer, False, lambda token: None):
-        assert kind == "answer" and "\ufffd" not in piece
-    assert pieces(tokenizer, tokenizer.encode(text)) == ("", text)
-
-
-def test_broken_bytes_do_not_hold_the_stream(tokenizer):
-    half = tokenizer.encode("🦑")[:2]
-    thought, answer = pieces(tokenizer, [*half, *tokenizer.encode(" then 3")])
-    assert answer.endswith("3") and "\ufffd" in answer
 
 
 # ------------------------------------------------------------------------------------- commands and saving

@@ -80,14 +80,16 @@ def test_rooms_that_start_at_once_never_name_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["quickstart", "--help"], ["eval", "--help"], ["doctor", "--help"], ["--version"]]
+    "arguments",
+    [["--help"], ["quickstart", "--help"], ["eval", "--help"], ["serve", "--help"], ["doctor", "--help"], ["--version"]],
 )
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     program = (
         "import sys\n"
         "from hadal.cli import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
-        "print('LOADED', *({'torch', 'numpy', 'rich', 'tokenizers', 'transformers'} & set(sys.modules)))\n"
+        "heavy = {'torch', 'numpy', 'rich', 'tokenizers', 'transformers', 'fastapi', 'sqlalchemy', 'httpx'}\n"
+        "print('LOADED', *(heavy & set(sys.modules)))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(SOURCE.parent)}
     done = subprocess.run(

@@ -215,6 +215,14 @@ def test_characters_of_several_tokens_come_whole(text: str) -> None:
     assert all("\ufffd" not in piece or "\ufffd" in text for piece in pieces)
 
 
+def test_many_tokens_at_once_hold_only_the_last_character_back() -> None:
+    parser = TokenParser(TOKENIZER)
+    ids = TOKENIZER.encode("π" * 100 + "🦑")
+    first = "".join(delta.text for delta in parser.feed_ids(ids[:-1]))
+    assert first == "π" * 100
+    assert "".join(delta.text for delta in parser.feed_ids(ids[-1:])) == "🦑"
+
+
 def test_a_character_cut_in_its_middle_is_shown_as_broken() -> None:
     half = TOKENIZER.encode("🦑")[:2]
     assert read(half).answer.strip("\ufffd") == ""

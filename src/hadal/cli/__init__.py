@@ -21,6 +21,7 @@ from hadal.cli.evaluate import add_eval
 from hadal.cli.finetune import add_sft
 from hadal.cli.models import add_model, add_verify
 from hadal.cli.rollouts import add_rollouts
+from hadal.cli.serve import add_serve
 from hadal.errors import UserError
 
 CARRIES_ON = {"quickstart", "train", "sft", "eval"}  # commands that resume where they were stopped
@@ -111,7 +112,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     command = add(
         "quickstart",
         quickstart,
-        "Grow a reasoning model on this machine, then chat with it",
+        "Grow a reasoning model on this machine, then serve a page to talk to it",
         "  hadal quickstart --minutes 10\n  hadal quickstart --task ./mine.py --out runs/mine\n\n"
         "Stopped at any moment, the same command carries on where it was.",
     )
@@ -133,8 +134,8 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     )
     command.add_argument("--task", type=Path, metavar="FILE", help="a Python or JSON Lines file with your own task")
     command.add_argument("--fresh", action="store_true", help="start anew, even where a run could carry on")
-    command.add_argument("--no-chat", action="store_true", help="end after the report")
-    command.add_argument("--json", action="store_true", help="progress as JSON lines on stdout, and no chat")
+    command.add_argument("--no-chat", action="store_true", help="end after the report and serve nothing")
+    command.add_argument("--json", action="store_true", help="progress as JSON lines on stdout, and no page")
     add_overrides(command)
     command.add_argument(
         "--threads", type=whole(1), metavar="N", help="CPU threads (default: what measures fastest)"
@@ -182,6 +183,8 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     mode = command.add_mutually_exclusive_group()
     mode.add_argument("--think", action="store_true", help="make it think first")
     mode.add_argument("--direct", action="store_true", help="make it answer at once")
+
+    add_serve(add)
 
     command = add(
         "tasks",
@@ -248,9 +251,9 @@ def quickstart(options: argparse.Namespace) -> None:
             threads=options.threads,
         )
     if sys.stdin.isatty() and sys.stdout.isatty() and not options.no_chat and not options.json:
-        from hadal.terminal.chat import chat
+        from hadal.server.launch import Settings, serve
 
-        chat(run)
+        serve(Settings(models=[str(run)], quickstart=True))
 
 
 def train(options: argparse.Namespace) -> None:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as List
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from hadal.engine.core import Engine
 from hadal.engine.llm import new_seed
 from hadal.engine.params import SamplingParams
-from hadal.engine.request import Request, RequestOutput
+from hadal.engine.request import Request, RequestOutput, Sequence
 from hadal.errors import UserError
 
 
@@ -24,36 +26,59 @@ class Busy(UserError):
     """Too many requests wait: come back later."""
 
 
+class Closed(UserError):
+    """The engine was closed before the request had ended."""
+
+    def __init__(self) -> None:
+        super().__init__("The engine has been closed.")
+
+
 @dataclass(frozen=True)
 class Piece:
-    """New tokens of one sample of a request; output: the whole, with the last piece only."""
+    """New tokens of one sample of a request; output: the whole, with the last piece only.
+
+    logprobs, top_logprobs: of these tokens, where the request asked for them. phase: two pieces without tokens come
+    first, one when the request has been let in and one when its prompt begins to be read.
+    """
 
     index: int
     token_ids: list[int]
     output: RequestOutput | None = None
+    logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[dict[int, float]] = field(default_factory=list)
+    phase: Literal["", "queued", "reading"] = ""
 
 
 @dataclass
 class _Caller:
-    """A request and where its pieces go; given: tokens of each sample that are sent."""
+    """A request and where its pieces go; given: tokens of each sample that are sent; due: when it may have more."""
 
     request: Request
     loop: asyncio.AbstractEventLoop
     queue: asyncio.Queue[Piece | BaseException]
     given: list[int] = field(default_factory=list)
+    reading: bool = False
+    due: float = 0.0
 
     def send(self, piece: Piece | BaseException) -> None:
         self.loop.call_soon_threadsafe(self.queue.put_nowait, piece)
 
 
+def _put(news: List[tuple[asyncio.Queue[Piece | BaseException], Piece]]) -> None:
+    for queue, piece in news:
+        queue.put_nowait(piece)
+
+
 class AsyncEngine:
     """Streams over one engine. `close` it, or use it in a `with`.
 
-    waiting: how many requests may wait before new ones are turned away.
+    waiting: how many requests may wait before new ones are turned away; every: seconds between two requests' pieces, on
+    average and at least, so that many readers do not hold the engine up: the more there are, the more tokens has each
+    piece.
     """
 
-    def __init__(self, engine: Engine, waiting: int = 256) -> None:
-        self.engine, self.most_waiting = engine, waiting
+    def __init__(self, engine: Engine, waiting: int = 256, every: float = 0.0) -> None:
+        self.engine, self.most_waiting, self.every = engine, waiting, every
         self._callers: dict[int, _Caller] = {}
         self._orders: list[Callable[[], None]] = []
         self._wake = threading.Condition()
@@ -87,10 +112,15 @@ class AsyncEngine:
         queue: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
         added: Future[_Caller] = Future()
         self._order(lambda: self._add(prompt, params, salt, loop, queue, added))
-        caller = await asyncio.wrap_future(added)
+        try:
+            caller = await asyncio.wrap_future(added)
+        except asyncio.CancelledError:  # who leaves now may have been let in already
+            added.add_done_callback(self._forget)
+            raise
         if started is not None:
             started(caller.request)
         try:
+            yield Piece(0, [], phase="queued")
             while True:
                 piece = await queue.get()
                 if isinstance(piece, BaseException):
@@ -111,7 +141,7 @@ class AsyncEngine:
     def _order(self, order: Callable[[], None]) -> None:
         with self._wake:
             if self._closed:
-                raise UserError("The engine has been closed.")
+                raise Closed
             self._orders.append(order)
             self._wake.notify()
 
@@ -119,6 +149,8 @@ class AsyncEngine:
         self, prompt: List[int], params: SamplingParams, salt: str, loop: asyncio.AbstractEventLoop,
         queue: asyncio.Queue[Piece | BaseException], added: Future[_Caller],
     ) -> None:  # fmt: skip
+        if not added.set_running_or_notify_cancel():
+            return
         try:
             if len(self.engine.waiting) >= self.most_waiting:
                 raise Busy(f"{self.most_waiting} requests are waiting.", "Try again in a while.")
@@ -129,6 +161,10 @@ class AsyncEngine:
         caller = _Caller(request, loop, queue, [0] * params.n)
         self._callers[request.number] = caller
         added.set_result(caller)
+
+    def _forget(self, added: Future[_Caller]) -> None:
+        if not added.cancelled() and added.exception() is None:
+            self._order(lambda: self._abort(added.result()))
 
     def _abort(self, caller: _Caller) -> None:
         self.engine.abort(caller.request)
@@ -149,7 +185,7 @@ class AsyncEngine:
                 if self.engine.has_work():
                     self.engine.step()
                     self._deliver()
-            end: BaseException = UserError("The engine has been closed.")
+            end: BaseException = Closed()
         except BaseException as error:  # a bug: every caller hears of it, none waits for ever
             with self._wake:
                 self._closed = True
@@ -159,22 +195,34 @@ class AsyncEngine:
             caller.send(end)
 
     def _deliver(self) -> None:
-        """Send each caller what is new."""
+        """Send each caller what is new; one call for all, as each wakes the loop's thread."""
+        now = time.monotonic()
+        news: list[tuple[_Caller, Piece]] = []
+        waiting = {job.request.number for job in self.engine.waiting}
         for number, caller in list(self._callers.items()):
             request = caller.request
-            pieces = []
-            for sequence in request.sequences:
-                begin = caller.given[sequence.index]
-                if sequence.sample is not None:
-                    tokens = sequence.sample.token_ids[begin:]
-                else:
-                    tokens = self.engine.table.generated(sequence, begin)
-                if tokens:
-                    caller.given[sequence.index] += len(tokens)
-                    pieces.append(Piece(sequence.index, tokens))
+            if not caller.reading and number not in waiting:
+                caller.reading = True
+                news.append((caller, Piece(0, [], phase="reading")))
+            if now < caller.due and not request.done:
+                continue
+            pieces = [piece for sequence in request.sequences if (piece := self._new(caller, sequence)).token_ids]
+            if pieces:
+                caller.due = now + self.every * len(self._callers)
             if request.done:
                 last = pieces.pop() if pieces else Piece(0, [])
-                pieces.append(Piece(last.index, last.token_ids, request.output()))
+                pieces.append(replace(last, output=request.output()))
                 del self._callers[number]
-            for piece in pieces:
-                caller.send(piece)
+            news += [(caller, piece) for piece in pieces]
+        for loop in {caller.loop for caller, _ in news}:
+            loop.call_soon_threadsafe(_put, [(c.queue, piece) for c, piece in news if c.loop is loop])
+
+    def _new(self, caller: _Caller, sequence: Sequence) -> Piece:
+        """What a sample has that was not sent."""
+        begin, sample = caller.given[sequence.index], sequence.sample
+        if sample is None:
+            tokens, logprobs, top = self.engine.progress(sequence, begin)
+        else:
+            tokens, logprobs, top = sample.token_ids[begin:], sample.logprobs[begin:], sample.top_logprobs[begin:]
+        caller.given[sequence.index] += len(tokens)
+        return Piece(sequence.index, tokens, None, logprobs, top)

@@ -134,7 +134,7 @@ class Engine:
         prompt = list(prompt)
         if params.thinking and not self.tokenizer.in_thought(prompt):
             prompt.append(self.tokenizer.think_id)
-        self._check(prompt, params)
+        self.check(prompt, params)
         most = self.runs.longest() - len(prompt)
         limit = min(most, self.context - len(prompt), params.max_tokens or self.context)
         if limit < 1:
@@ -146,7 +146,8 @@ class Engine:
         self.waiting.append(Job(request, list(request.sequences), prompt))
         return request
 
-    def _check(self, prompt: list[int], params: SamplingParams) -> None:
+    def check(self, prompt: List[int], params: SamplingParams) -> None:
+        """UserError for a prompt that the model cannot read, and for settings that do not fit it. From any thread."""
         vocabulary = self.model.config.vocab_size
         if not prompt:
             raise UserError("The prompt is empty.", "Give it at least one token.")
@@ -178,6 +179,15 @@ class Engine:
         for sequence in request.sequences:
             if sequence.slot >= 0:
                 self.table.budget[sequence.slot] = 0
+
+    def progress(self, sequence: Sequence, begin: int) -> tuple[list[int], list[float], list[dict[int, float]]]:
+        """A running sequence's tokens from a place on, and their log-probabilities where these are wanted."""
+        tokens = self.table.generated(sequence, begin)
+        if not tokens or sequence.request.params.logprobs is None:
+            return tokens, [], []
+        slot = sequence.slot
+        logprobs = self.table.logprobs[slot, begin : begin + len(tokens)].tolist()
+        return tokens, logprobs, self._top.get(slot, [])[begin:]
 
     def has_work(self) -> bool:
         """Whether a step would do anything."""

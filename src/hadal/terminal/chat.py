@@ -4,8 +4,7 @@ The thought is shown dimmed while it streams and then folded to one line. Where 
 the model was grown on, its answer is checked. Every question is asked on its own: models this small were
 never shown a conversation. What a model writes is stripped of control characters before it is printed.
 
-Read `Chat.turn` first. The parts without a terminal come before it: `split_stream`, `parse_command`,
-`transcript`.
+Read `Chat.turn` first. The parts without a terminal come before it: `parse_command`, `transcript`.
 """
 
 import io
@@ -13,7 +12,7 @@ import json as jsonlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -28,6 +27,7 @@ from hadal.recipe.run_folder import again, open_run, read_run, write_text
 from hadal.terminal.clean import clean, one_line, strip_controls
 from hadal.terminal.interrupts import held
 from hadal.terminal.view import count
+from hadal.text.parse import Delta, TokenParser
 
 if TYPE_CHECKING:  # torch is loaded when a model is
     from hadal.engine import LLM
@@ -80,37 +80,6 @@ class Reply:
             "right": self.right,
             "gold": self.gold,
         }
-
-
-def split_stream(
-    ids: Iterator[int], tokenizer: Any, thinking: bool, each: Callable[[int], None]
-) -> Iterator[tuple[Kind, str]]:
-    """Pieces of thought and answer from token ids; `each` is called with every id before it is decoded.
-
-    `thinking` says whether the prompt has opened the thought. The border is the control token, never text
-    that looks like one. A character whose bytes are spread over tokens is held back until it is whole.
-    """
-    kind: Kind = "thought" if thinking else "answer"
-    held: list[int] = []
-    opening, closing = (tokenizer.controls.get(mark) for mark in ("<think>", "</think>"))
-    marks = {opening, closing} - {None}
-    for token in ids:
-        each(token)
-        if token in marks:
-            if held:
-                yield kind, tokenizer.decode(held)
-            held = []
-            kind = "thought" if token == opening else "answer"
-            yield kind, ""
-            continue
-        held.append(token)
-        text = tokenizer.decode(held)
-        if text.endswith("\ufffd") and len(held) < 4:
-            continue
-        held = []
-        yield kind, text
-    if held:
-        yield kind, tokenizer.decode(held)
 
 
 @dataclass(frozen=True)
@@ -178,11 +147,10 @@ class Model:
         self.run = resolve(model)
         self.dtype, self.budget = dtype, budget
         self.given = str(model)
-        self.record = _record(self.run)
-        self.config: dict[str, Any] = self.record.get("config") or {}
+        self.record = record_of(self.run)
         self.notes: list[str] = []
         self.llm = self._load()
-        self.tasks = self._load_tasks()
+        self.tasks = tasks_of(self.record, self.notes.append)
         self.asked = 0
 
     @property
@@ -198,17 +166,6 @@ class Model:
         from hadal.engine import LLM
 
         return LLM.load(self.run, form=self.dtype, say=self.notes.append)
-
-    def _load_tasks(self) -> "list[Task]":
-        from hadal.tasks import load_tasks
-
-        tasks: list[Task] = []
-        for name in self.config.get("tasks") or []:
-            try:
-                tasks += load_tasks([name]).values()
-            except UserError as error:  # such as one's own task file that has moved: the model can still talk
-                self.notes.append(f"Answers of task {name} cannot be checked: {error}")
-        return tasks
 
     def examples(self) -> list[str]:
         """Up to five held-out questions, one of each task."""
@@ -236,25 +193,27 @@ class Model:
         opened = bool(thinking) or tokenizer.in_thought(prompt)
         reply = Reply(question, "" if opened else None, "", "", 0, 0, 0.0, 0.0)
         ids: list[int] = [tokenizer.think_id] if opened else []
+        parser = TokenParser(tokenizer, opened)
         began = time.perf_counter()
 
-        def each(token: int) -> None:
-            ids.append(token)
-            reply.tokens += 1
+        def hear(deltas: list[Delta]) -> None:
+            if parser.in_thought or any(delta.kind in ("thought", "moved") for delta in deltas):
+                reply.thought_tokens, reply.thought_seconds = reply.tokens, reply.seconds
+            reply.thought, reply.answer = parser.parsed.thought, parser.parsed.answer
+            for delta in deltas:
+                if delta.kind in ("thought", "answer"):
+                    show("thought" if delta.kind == "thought" else "answer", strip_controls(delta.text), reply)
 
         with held(passed_on=False) as interrupted:
-            for kind, text in split_stream(self.llm.stream(prompt, params), tokenizer, opened, each):
+            for token in self.llm.stream(prompt, params):
+                ids.append(token)
+                reply.tokens += 1
                 reply.seconds = time.perf_counter() - began
-                if kind == "thought":
-                    reply.thought = (reply.thought or "") + text
-                    reply.thought_tokens = reply.tokens
-                    reply.thought_seconds = reply.seconds
-                else:
-                    reply.answer += text
-                show(kind, strip_controls(text), reply)
+                hear(parser.feed_ids([token]))
                 if interrupted():
                     reply.stopped = True
                     break
+            hear(parser.finish(not reply.stopped))
         reply.seconds = time.perf_counter() - began
         reply.response = tokenizer.decode(ids, special=True)
         found = self.recognise(question)
@@ -455,7 +414,7 @@ class _Thought:
                 self.console.print(Text.assemble(("▸ ", "cyan"), (fold(reply), "dim")))
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def record_of(folder: Path) -> dict[str, Any]:
     """run.json of a finished run; a checkpoint or adapters of another origin have none."""
     if not (folder / "run.json").is_file():
         return {}
@@ -465,6 +424,19 @@ def _record(folder: Path) -> dict[str, Any]:
     if record.get("status") != "complete":
         raise UserError(f"the fine-tuning in {folder} is not finished.", f"Carry on where it stopped: {again(folder)}")
     return record
+
+
+def tasks_of(record: Mapping[str, Any], note: Callable[[str], None]) -> "list[Task]":
+    """The tasks that a run was grown on; `note` is told of one that cannot be had."""
+    from hadal.tasks import load_tasks
+
+    tasks: list[Task] = []
+    for name in (record.get("config") or {}).get("tasks") or []:
+        try:
+            tasks += load_tasks([name]).values()
+        except UserError as error:  # such as one's own task file that has moved: the model can still talk
+            note(f"Answers of task {name} cannot be checked: {error}")
+    return tasks
 
 
 def chat(run: str | Path, dtype: str = "auto", budget: int | None = None) -> None:

@@ -10,7 +10,7 @@ follows, or where the opening `<think>` was missing, what was given out as answe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +19,12 @@ from hadal.text.tokenizer import END_THINK, THINK, Tokenizer
 CALLS, END_CALLS = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 CALL, END_CALL, SEP = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>"
 TAGS = (THINK, END_THINK, CALLS, END_CALLS, CALL, END_CALL, SEP)
+THOUGHT_TAGS = {
+    THINK: THINK, END_THINK: END_THINK, "<thinking>": THINK, "</thinking>": END_THINK,
+    "<thought>": THINK, "</thought>": END_THINK, "<reasoning>": THINK, "</reasoning>": END_THINK,
+    "[THINK]": THINK, "[/THINK]": END_THINK,
+}  # fmt: skip
+"""How models of other origin spell the borders of a thought."""
 
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})([^\n`<]*)(?=\n|<|\Z)", re.MULTILINE)
 _FENCE_BEGUN = re.compile(r"^ {0,3}(`{0,2}|~{0,2})\Z", re.MULTILINE)
@@ -84,11 +90,11 @@ class _Section:
 class ReplyParser:
     """A reply that comes in pieces of text. All deltas together are `parsed`, however the text was cut.
 
-    thinking: the prompt has opened the thought; tags: the spellings that count in text.
+    thinking: the prompt has opened the thought; tags: the spellings that count in text, or what they stand for.
     """
 
-    def __init__(self, thinking: bool = False, tags: Iterable[str] = TAGS) -> None:
-        self._tags = tuple(tags)
+    def __init__(self, thinking: bool = False, tags: Iterable[str] | Mapping[str, str] = TAGS) -> None:
+        self._tags = dict(tags) if isinstance(tags, Mapping) else {tag: tag for tag in tags}
         self._tag = re.compile("|".join(map(re.escape, self._tags)) or "(?!)")
         self._raw: list[str] = []  # all text that was read, tags spelled
         self._waiting = ""  # text whose end may be the beginning of a tag or of a fence
@@ -104,6 +110,11 @@ class ReplyParser:
         self._in_calls = False
         self._call: list[str] | None = None  # the call that is being read: what stands before and behind its SEP
         self._out: list[Delta] = []
+
+    @property
+    def in_thought(self) -> bool:
+        """Whether what comes next belongs to the thought."""
+        return self._in_thought
 
     @property
     def parsed(self) -> Parsed:
@@ -123,7 +134,7 @@ class ReplyParser:
         self._read(final=True)
         if spelling in TAGS:
             self._raw.append(spelling)
-            self._border(spelling)
+            self._border(spelling, spelling)
             self._fence = ""
         return self._given_out()
 
@@ -193,15 +204,16 @@ class ReplyParser:
         elif run.startswith(self._fence) and not rest.strip():
             self._fence = ""
 
-    def _spelled(self, tag: str) -> None:
+    def _spelled(self, spelling: str) -> None:
         self._line_start = False
+        tag = self._tags[spelling]
         if self._fence and tag in (THINK, END_THINK, CALLS):
-            self._text(tag)
+            self._text(spelling)
             if tag == END_THINK:
                 self._fenced_end = len(self._raw)
             return
         self._raw.append(tag)
-        self._border(tag)
+        self._border(tag, spelling)
 
     def _text(self, text: str, raw: bool = True) -> None:
         if not text:
@@ -217,7 +229,7 @@ class ReplyParser:
             if out := section.add(text):
                 self._out.append(Delta("thought" if self._in_thought else "answer", out))
 
-    def _border(self, tag: str) -> None:
+    def _border(self, tag: str, spelling: str) -> None:
         blank, self._blank = self._blank, False
         if tag == THINK and blank:  # also a second one, where the prompt has opened the thought
             self._thought, self._in_thought = self._thought or _Section(), True
@@ -236,7 +248,7 @@ class ReplyParser:
         elif tag == END_CALLS and self._in_calls and self._call is None:
             self._in_calls = False
         else:
-            self._text(tag, raw=False)
+            self._text(spelling, raw=False)
 
     def _move(self) -> None:
         """Make a thought of all pieces so far, the last of which is a `</think>`."""
@@ -260,38 +272,50 @@ class ReplyParser:
             self._text(SEP.join(parts), raw=False)
 
 
+class StreamDecoder:
+    """Text from token ids as they come; a character whose bytes are not all there waits for them."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._context: list[int] = []  # ids before the pending ones: some decoders treat a text's start apart
+        self._pending: list[int] = []
+        self._sent = 0  # characters of the pending ids that have been given out
+        self._held = 0  # how often the last character was held back
+
+    def push(self, index: int) -> None:
+        self._pending.append(index)
+
+    def text(self, final: bool = False) -> str:
+        """What the ids pushed so far add."""
+        decode = self._tokenizer.decode
+        text = decode(self._context + self._pending)[len(decode(self._context)) :]
+        whole = text if final or self._held > 64 else text.rstrip("\ufffd")
+        out = text[self._sent : len(whole)]
+        self._sent, self._held = len(whole), self._held + 1
+        if whole == text:
+            self._context, self._pending = (self._pending or self._context)[-16:], []
+            self._sent = self._held = 0
+        return out
+
+
 class TokenParser(ReplyParser):
     """A reply that comes in token ids: its borders are control tokens, and text is text."""
 
     def __init__(self, tokenizer: Tokenizer, thinking: bool = False) -> None:
         # A tokenizer without tokens of its own for the tags leaves their spelling to count.
         super().__init__(thinking, [tag for tag in TAGS if tag not in tokenizer.controls])
-        self._tokenizer = tokenizer
         self._spelling = {index: text for text, index in tokenizer.controls.items()}
-        self._context: list[int] = []  # ids before the pending ones: some decoders treat a text's start apart
-        self._pending: list[int] = []
-        self._sent = 0  # characters of the pending ids that have been given out
+        self._decoder = StreamDecoder(tokenizer)
 
     def feed_ids(self, ids: Iterable[int]) -> list[Delta]:
-        """The deltas that these ids give; a character whose bytes are not all there waits for them."""
+        """The deltas that these ids give."""
         out: list[Delta] = []
         for index in ids:
             if index in self._spelling:
-                out += self.feed(self._decoded(final=True)) + self.control(self._spelling[index])
+                out += self.feed(self._decoder.text(final=True)) + self.control(self._spelling[index])
             else:
-                self._pending.append(index)
-                out += self.feed(self._decoded(final=False))
-        return out
+                self._decoder.push(index)
+        return out + self.feed(self._decoder.text())
 
     def finish(self, finished: bool = True) -> list[Delta]:
-        return self.feed(self._decoded(final=True)) + super().finish(finished)
-
-    def _decoded(self, final: bool) -> str:
-        decode = self._tokenizer.decode
-        text = decode(self._context + self._pending)[len(decode(self._context)) :]
-        whole = text if final or len(self._pending) > 64 else text.rstrip("\ufffd")
-        out = text[self._sent : len(whole)]
-        self._sent = len(whole)
-        if whole == text:
-            self._context, self._pending, self._sent = (self._pending or self._context)[-16:], [], 0
-        return out
+        return self.feed(self._decoder.text(final=True)) + super().finish(finished)

@@ -69,6 +69,8 @@ def _byte_alphabet() -> list[str]:
     return out
 
 
+_BYTES = {character: byte for byte, character in enumerate(_byte_alphabet())}
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "vocab.json", "merges.txt", "tokenizer.model",
@@ -215,6 +217,22 @@ class Tokenizer:
         """Text of ids; control tokens are left out, or spelled where `special`."""
         kept = [i for i in ids if special or i not in self.control_ids]
         return self.inner.decode(kept, skip_special_tokens=False)
+
+    def token_bytes(self, index: int) -> bytes:
+        """What one token adds to a text; a token may be a part of a character."""
+        spelled = self.inner.id_to_token(index) or ""
+        if index in self.control_ids:
+            return spelled.encode()
+        if (byte := _BYTE.fullmatch(spelled)) and "ByteFallback" in self._decoders:
+            return bytes([int(byte[1], 16)])
+        if "ByteLevel" in self._decoders and all(character in _BYTES for character in spelled):
+            return bytes(_BYTES[character] for character in spelled)
+        return self.inner.decode([index], skip_special_tokens=False).encode()
+
+    @cached_property
+    def _decoders(self) -> set[str]:
+        step = json.loads(self.inner.to_str()).get("decoder") or {}
+        return {str(s.get("type")) for s in [step, *step.get("decoders", [])]}
 
     def chat(
         self,

@@ -1,0 +1,313 @@
+"""A model of this machine: its engine, and its replies taken apart into thought and answer as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from hadal.cost.flops import parameters
+from hadal.cost.prices import LAPTOP
+from hadal.engine import LLM, AsyncEngine, EngineConfig, SamplingParams
+from hadal.engine.asynchronous import Piece
+from hadal.engine.llm import generation_defaults
+from hadal.engine.request import Request, Sample
+from hadal.errors import UserError
+from hadal.server.faults import refusal_of
+from hadal.server.models import EFFORT_BUDGETS, EFFORTS, Ask, Card, Control, Delta, End, Event, Model, Phase, Usage
+from hadal.tasks import Task
+from hadal.terminal.chat import R1_SAMPLING, record_of, tasks_of
+from hadal.terminal.view import count
+from hadal.text.parse import Delta as Part
+from hadal.text.parse import StreamDecoder, TokenParser
+from hadal.text.tokenizer import END_THINK, THINK, Tokenizer
+
+EVERY = 0.002  # seconds of the server's time that a piece may cost: 64 streams have eight pieces a second each
+BASE = "stages/pretrain"  # in a run's folder, the model before RL
+
+
+class LocalModel(Model):
+    """An engine with a name."""
+
+    def __init__(self, card: Card, llm: LLM, tasks: Sequence[Task] = (), waiting: int = 256) -> None:
+        self.card, self.llm, self.tasks = card, llm, list(tasks)
+        self.tokenizer: Tokenizer = llm.tokenizer
+        llm.engine.refresh()
+        self.engine = AsyncEngine(llm.engine, waiting, EVERY)
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def count(self, answer: str) -> int:
+        return len(self.tokenizer.encode(answer))
+
+    @property
+    def waiting(self) -> int:
+        return len(self.llm.engine.waiting)
+
+    @property
+    def running(self) -> int:
+        return self.llm.engine.runs.running
+
+    def check(self, ask: Ask) -> None:
+        try:
+            self.llm.engine.check([*self._prompt(ask), *ask.resume], self._params(ask))
+        except UserError as error:
+            raise refusal_of(error) from None
+
+    def _params(self, ask: Ask) -> SamplingParams:
+        wanted: dict[str, Any] = {**self.card.sampling, **ask.sampling, "thinking": ask.thinking}
+        most = self.card.max_tokens
+        if most is not None and (wanted.get("max_tokens") or most) >= most:
+            wanted["max_tokens"] = most
+        if (
+            ask.effort is not None
+            and "thinking_budget" not in wanted
+            and self.card.budget
+            and ask.thinking is not False
+        ):
+            wanted["thinking_budget"] = EFFORT_BUDGETS[ask.effort]
+        if ask.prompt is not None:
+            wanted["thinking"] = None
+        return SamplingParams.of(wanted)
+
+    def _prompt(self, ask: Ask) -> list[int]:
+        if ask.prompt is not None:
+            return self.tokenizer.encode(ask.prompt) if isinstance(ask.prompt, str) else list(ask.prompt)
+        ids = self.tokenizer.chat(ask.messages, ask.thinking)
+        if ask.thinking and not self.tokenizer.in_thought(ids):
+            ids.append(self.tokenizer.think_id)
+        return ids
+
+    async def answer(self, ask: Ask, control: Control | None = None) -> AsyncGenerator[Event]:
+        try:
+            params, prompt = self._params(ask), self._prompt(ask)
+            if ask.resume:
+                params = replace(params, thinking=False if params.thinking is False else None)
+            opened = ask.prompt is None and self.tokenizer.in_thought(prompt)
+            readers = [_Reader(self.tokenizer, i, opened, params, ask.prompt is not None) for i in range(params.n)]
+            for reader in readers:
+                reader.skip(ask.resume)
+            begun: list[Request] = []
+            pieces = self.engine.generate([*prompt, *ask.resume], params, ask.user, begun.append)
+            hurry = asyncio.create_task(self._hurry(control, begun)) if control is not None else None
+            try:
+                async for piece in pieces:
+                    if piece.phase:
+                        yield Phase(piece.phase)
+                    for delta in readers[piece.index].read(piece):
+                        yield delta
+                    if piece.output is not None:
+                        for reader, sample in zip(readers, piece.output.outputs, strict=True):
+                            for event in reader.finish(sample):
+                                yield event
+                        reasoning = sum(reader.reasoning - reader.skipped_reasoning for reader in readers)
+                        made = sum(len(reader.ids) - reader.skipped for reader in readers)
+                        yield Usage(len(prompt), min(piece.output.cached_tokens, len(prompt)), made, reasoning)
+            finally:
+                if hurry is not None:
+                    hurry.cancel()
+                await pieces.aclose()
+        except UserError as error:
+            raise refusal_of(error) from None
+
+    async def _hurry(self, control: Control, begun: list[Request]) -> None:
+        """Close the thoughts once that is asked for; said again, as a request that is still read does not hear it."""
+        await control.wanted.wait()
+        while True:
+            for request in begun:
+                self.engine.answer_now(request)
+            await asyncio.sleep(0.1)
+
+
+class _Reader:
+    """One sample's tokens as deltas. raw: no chat, so no thought; its control tokens are spelled."""
+
+    def __init__(self, tokenizer: Tokenizer, index: int, opened: bool, params: SamplingParams, raw: bool) -> None:
+        self.tokenizer, self.index, self.opened, self.params = tokenizer, index, opened, params
+        self.parser = None if raw else TokenParser(tokenizer, opened)
+        self.decoder = StreamDecoder(tokenizer)
+        self.stops = StopText(params.stop)
+        self.ids: list[int] = []
+        self.reasoning = self.skipped = self.skipped_reasoning = 0
+        self.thought: list[str] = [""] if opened else []
+        self.text: list[str] = []
+        self._thinking = opened
+        self._marks = {tokenizer.controls.get(THINK): True, tokenizer.controls.get(END_THINK): False}
+        self._spelling = {index: text for text, index in tokenizer.controls.items()}
+
+    def skip(self, ids: Sequence[int]) -> None:
+        """Take in what an earlier request has given out."""
+        for part in self._take(ids) if ids else []:
+            self._out(part)
+        self.skipped, self.skipped_reasoning = len(ids), self.reasoning
+
+    def read(self, piece: Piece) -> list[Delta]:
+        if not piece.logprobs:
+            return self._deltas(piece.token_ids)
+        out: list[Delta] = []  # token by token, so that each log-probability stands with its section
+        for i, (token, logprob) in enumerate(zip(piece.token_ids, piece.logprobs, strict=True)):
+            thinking = self._thinking
+            ended = token in self.tokenizer.eos_ids and piece.output is not None and i == len(piece.token_ids) - 1
+            said = [] if ended else [self._logprob(token, logprob, piece.top_logprobs[i : i + 1])]
+            deltas = self._deltas([token])
+            thinking = (thinking or self._thinking) and self.parser is not None
+            kind: Literal["thought", "answer"] = "thought" if thinking else "answer"
+            out += deltas[:-1]
+            out.append(replace(deltas[-1], kind=deltas[-1].kind if deltas[-1].text else kind, logprobs=said))
+        return out
+
+    def finish(self, sample: Sample) -> list[Event]:
+        """What was held back, and the end."""
+        if sample.error:
+            raise UserError(sample.error)
+        out: list[Event] = []
+        parts = [Part("answer", self.decoder.text(final=True))] if self.parser is None else self.parser.finish(
+            sample.finish_reason == "stop")  # fmt: skip
+        for part in parts:
+            out += self._out(part)
+        if not self.stops.stopped and (rest := self.stops.rest()):
+            out.append(self._said(*rest))
+        thought = "".join(self.thought) if self.thought else None
+        opening = [self.tokenizer.think_id] if self.opened else []
+        response = self.tokenizer.decode(
+            [*opening, *(i for i in self.ids if i not in self.tokenizer.eos_ids)], special=True
+        )
+        end = End(self.index, sample.finish_reason, thought, "".join(self.text), response, bool(sample.forced))
+        return [*out, end]
+
+    def _deltas(self, ids: Sequence[int]) -> list[Delta]:
+        if not ids:
+            return []
+        before = self.reasoning
+        out = [delta for part in self._take(ids) for delta in self._out(part)]
+        if not out:
+            out = [Delta(self.index, "thought" if self._thinking or self.reasoning > before else "answer", "")]
+        return [*out[:-1], replace(out[-1], tokens=len(ids), ids=ids)]
+
+    def _take(self, ids: Sequence[int]) -> list[Part]:
+        self.ids += ids
+        if self.parser is None:
+            return [Part("answer", text)] if (text := self._decode(ids)) else []
+        for token in ids:
+            self.reasoning += self._thinking
+            self._thinking = self._marks.get(token, self._thinking)
+        parts = self.parser.feed_ids(ids)
+        for part in parts:
+            if part.kind == "moved":
+                self.reasoning = len(self.ids)
+        return parts
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text = ""
+        for token in ids:
+            if token in self._spelling:
+                text += self.decoder.text(final=True)
+                text += "" if token in self.tokenizer.eos_ids and not self.params.ignore_eos else self._spelling[token]
+            else:
+                self.decoder.push(token)
+        return text + self.decoder.text()
+
+    def _out(self, part: Part) -> list[Delta]:
+        if part.kind == "call":
+            call = part.call
+            return [] if call is None else self._out(Part("answer", f"{call.name}({call.arguments})"))
+        if part.kind == "moved":
+            assert self.parser is not None
+            thought = self.parser.parsed.thought or ""
+            self.thought, self.text = [thought], []
+            self.stops.rest()
+            return [Delta(self.index, "moved", thought)]
+        out = [self._said(kind, text) for kind, text in self.stops.feed(part.kind, part.text)]
+        return out
+
+    def _said(self, kind: str, text: str) -> Delta:
+        (self.thought if kind == "thought" else self.text).append(text)
+        return Delta(self.index, "thought" if kind == "thought" else "answer", text)
+
+    def _logprob(self, token: int, logprob: float, top: Sequence[Mapping[int, float]]) -> dict[str, Any]:
+        spelled = self._spell(token, logprob)
+        likeliest = [self._spell(i, p) for i, p in top[0].items()] if top else []
+        return {**spelled, "top_logprobs": likeliest}
+
+    def _spell(self, token: int, logprob: float) -> dict[str, Any]:
+        data = self.tokenizer.token_bytes(token)
+        # JSON has no minus infinity, which a forbidden token has.
+        return {"token": data.decode(errors="replace"), "logprob": max(logprob, -9999.0), "bytes": list(data)}
+
+
+class StopText:
+    """Holds back what may be the beginning of a stop text, which the reader must not see."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.stops, self.stopped = list(stops), False
+        self._kind, self._held = "answer", ""
+
+    def feed(self, kind: str, text: str) -> list[tuple[str, str]]:
+        """The (kind, text) that may go out."""
+        if not self.stops:
+            return [(kind, text)]
+        if self.stopped:
+            return []
+        rest = self.rest() if kind != self._kind else None
+        out = [] if rest is None else [rest]
+        self._kind = kind
+        text = self._held + text
+        found = [at for stop in self.stops if (at := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            text = text[: min(found)]
+        else:
+            held = max(n for stop in self.stops for n in range(len(stop)) if n == 0 or text.endswith(stop[:n]))
+            self._held = text[len(text) - held :]
+            text = text[: len(text) - held]
+        return [*out, (kind, text)] if text else out
+
+    def rest(self) -> tuple[str, str] | None:
+        """What is held back, at the end of a section."""
+        held, self._held = self._held, ""
+        return (self._kind, held) if held else None
+
+
+def load(
+    given: str, *, dtype: str = "auto", config: EngineConfig, waiting: int, most_tokens: int | None,
+    say: Callable[[str], None],
+) -> list[LocalModel]:  # fmt: skip
+    """The models of a run folder (itself and its base), checkpoint, adapters or Hugging Face id; NAME=PATH names it."""
+    from hadal.models.hub import resolve
+
+    name, equals, path = given.partition("=")
+    folder = resolve(path if equals else given)
+    record = record_of(folder)
+    name = name if equals else str(record.get("name") or Path(given).name)
+    tasks = tasks_of(record, say)
+    grown = bool(record.get("arch"))
+    models = [_open(name, folder, grown, tasks, dtype, config, waiting, most_tokens, say)]
+    if grown and (folder / BASE / "model.safetensors").is_file():
+        models.append(_open(f"{name}:base", folder / BASE, grown, tasks, dtype, config, waiting, most_tokens, say))
+    return models
+
+
+def _open(
+    name: str, folder: Path, grown: bool, tasks: Sequence[Task], dtype: str, config: EngineConfig, waiting: int,
+    most_tokens: int | None, say: Callable[[str], None],
+) -> LocalModel:  # fmt: skip
+    llm = LLM.load(folder, form=dtype, config=config, say=say)
+    tokenizer, context = llm.tokenizer, llm.engine.context
+    thinks = THINK in tokenizer.controls and END_THINK in tokenizer.controls
+    size = count(parameters(llm.model.config).total)
+    about = f"{size} parameters" + (", grown from nothing" if grown else "")
+    about += ", before RL" if name.endswith(":base") else ""
+    card = Card(
+        id=name, name=name, source="local", group="Here", about=about, created=int(time.time()), context=context,
+        max_tokens=min(context, most_tokens or context), thinking="optional" if thinks else "never",
+        efforts=EFFORTS if thinks and context > min(b for b in EFFORT_BUDGETS.values() if b) else (),
+        budget=thinks, answer_now=thinks, can_continue=True, single_turn=grown,
+        sampling=R1_SAMPLING | generation_defaults(folder), tasks=tuple(task.name for task in tasks),
+        examples=tuple(task.generate(0, "held_out", task.default_difficulty).prompt for task in tasks[:5]),
+        price=LAPTOP,
+    )  # fmt: skip
+    return LocalModel(card, llm, tasks, waiting)

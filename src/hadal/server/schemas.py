@@ -1,0 +1,271 @@
+"""What clients of the public API may send, field by field. What is not here is refused by name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from hadal.engine.params import LONGEST_STOP, MOST_STOPS
+from hadal.server.models import EFFORT_NAMES, Ask
+
+MOST_N = 32
+MOST_MESSAGES = 2048
+MOST_TOP = 20
+
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_STOP // 4)]
+Stops = Annotated[list[Stop], Field(max_length=MOST_STOPS)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"]
+
+
+class Strict(BaseModel):
+    """No coercion, no unknown fields, no infinities."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
+
+
+class Message(Strict):
+    """reasoning_content: accepted from earlier turns and left out, as DeepSeek does."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+    def plain(self) -> dict[str, str]:
+        role = "system" if self.role == "developer" else self.role
+        content = self.content or ""
+        return {"role": role, "content": content if isinstance(content, str) else "".join(p.text for p in content)}
+
+
+class Thinking(Strict):
+    type: Literal["enabled", "disabled"]
+
+
+class StreamOptions(Strict):
+    include_usage: bool | None = None
+
+
+class ResponseFormat(Strict):
+    type: Literal["text"]
+
+
+class TemplateSettings(Strict):
+    """vLLM's way to the thinking switch; the two names that chat templates give it."""
+
+    thinking: bool | None = None
+    enable_thinking: bool | None = None
+
+
+class Sampling(Strict):
+    """Settings that chat and plain completions share."""
+
+    model: str | None = Field(None, description="An id of /v1/models; the first one where absent.")
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    min_p: float | None = Field(None, ge=0, le=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
+    logit_bias: dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")], float] | None = Field(
+        None, max_length=1024, description="Added to the logits of token ids."
+    )
+    n: int | None = Field(None, ge=1, le=MOST_N)
+    seed: int | None = Field(None, ge=-(1 << 63), le=(1 << 63) - 1)
+    stop: Stop | Stops | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = Field(None, description="Only with stream.")
+    user: str | None = Field(None, max_length=512, description="Keeps cached prefixes of users apart.")
+    user_id: str | None = Field(None, max_length=512, description="DeepSeek's name of user.")
+
+    @model_validator(mode="after")
+    def _options_belong_to_a_stream(self) -> Sampling:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is set and stream is not.")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """What was given, by the names of `SamplingParams`."""
+        names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
+                 "repetition_penalty", "n", "seed")  # fmt: skip
+        found = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if self.stop is not None:
+            found["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if self.logit_bias:
+            found["logit_bias"] = {int(token): value for token, value in self.logit_bias.items()}
+        return found
+
+    @property
+    def usage_wanted(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class ChatRequest(Sampling):
+    """POST /chat/completions."""
+
+    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
+    max_completion_tokens: int | None = Field(None, ge=1, description="OpenAI's newer name of max_tokens.")
+    thinking: Thinking | None = Field(None, description="Absent: as the model does by itself.")
+    reasoning_effort: Effort | None = Field(None, description="low, high or max; other names are mapped to these.")
+    thinking_budget: int | None = Field(None, ge=0, description="Tokens a thought may have.")
+    chat_template_kwargs: TemplateSettings | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_TOP, description="Only with logprobs.")
+    response_format: ResponseFormat | None = None
+    tools: list[Any] | None = Field(None, max_length=0, description="Tools are not honoured: it must be empty.")
+    tool_choice: Literal["none", "auto"] | None = None
+    store: Literal[False] | None = None
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs is set and logprobs is not.")
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ValueError("max_tokens and max_completion_tokens are both set.")
+        if self._thinking() is False and self.thinking_budget:
+            raise ValueError("thinking is off and thinking_budget is set.")
+        return self
+
+    def _thinking(self) -> bool | None:
+        said = self.chat_template_kwargs
+        wishes = [
+            None if self.thinking is None else self.thinking.type == "enabled",
+            None if said is None else said.thinking,
+            None if said is None else said.enable_thinking,
+            False if self.reasoning_effort == "none" else None,
+        ]
+        found = {wish for wish in wishes if wish is not None}
+        if len(found) > 1:
+            raise ValueError("thinking is both on and off.")
+        return found.pop() if found else None
+
+    def ask(self) -> Ask:
+        sampling = self.settings()
+        if self.max_completion_tokens is not None:
+            sampling["max_tokens"] = self.max_completion_tokens
+        if self.logprobs:
+            sampling["logprobs"] = self.top_logprobs or 0
+        if self.thinking_budget is not None:
+            sampling["thinking_budget"] = self.thinking_budget
+        effort = EFFORT_NAMES.get(self.reasoning_effort or "")
+        user = self.user_id or self.user or ""
+        return Ask([m.plain() for m in self.messages], None, self._thinking(), effort, sampling, user=user)
+
+
+class CompletionRequest(Sampling):
+    """POST /v1/completions: text goes on from a prompt, with no chat around it."""
+
+    prompt: str | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1 << 20)]
+    logprobs: int | None = Field(None, ge=0, le=MOST_TOP)
+    echo: Literal[False] | None = None
+    suffix: Literal[""] | None = None
+    best_of: Literal[1] | None = None
+
+    def ask(self) -> Ask:
+        sampling = self.settings()
+        if self.logprobs is not None:
+            sampling["logprobs"] = self.logprobs
+        return Ask(prompt=self.prompt, sampling=sampling, user=self.user_id or self.user or "")
+
+
+# ------------------------------------------------------------------------------------- what comes back
+
+
+class PromptDetails(BaseModel):
+    cached_tokens: int
+
+
+class CompletionDetails(BaseModel):
+    reasoning_tokens: int
+
+
+class UsageBody(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_cache_hit_tokens: int
+    prompt_cache_miss_tokens: int
+    prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
+
+
+class TopLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    content: list[TokenLogprob]
+    reasoning_content: list[TokenLogprob]
+
+
+class AnswerBody(BaseModel):
+    role: Literal["assistant"]
+    content: str
+    reasoning_content: str | None
+    reasoning: str | None
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: AnswerBody
+    logprobs: ChatLogprobs | None
+    finish_reason: str
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: UsageBody
+
+
+class TextLogprobs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class TextChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: str
+
+
+class TextCompletion(BaseModel):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[TextChoice]
+    usage: UsageBody
+
+
+class ModelBody(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(BaseModel):
+    object: Literal["list"]
+    data: list[ModelBody]

@@ -1,0 +1,167 @@
+"""Upstreams: a scripted server that does what users report of others, and hadal itself as an upstream of hadal."""
+
+import json
+
+import httpx
+import pytest
+from serving import QUESTION, ask, follow, hadal_server, make_run, scripted
+
+from hadal.errors import UserError
+from hadal.server.launch import Settings, prepare
+from hadal.server.upstream import _Reader
+
+STOP = {"finish_reason": "stop"}
+
+# Each fault that users report of reasoning text (vllm#43933 and #48645, llama.cpp#11325, #12107, #14679, #14894 among
+# them): the deltas of the stream, then the thought and the answer that a reader must find in them.
+FAULTS = {
+    "the field of DeepSeek": ([{"reasoning_content": "a b"}, {"content": "7"}, STOP], "a b", "7"),
+    "the field of vLLM and Ollama": ([{"reasoning": "a b"}, {"content": "7"}, STOP], "a b", "7"),
+    "both fields at once": ([{"reasoning": "a b", "reasoning_content": "a b"}, {"content": "7"}, STOP], "a b", "7"),
+    "tags in the content": ([{"content": "<think>a b</think>7"}, STOP], "a b", "7"),
+    "a tag cut into pieces": ([{"content": c} for c in "<think>a b</think>7"] + [STOP], "a b", "7"),
+    "another tag": ([{"content": "<thinking>a b</thin"}, {"content": "king>7"}, STOP], "a b", "7"),
+    "Mistral's tag": ([{"content": "[THINK]a b[/THINK]7"}, STOP], "a b", "7"),
+    "no opening tag": ([{"content": "a b"}, {"content": " </think>\n\n7"}, STOP], "a b", "7"),
+    "no closing tag": ([{"content": "<think>a b and on"}, {"finish_reason": "length"}], "a b and on", ""),
+    "thought and answer in one chunk": ([{"reasoning_content": "a b", "content": "7"}, STOP], "a b", "7"),
+    "end of thought and answer in one chunk": ([{"content": "<think>a"}, {"content": " b</think>7"}, STOP], "a b", "7"),
+    "tags in a code fence of the answer": (
+        [{"content": "<think>a b</think>Use\n```\n<think>x</think>\n```\nso."}, STOP],
+        "a b", "Use\n```\n<think>x</think>\n```\nso.",
+    ),
+    "tags in a code fence of the thought": (
+        [{"content": "<think>a\n```\n</think>\n```\nb</think>7"}, STOP], "a\n```\n</think>\n```\nb", "7"),
+    "an empty thought": ([{"content": "<think>\n\n</think>\n\n7"}, STOP], None, "7"),
+    "an empty field": ([{"reasoning_content": ""}, {"reasoning_content": None, "content": "7"}, STOP], None, "7"),
+    "halves of a character": ([{"content": "7 \ud83e"}, {"content": "\udd91!"}, STOP], None, "7 🦑!"),
+    "an end token that leaks": ([{"content": "7"}, {"content": "<｜end▁of▁sentence｜>"}, STOP], None, "7"),
+    "content as null": ([{"role": "assistant", "content": None}, {"content": "7"}, STOP], None, "7"),
+    "a less-than sign at the end": ([{"content": "3 <"}, STOP], None, "3 <"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_thoughts_are_found_wherever_they_stand(fault):
+    deltas, thought, answer = FAULTS[fault]
+    reader = _Reader(0, raw=False)
+    shown = {"thought": "", "answer": ""}
+    events = []
+    for delta in deltas:
+        delta = dict(delta)
+        reason = delta.pop("finish_reason", None)
+        events += reader.read({"delta": delta, "finish_reason": reason})
+    events += reader.finish()
+    for event in events[:-1]:
+        if event.kind == "moved":
+            shown = {"thought": event.text, "answer": ""}
+        else:
+            shown[event.kind] += event.text
+    assert (events[-1].thought, events[-1].answer) == (thought, answer)
+    assert (shown["thought"] or None, shown["answer"]) == (thought, answer)
+
+
+def one(url, tmp_path, **more):
+    """A chat with the first model of an upstream: the message in the end."""
+    with hadal_server(tmp_path / "h.db", upstreams=[f"up={url}"], timeout=2.0) as server:
+        with httpx.Client(base_url=server, timeout=30) as client:
+            began = ask(client, **more)
+            events = follow(client, began["answer"]["id"])
+            plain = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "x"}]})
+            models = client.get("/api/models").json()
+    return events[-1][2]["message"], plain, models
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_characters_cut_by_the_network_come_whole(tmp_path, cut):
+    line = 'data: {"choices":[{"index":0,"delta":{"content":"π 中 🦑"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    data = line.encode()
+    pieces = [data[i : i + cut] for i in range(0, len(data), cut)]
+    with scripted(raw=pieces) as (url, _):
+        message, plain, _ = one(url, tmp_path)
+    assert message["content"] == "π 中 🦑" == plain.json()["choices"][0]["message"]["content"]
+
+
+def test_an_answer_of_an_upstream_has_its_counts_price_and_switches(tmp_path):
+    usage = {"prompt_tokens": 10, "completion_tokens": 6, "prompt_cache_hit_tokens": 4,
+             "completion_tokens_details": {"reasoning_tokens": 5}}  # fmt: skip
+    chunks = [{"reasoning_content": "so it is"}, {"content": "7"}, {"finish_reason": "stop"}]
+    raw = [f"data: {json.dumps({'choices': [{'index': 0, 'delta': c}]})}\n\n".encode() for c in chunks[:2]]
+    raw += [b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n',
+            f"data: {json.dumps({'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n".encode()]  # fmt: skip
+    with scripted(raw=raw, models=[{"id": "r1", "owned_by": "deepseek"}]) as (url, got):
+        served = hadal_server(tmp_path / "h.db", upstreams=[f"up={url}"], prices=["r1=0.14,0.55,2.19"])
+        with served as server, httpx.Client(base_url=server, timeout=30) as client:
+            settings = {"thinking": True, "effort": "high", "temperature": 0.5, "system": "Be brief."}
+            began = ask(client, settings=settings)
+            message = follow(client, began["answer"]["id"])[-1][2]["message"]
+            messages = [{"role": "user", "content": QUESTION}]
+            body = {"model": "up/r1", "messages": messages, "thinking": {"type": "disabled"}}
+            reply = client.post("/v1/chat/completions", json=body).json()
+    assert message["thought"] == "so it is" and message["content"] == "7" and message["model"] == "up/r1"
+    assert message["usage"]["prompt_cache_hit_tokens"] == 4 and message["usage"]["reasoning_tokens"] == 5
+    assert message["cost"]["usd"] == pytest.approx((4 * 0.14 + 6 * 0.55 + 6 * 2.19) / 1e6)
+    assert got[0]["thinking"] == {"type": "enabled"} and got[0]["reasoning_effort"] == "high"
+    assert got[0]["temperature"] == 0.5 and got[0]["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert got[1]["thinking"] == {"type": "disabled"} and "temperature" not in got[1]
+    assert reply["choices"][0]["message"]["reasoning_content"] == "so it is"
+    assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] == 5
+
+
+@pytest.mark.parametrize(
+    ("scenario", "said", "status"),
+    [
+        ({"status": 500}, "answers 500: no such luck", 502),
+        ({"status": 401}, "UP_API_KEY", 502),
+        ({"status": 429}, "no such luck", 429),
+        ({"kind": "text/html", "raw": [b"<html>"]}, "text/html in place of an event stream", 502),
+        ({"raw": [b"data: {junk\n\n"]}, "no chunk of an answer", 502),
+        ({"raw": [b"data: " + b"[" * 50_000 + b"\n\n"]}, "no chunk of an answer", 502),
+        ({"raw": [b'data: {"choices":[{"index":7,"delta":{}}]}\n\n']}, "not asked for", 502),
+        ({"raw": [b'data: {"choices":7}\n\n']}, "no chunk of an answer", 502),
+        ({"raw": [b'data: {"error":{"message":"out of memory"}}\n\n']}, "out of memory", 502),
+        ({"chunks": [{"content": "I begin"}]}, "broke off in the middle", 502),
+        ({"chunks": [{"content": "a"}, STOP], "pause": 3.0}, "too slow", 502),
+    ],
+)
+def test_what_goes_wrong_upstream_is_said_in_one_line(tmp_path, scenario, said, status):
+    with scripted(**scenario) as (url, _):
+        message, plain, _ = one(url, tmp_path)
+    assert message["status"] == "failed" and said in message["error"] and "\n" not in message["error"]
+    assert plain.status_code == status and said in plain.json()["error"]["message"]
+    if scenario.get("chunks") and not scenario.get("pause"):
+        assert message["content"] == "I begin"
+
+
+def test_an_upstream_that_is_down_is_told_and_the_others_serve(tmp_path):
+    told = []
+    with scripted([{"content": "7"}, STOP]) as (url, _):
+        served = hadal_server(tmp_path / "h.db", upstreams=[f"up={url}", "down=http://127.0.0.1:9/v1"], say=told.append)
+        with served as server, httpx.Client(base_url=server, timeout=30) as client:
+            assert told[:1] == ["hadal: down cannot be reached at http://127.0.0.1:9/v1."]
+            models = client.get("/api/models").json()
+            assert [u["ok"] for u in models["upstreams"]] == [True, False] and len(models["models"]) == 1
+
+
+@pytest.mark.parametrize("models", ["<html>", "{}", '{"data": 7}', "[" * 90_000])
+def test_a_list_of_models_that_is_none(tmp_path, models):
+    with scripted(models=models) as (url, _), pytest.raises(UserError, match="no list of models"):
+        prepare(Settings(upstreams=[url], db=tmp_path / "h.db"), lambda line: None)
+
+
+def test_hadal_serves_hadal(tmp_path):
+    run = make_run(tmp_path / "run")
+    with hadal_server(tmp_path / "a.db", models=[str(run)]) as below:
+        with hadal_server(tmp_path / "b.db", upstreams=[f"below={below}/v1"]) as above:
+            body = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}], "seed": 4, "max_tokens": 30,
+                    "thinking": {"type": "enabled"}, "logprobs": True, "n": 2}  # fmt: skip
+            direct = httpx.post(f"{below}/v1/chat/completions", json=body, timeout=30).json()
+            through = httpx.post(f"{above}/v1/chat/completions", json=body, timeout=30).json()
+            assert through["choices"] == direct["choices"] and through["model"] == "below/tiny"
+            assert through["usage"]["completion_tokens"] == direct["usage"]["completion_tokens"]
+            text = {"model": "below/tiny", "prompt": "How many", "seed": 4, "max_tokens": 9}
+            plain = httpx.post(f"{above}/v1/completions", json=text, timeout=30).json()
+            below_plain = httpx.post(f"{below}/v1/completions", json=text | {"model": "tiny"}, timeout=30).json()
+            assert plain["choices"] == below_plain["choices"]
+            refused = httpx.post(f"{above}/v1/chat/completions", json=body | {"temperature": 1000}, timeout=30)
+            assert refused.status_code == 422
