@@ -41,16 +41,9 @@ class LocalModel(Model):
     def close(self) -> None:
         self.engine.close()
 
-    def count(self, answer: str) -> int:
-        return len(self.tokenizer.encode(answer))
-
     @property
     def waiting(self) -> int:
         return len(self.llm.engine.waiting)
-
-    @property
-    def running(self) -> int:
-        return self.llm.engine.runs.running
 
     def check(self, ask: Ask) -> None:
         try:
@@ -63,12 +56,7 @@ class LocalModel(Model):
         most = self.card.max_tokens
         if most is not None and (wanted.get("max_tokens") or most) >= most:
             wanted["max_tokens"] = most
-        if (
-            ask.effort is not None
-            and "thinking_budget" not in wanted
-            and self.card.budget
-            and ask.thinking is not False
-        ):
+        if ask.effort is not None and self.card.budget and "thinking_budget" not in wanted and ask.thinking is not False:
             wanted["thinking_budget"] = EFFORT_BUDGETS[ask.effort]
         if ask.prompt is not None:
             wanted["thinking"] = None
