@@ -56,8 +56,8 @@ class LocalModel(Model):
         most = self.card.max_tokens
         if most is not None and (wanted.get("max_tokens") or most) >= most:
             wanted["max_tokens"] = most
-        if ask.effort is not None and self.card.budget and "thinking_budget" not in wanted and ask.thinking is not False:
-            wanted["thinking_budget"] = EFFORT_BUDGETS[ask.effort]
+        if ask.effort is not None and self.card.budget and ask.thinking is not False:
+            wanted.setdefault("thinking_budget", EFFORT_BUDGETS[ask.effort])
         if ask.prompt is not None:
             wanted["thinking"] = None
         return SamplingParams.of(wanted)
