@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from hadal.evaluate.charts import Series, esc, interval_rows, legend, line_chart, thin
 from hadal.recipe.chain_markdown import made_by
 from hadal.recipe.chain_report import PAPER, PAPER_COLUMNS, shape_shares
-from hadal.recipe.charts import Series, interval_rows, legend, line_chart, thin
 from hadal.recipe.findings import percent
 from hadal.recipe.report_html import cost, document, figure, foot, response, share, table
-from hadal.recipe.words import ABOUT_INTERVALS, cut, esc, money, number, setting, size, span
+from hadal.recipe.words import ABOUT_INTERVALS, cut, money, number, setting, size, span
 
 Json = dict[str, Any]
 COLOURS = 6

@@ -197,7 +197,7 @@ def to_toml(data: dict[str, Any], where: str = "") -> str:
 def with_task_files(recipe: Recipe, places: Mapping[str, str]) -> Recipe:
     """The recipe with its task files named by their places, wherever it names them."""
 
-    def placed(config: Any) -> dict[str, list[str]]:
+    def placed(config: Any) -> dict[str, Any]:
         named = {key: getattr(config, key) for key in ("tasks", "plain_tasks") if hasattr(config, key)}
         return {key: [places.get(name, name) for name in names] for key, names in named.items()}
 
