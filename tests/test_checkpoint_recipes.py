@@ -103,7 +103,7 @@ def test_a_teacher_is_distilled_and_then_practice_makes_it_right(
     base, even = checkpoint(Path("base")), rows(Path("even"), [7, 8])
     settings = {
         "checkpoint": str(base), "tasks": [f"gsm8k:{even}"], "reject.endpoint": address, "reject.problems": 80,
-        "reject.samples": 2, "reject.max_tokens": 32, "distill.batch_tokens": 1024, "distill.epochs": 8,
+        "reject.samples": 2, "reject.max_tokens": 32, "distill.batch_tokens": 512, "distill.epochs": 30,
         "distill.optimizer.lr": 3e-3, "evaluate.problems": 20, "evaluate.samples": 4, "evaluate.max_tokens": 16,
         "threads": 1, "dtype": "float32",
     }  # fmt: skip

@@ -117,9 +117,10 @@ def difference(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> Ite
 
 def rollouts(
     run: Path, stage: str | None, step: int | None, task: str | None, group: int | None, against: int | None,
-    every: bool, out: TextIO = sys.stdout,
+    every: bool,
 ) -> None:  # fmt: skip
     """Print what is asked for, or browse where nothing is and a person looks on."""
+    out = sys.stdout
     found = Rollouts(run)
     stage = stage or next(reversed(found.steps))
     found.groups(stage, found.steps.get(stage, [0])[0])
