@@ -6,6 +6,7 @@ the first token, and the mismatch between the log-probabilities that the sampler
 
     python benchmarks/engine.py --quick
     python benchmarks/engine.py --models 0.5B --cases b1 b64 --ways greedy
+    python benchmarks/engine.py --trained runs/dense-seed0 runs/deepseek-seed0
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from hadal.cost.flops import forward_flops, parameters
 from hadal.engine import LLM, EngineConfig, SamplingParams
 from hadal.models.checkpoint import build, load_model, save_model
 from hadal.models.packed import choose, pack
+from hadal.tasks import load_tasks
 from hadal.text.tokenizer import Tokenizer
 
 MODELS: dict[str, ModelConfig] = {
@@ -86,21 +88,32 @@ def peer_call(model: Any, rows: list[list[int]], params: SamplingParams) -> Call
     return call
 
 
-def mismatch(llm: LLM, rows: list[list[int]]) -> dict[str, float]:
+def mismatch(llm: LLM, rows: list[list[int]], params: SamplingParams) -> dict[str, float]:
     """Of sampled tokens: what the sampler reported against one pass over the whole response."""
-    params = SamplingParams(max_tokens=64, ignore_eos=True, logprobs=0, seed=1, n=8)
     total, most, count = 0.0, 0.0, 0
-    for output in llm.generate(rows[:4], params):
+    for output in llm.generate(rows, params):
         for sample in output.outputs:
             ids = output.prompt_token_ids + sample.token_ids
             with torch.no_grad():
                 logits = llm.model.logits(llm.model(torch.tensor([ids]))[0])
-            logits.index_fill_(1, llm.forbidden, -torch.inf)
+            logits.index_fill_(1, llm.engine.sampler.forbidden, -torch.inf)
             begin = len(output.prompt_token_ids) - 1
             chosen = torch.log_softmax(logits[begin:-1], -1).gather(1, torch.tensor(sample.token_ids)[:, None])[:, 0]
             gap = (chosen - torch.tensor(sample.logprobs)).abs()
             total, most, count = total + float(gap.sum()), max(most, float(gap.max())), count + len(gap)
     return {"mean": total / count, "most": most, "tokens": count}
+
+
+def trained_mismatch(run: Path, dtype: torch.dtype) -> dict[str, float]:
+    """`mismatch` of a grown model, over ten thousand tokens and more that answer its own tasks."""
+    llm = LLM.load(run, dtype)
+    tasks = load_tasks(json.loads((run / "run.json").read_bytes())["config"]["tasks"])
+    problems = [task.generate(i, "held_out", task.default_difficulty) for task in tasks.values() for i in range(16)]
+    rows = [llm.tokenizer.chat([{"role": "user", "content": problem.prompt}]) for problem in problems]
+    gap = mismatch(llm, rows, SamplingParams(max_tokens=200, logprobs=0, seed=1, n=8))
+    if gap["tokens"] < 10_000:
+        print(f"{run.name}: only {gap['tokens']} tokens")
+    return gap
 
 
 def main() -> None:
@@ -109,6 +122,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["0.5B"])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=["b1", "b8", "b64", "rl"])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--trained", nargs="+", type=Path, metavar="RUN", help="only the mismatch, of grown models")
     parser.add_argument("--new", type=int, help="tokens to generate (default: 64; 8 with --quick)")
     parser.add_argument("--form", default="auto", help="how hadal packs: auto, int8, int4, ..., or '' for not at all")
     parser.add_argument("--fast", action="store_true", help="hadal without its exactness")
@@ -118,6 +132,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.trained:
+        for run in args.trained:
+            for dtype in (torch.float32, torch.bfloat16):
+                gap = trained_mismatch(run, dtype)
+                shown = f"{gap['tokens']:,} tokens, mean {gap['mean']:.1e}, most {gap['most']:.1e}"
+                print(f"{run.name} in {str(dtype).removeprefix('torch.')}: {shown}", flush=True)
+        return
     rates, dtype = measured_rates(args)
     transformers = transformers_or_none()
     new, least = args.new or (8 if args.quick else 64), 1 if args.quick else 3
@@ -170,7 +191,7 @@ def main() -> None:
                     )  # fmt: skip
                     written.append({"model": name, "case": case, "way": way, "seconds": times, "tokens": tokens,
                                     "ratio": ratio, "share": share})  # fmt: skip
-            long = prompts(1, 64 if args.quick else 1024, config.vocab_size)
+            long = prompts(1, 64 if args.quick else min(1024, config.max_position_embeddings // 2), config.vocab_size)
             one = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
             llm.engine.config = replace(llm.engine.config, keep_prompts=False)
             sides = {"hadal": hadal_call(llm, long, one)}
@@ -181,7 +202,8 @@ def main() -> None:
             print(f"{name:10}prompt of {len(long[0])} to the first token: {shown}")
             written.append({"model": name, "case": "prompt", "seconds": medians, "tokens": len(long[0])})
             if not args.quick or name == "1M":
-                gap = mismatch(llm, prompts(4, 16, config.vocab_size))
+                params = SamplingParams(max_tokens=64, ignore_eos=True, logprobs=0, seed=1, n=8)
+                gap = mismatch(llm, prompts(4, 16, config.vocab_size), params)
                 print(f"{name:10}sampler against trainer: mean {gap['mean']:.1e}, most {gap['most']:.1e}")
                 written.append({"model": name, "case": "mismatch", **gap})
             written.append({"model": name, "parameters": parameters(config).total})

@@ -71,12 +71,12 @@ for _ in range(rounds):
 class Served:
     """A `hadal serve` of its own process."""
 
-    def __init__(self, model: str, db: Path, threads: int) -> None:
+    def __init__(self, model: str, db: Path, threads: int, *more: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         command = [sys.executable, "-m", "hadal", "serve", f"bench={model}", "--port", str(self.port), "--db", str(db)]
-        command += ["--cache", CACHE]
+        command += more
         began = time.perf_counter()
         self.process = subprocess.Popen(command, env=environment(threads), stderr=subprocess.DEVNULL)
         while asyncio.run(self._up()) is False:
@@ -300,7 +300,7 @@ async def metrics(port: int) -> tuple[int, str]:
 
 def load(model: str, folder: Path, threads: int, workers: int, seconds: float, most: int) -> dict[str, Any]:
     db = folder / "load.db"
-    server = Served(model, db, threads)
+    server = Served(model, db, threads, "--cache", CACHE)
     tally = Tally()
     try:
         memory = asyncio.run(storm(server, workers, seconds, most, tally))
@@ -363,7 +363,7 @@ def main() -> None:
         folder = Path(name)
         model = options.model or str(random_model(folder / "model"))
         if options.only != "load":
-            most, rounds = (64, 1) if options.quick else (256, 2)
+            most, rounds = (64, 1) if options.quick else (512, 2)
             result["speed"] = s = speed(model, folder, options.threads, most, rounds)
             print(f"{STREAMS} streams: engine {s['engine']:,.0f} tokens/s, served {s['served']:,.0f}, "
                   f"ratio {s['ratio']:.2f}; first token after {s['first_token_seconds']:.2f} s; "

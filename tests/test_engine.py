@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from hadal.configs.models import DeepseekConfig, DenseConfig
-from hadal.engine import LLM, SamplingParams
+from hadal.engine import LLM, EngineConfig, SamplingParams
 from hadal.engine.sampling import inverse_draw, keep_top_p, noise
 from hadal.errors import UserError
-from hadal.models.checkpoint import build
+from hadal.models.checkpoint import build, save_model
 from hadal.models.decoder import Decoder
 from hadal.tasks import load_tasks
 from hadal.tasks.words import build_tokenizer
@@ -316,3 +319,32 @@ def test_an_empty_prompt_is_a_users_mistake(llm: LLM) -> None:
 def test_parameters_out_of_range_are_named(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         SamplingParams(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_memory_of_the_cache_is_counted_and_told(llm: LLM, tmp_path: Path) -> None:
+    save_model(tmp_path, llm.model.config, llm.model.state_dict())
+    TOKENIZER.save(tmp_path)
+    said: list[str] = []
+    loaded = LLM.load(tmp_path, config=EngineConfig(cache_bytes=3_000_000), form="float32", say=said.append)
+    like = llm.model.config
+    # keys and values of one token: two heads of 16 each, or a latent of 32 and one rotary key; float32, two layers
+    token = 2 * 4 * (2 * 2 * 16 if isinstance(like, DenseConfig) else 32 + like.qk_rope_head_dim)
+    assert said == [f"The cache may take 3 MB: {3_000_000 // token:,} tokens."]
+    assert loaded.generate([_prompts()[0]], SamplingParams(max_tokens=4, seed=0))[0].outputs[0].token_ids
+
+
+def test_nothing_starts_torchs_compiler() -> None:
+    """It takes two seconds to import, and `hadal chat` has ten to its first token."""
+    code = """
+import sys
+from hadal.configs.models import DenseConfig
+from hadal.engine import LLM, SamplingParams
+from hadal.models.checkpoint import build
+from hadal.text.tokenizer import Tokenizer
+model = build(DenseConfig(64, 32, 1, 2, 1, head_dim=16, intermediate_size=32))
+model.initialise(0)
+LLM(model, Tokenizer.from_words([])).generate([[1, 2, 3]], SamplingParams(max_tokens=2, ignore_eos=True, seed=0))
+print(sorted(name for name in sys.modules if name in ("torch._dynamo", "torch._inductor", "sympy")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr or done.stdout

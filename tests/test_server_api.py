@@ -268,7 +268,7 @@ def test_too_many_are_turned_away_and_the_rest_served(url):
 def test_who_waits_is_kept_alive(run, tmp_path, monkeypatch):
     monkeypatch.setattr(streams, "KEEP_ALIVE", 0.1)
     with hadal_server(tmp_path / "h.db", models=[str(run)], max_running=1) as url:
-        first = {"messages": ASK, "n": 8, "max_tokens": 200, "stream": True, "seed": 1}
+        first = {"messages": ASK, "n": 8, "max_tokens": 40, "stream": True, "seed": 1}
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=first, timeout=60) as busy:
             lines = busy.iter_lines()  # kept, as the stream is closed with it
             next(lines)

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hadal.cost.memory import gigabytes
 from hadal.engine.drafts import look_up
 from hadal.engine.lanes import Lane, Pass, run_size
 from hadal.engine.memory import cache_budget
@@ -119,6 +120,12 @@ class Engine:
         if not isinstance(self.model, Deepseek) or not self.model.config.num_nextn_predict_layers:
             raise UserError("The model has no module that predicts a token ahead.", "Use speculate ngram, or none.")
         return self.model
+
+    def budget(self) -> str:
+        """The memory of the cache in words."""
+        columns = self.runs.budget
+        share = "" if self.config.cache_bytes is not None else ", half of what is free"
+        return f"The cache may take {gigabytes(columns * self.column_bytes)}{share}: {columns:,} tokens."
 
     # ---------------------------------------------------------------------------------- requests
 

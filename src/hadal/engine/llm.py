@@ -47,8 +47,8 @@ class LLM:
         """The model of a run folder, checkpoint folder or Hugging Face id, or of adapters, merged into their base.
 
         form: how its matrices are packed for this CPU (`hadal.models.packed`): float32, bfloat16, float16, int8, int4,
-        or auto for the fastest at full quality, which a large model is measured for (`say` is told) and a small one
-        left plain. None leaves them plain in `dtype`.
+        or auto for the fastest at full quality, which a large model is measured for and a small one left plain. None
+        leaves them plain in `dtype`. say: is told the choice and the memory that the cache may take.
         """
         folder = resolve(folder)
         tokenizer, defaults = Tokenizer.load(folder), generation_defaults(folder)
@@ -63,7 +63,9 @@ class LLM:
             say(choice.reason)
             form = choice.form
         pack(model, form, fast=config is not None and not config.exact)
-        return cls(model, tokenizer, config, defaults)
+        llm = cls(model, tokenizer, config, defaults)
+        say(llm.engine.budget())
+        return llm
 
     @property
     def forbidden(self) -> torch.Tensor:

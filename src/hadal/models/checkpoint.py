@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig, from_dict
 from hadal.errors import UserError
@@ -32,9 +33,20 @@ COMPANIONS = (
 """Files that go with the weights and do not change with them."""
 
 
+class _Unfilled(TorchFunctionMode):
+    """Modules are made without initial values: on shapes alone those cost torch a start of its compiler, 2 s."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
 def outline(config: ModelConfig) -> Decoder:
     """A model of the config's family whose weights have shapes and no memory."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         if isinstance(config, DenseConfig):
             return Dense(config)
         from hadal.models.deepseek import Deepseek

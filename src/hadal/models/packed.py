@@ -12,8 +12,10 @@ import ctypes
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +29,9 @@ from hadal.models.deepseek import Experts, Router
 from hadal.models.lora import LoraExperts
 from hadal.ops import quant
 from hadal.ops.linear import FORMS, Matrix, Stack, kind_of, measure, usable, works
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 BLOCK = 1 << 24
 """Weights that are packed at a time, so that what packing needs for itself stays small beside a vocabulary's head."""
@@ -47,7 +52,7 @@ class PackedLinear(nn.Module):
     def repack(self, weight_OK: Tensor) -> None:
         """Take another matrix of the same shape."""
         self.in_features = weight_OK.shape[1]
-        self.blocks = [self.form(block) for block in weight_OK.chunk(math.ceil(weight_OK.numel() / BLOCK))]
+        self.blocks = _on_all_threads(self.form, weight_OK.chunk(math.ceil(weight_OK.numel() / BLOCK)))
 
     @property
     def nbytes(self) -> int:
@@ -185,21 +190,37 @@ def resolve(form: str) -> str:
     return found[min(1, len(found) - 1)]
 
 
-def _pack_modules(parent: nn.Module, form: str, compute: torch.dtype, fast: bool) -> None:
-    for name, child in list(parent.named_children()):
-        if isinstance(child, Router):
-            continue
+def _pack_modules(model: Decoder, form: str, compute: torch.dtype, fast: bool) -> None:
+    """Replace linear layers and stacks of experts; side by side, since packing one is a loop of one thread."""
+
+    def replace_one(place: tuple[nn.Module, str]) -> None:
+        parent, name = place
+        child = getattr(parent, name)
         if isinstance(child, Experts | LoraExperts):
             setattr(parent, name, PackedExperts(form, child.matrices(), fast))
-        elif isinstance(child, nn.Linear):
-            if isinstance(parent, Decoder):
-                continue  # the head, which may be the embedding, has its turn at the end
+        else:
             chosen = f"{compute}:plain".removeprefix("torch.") if name == "kv_b_proj" else form
             setattr(parent, name, PackedLinear(chosen, full_weight(child), child.bias, fast))
-            del child
-            _give_back()
+        del child
+        _give_back()
+
+    _on_all_threads(replace_one, list(_places(model)))
+
+
+def _places(parent: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Where there is something to pack, as parent and name; not the head, which may be the embedding as well."""
+    for name, child in parent.named_children():
+        if isinstance(child, Router) or (isinstance(child, nn.Linear) and isinstance(parent, Decoder)):
+            continue
+        if isinstance(child, Experts | LoraExperts | nn.Linear):
+            yield parent, name
         else:
-            _pack_modules(child, form, compute, fast)
+            yield from _places(child)
+
+
+def _on_all_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(function, items))
 
 
 def _give_back() -> None:

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -58,7 +58,6 @@ class Settings:
     prices: Sequence[str] = ()
     timeout: float = 600.0
     quickstart: bool = False
-    notes: list[str] = field(default_factory=list)
 
 
 def default_db() -> Path:

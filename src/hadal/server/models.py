@@ -172,10 +172,6 @@ class Model(ABC):
     def answer(self, ask: Ask, control: Control | None = None) -> AsyncGenerator[Event]:
         """Deltas as they come, an `End` for each sample, last the `Usage`. Refusal where it cannot begin or go on."""
 
-    @abstractmethod
-    def count(self, answer: str) -> int | None:
-        """Tokens of a text, where it can tell."""
-
     def close(self) -> None:  # noqa: B027  (only a model of this machine has something to stop)
         """Stop what runs."""
 

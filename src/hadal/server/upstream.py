@@ -37,9 +37,6 @@ class UpstreamModel(Model):
     def __init__(self, upstream: Upstream, card: Card, name: str, owner: str) -> None:
         self.upstream, self.card, self.name, self.owner = upstream, card, name, owner
 
-    def count(self, answer: str) -> None:
-        return None
-
     def check(self, ask: Ask) -> None:
         if ask.resume:
             raise Refusal(409, f"{self.card.id} cannot go on with an answer.")

@@ -57,6 +57,9 @@ def doctor(json: bool = False) -> int:
     return int(missing)
 
 
+NEEDED = ("numpy", "safetensors", "tokenizers", "rich", "jinja2", "fastapi", "uvicorn", "sqlalchemy", "httpx")
+
+
 def examine() -> Iterator[Finding]:
     """All findings, the slow ones last."""
     yield python()
@@ -64,7 +67,7 @@ def examine() -> Iterator[Finding]:
     yield disk(Path.cwd())
     yield terminal()
     yield sandbox()
-    for package in ("numpy", "safetensors", "tokenizers", "rich", "jinja2"):
+    for package in NEEDED:
         if (error := import_error(package)) is not None:
             yield Finding(package, "missing", error, reinstall())
     if (error := import_error("torch")) is not None:

@@ -1,0 +1,156 @@
+"""The engine against llama.cpp on the same random weights, in turns: 16, 8 and about 4 bits a weight.
+
+    python benchmarks/llamacpp.py --bin llama.cpp/build/bin --models 0.5B
+
+--bin is a build of llama.cpp with llama-batched-bench and llama-quantize; `pip install gguf` writes its files. Both
+read prompts of 64 tokens and draw --new behind each; llama.cpp's bench feeds random tokens and samples nothing, hadal
+is greedy. Times are of prompts and new tokens together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import measured_rates
+from engine import MODELS, hadal_call, prompts
+
+from hadal.configs.models import Qwen2Config
+from hadal.engine import LLM, EngineConfig, SamplingParams
+from hadal.models.checkpoint import build, load_model, save_model
+from hadal.models.packed import choose, pack
+from hadal.text.tokenizer import Tokenizer
+
+PAIRS = {"F16": "auto", "Q8_0": "int8", "Q4_K_M": "int4"}
+"""llama.cpp's type, and the form that hadal packs."""
+NAMES = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+}  # fmt: skip
+
+
+def write_gguf(folder: Path, config: Qwen2Config, out: Path) -> None:
+    """The checkpoint in a folder as a GGUF file of F16 matrices, without a vocabulary."""
+    import gguf
+    from safetensors.torch import load_file
+
+    writer = gguf.GGUFWriter(str(out), "qwen2")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("none")
+    fixed = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
+             "lm_head.weight": "output.weight"}  # fmt: skip
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, tensor in load_file(file).items():
+            to = fixed.get(name)
+            if to is None:
+                _, _, layer, rest = name.split(".", 3)
+                module, kind = rest.rsplit(".", 1)
+                to = f"blk.{layer}.{NAMES[module]}.{kind}"
+            narrow = np.float16 if tensor.dim() > 1 else np.float32
+            writer.add_tensor(to, tensor.float().numpy().astype(narrow))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def batched_bench(binaries: Path, file: Path, batches: list[int], new: int, threads: int) -> dict[int, float]:
+    """Seconds of prompts and new tokens, by batch."""
+    context = max(batches) * (64 + new) + 256
+    done = subprocess.run(
+        [
+            binaries / "llama-batched-bench", "-m", file, "-c", str(context), "-b", "2048", "-ub", "512",
+            "-npp", "64", "-ntg", str(new), "-npl", ",".join(map(str, batches)),
+            "-t", str(threads), "-tb", str(threads), "--output-format", "jsonl",
+        ],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {line["pl"]: line["t_pp"] + line["t_tg"] for line in lines}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bin", type=Path, required=True, metavar="DIR", help="llama.cpp's programs")
+    parser.add_argument("--quick", action="store_true", help="two layers, few tokens; under a minute")
+    parser.add_argument("--models", nargs="+", choices=("0.5B", "1.5B"), default=["0.5B"])
+    parser.add_argument("--types", nargs="+", choices=PAIRS, default=list(PAIRS))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 64])
+    parser.add_argument("--new", type=int, help="tokens to generate (default: 32; 8 with --quick)")
+    parser.add_argument("--rounds", type=int, help="turns (default: 3; 1 with --quick)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.set_defaults(dtype="auto")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    rates, _ = measured_rates(args)
+    new, rounds = args.new or (8 if args.quick else 32), args.rounds or (1 if args.quick else 3)
+    batches = [b for b in args.batches if b < 64] if args.quick else args.batches
+    written: list[dict[str, Any]] = []
+    print(f"\n{'':8}{'batch':>6}{'type':>8}{'form':>18}{'hadal':>9}{'llama.cpp':>11}{'ratio':>8}{'n':>4}")
+    for name in args.models:
+        config = MODELS[name]
+        assert isinstance(config, Qwen2Config)
+        if args.quick:
+            config = replace(config, num_hidden_layers=2)
+        with tempfile.TemporaryDirectory() as place:
+            folder, plain = Path(place) / "model", Path(place) / "F16.gguf"
+            model = build(config)
+            model.initialise(0)
+            save_model(folder, config, model.bfloat16().state_dict())
+            del model
+            write_gguf(folder, config, plain)
+            for kind in args.types:
+                file = plain
+                if kind != "F16":
+                    file = Path(place) / f"{kind}.gguf"
+                    subprocess.run([args.bin / "llama-quantize", plain, file, kind], capture_output=True, check=True)
+                ours = load_model(folder, torch.bfloat16).eval()
+                form = choose(config, torch.bfloat16).form if PAIRS[kind] == "auto" else PAIRS[kind]
+                pack(ours, form)
+                llm = LLM(ours, Tokenizer.from_words([]), EngineConfig(keep_prompts=False))
+                llm.engine.sampler.forbidden = llm.engine.sampler.forbidden[:0]
+                params = SamplingParams(temperature=0, ignore_eos=True, max_tokens=new)
+                calls = {b: hadal_call(llm, prompts(b, 64, config.vocab_size), params) for b in batches}
+                times: dict[str, dict[int, list[float]]] = {s: {b: [] for b in batches} for s in ("hadal", "peer")}
+                for turn in range(rounds + 1):  # the first one warms up
+                    theirs = batched_bench(args.bin, file, batches, new, args.threads)
+                    for batch, call in calls.items():
+                        began = time.perf_counter()
+                        call()
+                        if turn:
+                            times["hadal"][batch].append(time.perf_counter() - began)
+                            times["peer"][batch].append(theirs[batch])
+                for batch in batches:
+                    mine, peer = (statistics.median(times[side][batch]) for side in ("hadal", "peer"))
+                    print(
+                        f"{name:8}{batch:6}{kind:>8}{form:>18}{batch * new / mine:9.1f}{batch * new / peer:11.1f}"
+                        f"{peer / mine:7.2f}x{rounds:4}", flush=True,
+                    )  # fmt: skip
+                    written.append({"model": name, "batch": batch, "type": kind, "form": form, "tokens": batch * new,
+                                    "seconds": {side: times[side][batch] for side in times}})  # fmt: skip
+    if args.json:
+        about = {"torch": torch.__version__, "threads": args.threads, "rates": rates, "quick": args.quick}
+        args.json.write_text(json.dumps(about | {"results": written}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
