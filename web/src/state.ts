@@ -262,7 +262,10 @@ export async function ask(content: string, parent?: string | null): Promise<bool
       })
       go('/c/' + open.id)
     }
-    begun(await api.answer(open.id, { content, parent: parent === undefined ? open.leaf : parent }))
+    // The settings go with the question: a change made just before must not come after it.
+    const { model: chosen, settings } = open
+    const how = { settings, ...(chosen ? { model: chosen } : {}) }
+    begun(await api.answer(open.id, { content, parent: parent === undefined ? open.leaf : parent, ...how }))
   })
 }
 

@@ -93,7 +93,7 @@ export function Answer({ message, plain = false }: { message: Message; plain?: b
       {text.trim() !== '' && <Markdown text={text} live={live !== undefined} />}
       {live !== undefined && live.phase !== 'thinking' && text.trim() === '' && <div class="waiting" aria-hidden="true" />}
       <Outcome message={message} empty={text.trim() === ''} />
-      <Verdict message={message} />
+      <Verdict message={message} asked={plain} />
       {message.status !== 'running' && <Footer message={message} plain={plain} />}
     </article>
   )
@@ -115,8 +115,11 @@ function Outcome({ message, empty }: { message: Message; empty: boolean }) {
   return null
 }
 
-function Verdict({ message }: { message: Message }) {
-  const verdict = message.verdict
+const unknown: NonNullable<Message['verdict']> = { right: null, note: null, gold: null, task: null, by: 'user' }
+
+/** Whether the answer is right; `asked`: where no scorer knows, the reader is. */
+function Verdict({ message, asked }: { message: Message; asked: boolean }) {
+  const verdict = message.verdict ?? (asked && message.status === 'done' ? unknown : null)
   if (verdict === null) return null
   const own = verdict.by === 'user' || verdict.right === null
   return (
