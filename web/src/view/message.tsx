@@ -1,5 +1,5 @@
 import { useLayoutEffect, useRef, useState } from 'preact/hooks'
-import { count, dollars, seconds } from '../format'
+import { count, dollars, seconds, tokens } from '../format'
 import { t } from '../i18n'
 import { liveOf } from '../live'
 import { ask, branch, carryOn, judge, messages, modelNamed, regenerate, running, say } from '../state'
@@ -150,7 +150,7 @@ function Footer({ message, plain }: { message: Message; plain: boolean }) {
   const cut = message.finish_reason === 'length' || message.status === 'stopped' || message.status === 'interrupted'
   const { usage, cost } = message
   const summary = [
-    usage && t('tokens', { n: count(usage.completion_tokens) }),
+    usage && tokens(usage.completion_tokens),
     message.tokens_per_second && t('perSecond', { n: rate(message.tokens_per_second) }),
     cost?.usd != null && dollars(cost.usd),
   ].filter(Boolean)
