@@ -5,6 +5,10 @@ export function count(n: number): string {
   return n.toLocaleString(language.value)
 }
 
+export function tokens(n: number): string {
+  return t(n === 1 ? 'token' : 'tokens', { n: count(n) })
+}
+
 export function seconds(ms: number): string {
   const s = ms / 1000
   if (s < 9.95) return t('seconds', { s: s.toFixed(1) })

@@ -1,4 +1,4 @@
-import { effect } from '@preact/signals'
+import { effect, untracked } from '@preact/signals'
 import { render } from 'preact'
 import { onKey } from './keys'
 import { announceWith } from './live'
@@ -18,7 +18,7 @@ void start()
 
 effect(() => {
   const to = route.value
-  if (session.peek()?.signed_in) void open(to)
+  if (session.peek()?.signed_in) untracked(() => void open(to)) // what it reads must not call it again
 })
 
 // Answers that run in chats which are not open end without an event here; their marks in the history are kept true.

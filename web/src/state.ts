@@ -22,7 +22,7 @@ export const history = signal<Chat[]>([])
 export const more = signal(false)
 export const query = signal('')
 
-export const toast = signal<{ text: string; bad: boolean; undo?: () => void } | null>(null)
+export const toast = signal<{ text: string; bad: boolean } | null>(null)
 export const announcement = signal('') // what a screen reader is told, once for each state
 export const offline = signal(false)
 
@@ -167,12 +167,12 @@ export const pathOf = (one: Chat) => (one.kind === 'duel' ? '/side-by-side/' : '
 
 // --- the open chat --------------------------------------------------------------------------------------------
 
-let listedKind = ''
+let listedView = ''
 
 /** Shows what the address names. */
 export async function open(to: { view: 'chat' | 'duel'; id: string | null }): Promise<void> {
-  if (to.view !== listedKind) {
-    listedKind = to.view
+  if (to.view !== listedView) {
+    listedView = to.view
     if (query.value === '') void attempt(refreshHistory)
   }
   if (to.id !== null && chat.value?.id === to.id) {
@@ -262,7 +262,10 @@ export async function ask(content: string, parent?: string | null): Promise<bool
       })
       go('/c/' + open.id)
     }
-    begun(await api.answer(open.id, { content, parent: parent === undefined ? open.leaf : parent }))
+    // The settings go with the question: a change made just before must not come after it.
+    const { model: chosen, settings } = open
+    const how = { settings, ...(chosen ? { model: chosen } : {}) }
+    begun(await api.answer(open.id, { content, parent: parent === undefined ? open.leaf : parent, ...how }))
   })
 }
 

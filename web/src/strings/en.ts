@@ -12,6 +12,7 @@ export const en = {
   foldThought: 'Fold the thought',
   seconds: '{s} s',
   minutes: '{m} min {s} s',
+  token: '{n} token',
   tokens: '{n} tokens',
   perSecond: '{n} tokens/s',
   answerNow: 'Answer now',

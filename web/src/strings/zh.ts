@@ -13,6 +13,7 @@ export const zh: Record<keyof typeof en, string> = {
   foldThought: '收起思考',
   seconds: '{s} 秒',
   minutes: '{m} 分 {s} 秒',
+  token: '{n} 个词元',
   tokens: '{n} 个词元',
   perSecond: '每秒 {n} 个词元',
   answerNow: '立即回答',

@@ -1,6 +1,6 @@
 import { signal } from '@preact/signals'
 import { useEffect } from 'preact/hooks'
-import { count, dollars } from '../format'
+import { dollars, tokens } from '../format'
 import { language, t } from '../i18n'
 import { route } from '../route'
 import { announcement, chat, chooseModel, model, offline, running, session, signIn, start, toast } from '../state'
@@ -56,7 +56,7 @@ function TopBar() {
       <span class="spring" />
       {open !== null && open.tokens > 0 && (
         <span class="totals" title={t('totals')}>
-          {t('tokens', { n: count(open.tokens) })}
+          {tokens(open.tokens)}
           {open.cost_usd !== null && ` · ${dollars(open.cost_usd)}`}
         </span>
       )}

@@ -198,7 +198,7 @@ function Round() {
           </>
         )}
       </p>
-      <div class="columns" data-count={answers.length}>
+      <div class="columns">
         {answers.map((answer, i) => (
           <div key={answer.id} class="column" data-side={i}>
             <h2>

@@ -36,14 +36,13 @@ export function Icon({ name }: { name: IconName }) {
   )
 }
 
-export function IconButton(props: { icon: IconName; label: string; onClick: () => void; class?: string; disabled?: boolean; pressed?: boolean }) {
+export function IconButton(props: { icon: IconName; label: string; onClick: () => void; class?: string; disabled?: boolean }) {
   return (
     <button
       type="button"
       class={`icon-button ${props.class ?? ''}`}
       aria-label={props.label}
       title={props.label}
-      aria-pressed={props.pressed}
       disabled={props.disabled}
       onClick={props.onClick}
     >

@@ -1,5 +1,5 @@
 import { useLayoutEffect, useRef, useState } from 'preact/hooks'
-import { count, dollars, seconds } from '../format'
+import { count, dollars, seconds, tokens } from '../format'
 import { t } from '../i18n'
 import { liveOf } from '../live'
 import { ask, branch, carryOn, judge, messages, modelNamed, regenerate, running, say } from '../state'
@@ -93,7 +93,7 @@ export function Answer({ message, plain = false }: { message: Message; plain?: b
       {text.trim() !== '' && <Markdown text={text} live={live !== undefined} />}
       {live !== undefined && live.phase !== 'thinking' && text.trim() === '' && <div class="waiting" aria-hidden="true" />}
       <Outcome message={message} empty={text.trim() === ''} />
-      <Verdict message={message} />
+      <Verdict message={message} asked={plain} />
       {message.status !== 'running' && <Footer message={message} plain={plain} />}
     </article>
   )
@@ -115,8 +115,11 @@ function Outcome({ message, empty }: { message: Message; empty: boolean }) {
   return null
 }
 
-function Verdict({ message }: { message: Message }) {
-  const verdict = message.verdict
+const unknown: NonNullable<Message['verdict']> = { right: null, note: null, gold: null, task: null, by: 'user' }
+
+/** Whether the answer is right; `asked`: where no scorer knows, the reader is. */
+function Verdict({ message, asked }: { message: Message; asked: boolean }) {
+  const verdict = message.verdict ?? (asked && message.status === 'done' ? unknown : null)
   if (verdict === null) return null
   const own = verdict.by === 'user' || verdict.right === null
   return (
@@ -147,7 +150,7 @@ function Footer({ message, plain }: { message: Message; plain: boolean }) {
   const cut = message.finish_reason === 'length' || message.status === 'stopped' || message.status === 'interrupted'
   const { usage, cost } = message
   const summary = [
-    usage && t('tokens', { n: count(usage.completion_tokens) }),
+    usage && tokens(usage.completion_tokens),
     message.tokens_per_second && t('perSecond', { n: rate(message.tokens_per_second) }),
     cost?.usd != null && dollars(cost.usd),
   ].filter(Boolean)

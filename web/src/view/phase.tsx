@@ -1,5 +1,5 @@
 import { useEffect, useState } from 'preact/hooks'
-import { count, seconds } from '../format'
+import { seconds, tokens } from '../format'
 import { t } from '../i18n'
 import { liveOf } from '../live'
 import { answerNow, mayAnswerNow, modelNamed, stop } from '../state'
@@ -31,7 +31,7 @@ export function PhaseLine({ message, stoppable = false }: { message: Message; st
       <span class="phase-name">{t(live.phase)}</span>
       <span class="phase-numbers" aria-hidden="true">
         <Clock since={live.began} />
-        {live.tokens > 0 && <span>{t('tokens', { n: count(live.tokens) })}</span>}
+        {live.tokens > 0 && <span>{tokens(live.tokens)}</span>}
         {live.tokensPerSecond !== null && live.tokens > 1 && <span>{t('perSecond', { n: rate(live.tokensPerSecond) })}</span>}
       </span>
       <span class="phase-actions">

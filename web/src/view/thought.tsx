@@ -1,5 +1,5 @@
 import { useLayoutEffect, useRef, useState } from 'preact/hooks'
-import { count, depth, seconds } from '../format'
+import { depth, seconds, tokens } from '../format'
 import { t } from '../i18n'
 import type { Live } from '../live'
 import { preferences } from '../preferences'
@@ -24,15 +24,15 @@ export function Thought({ message, live }: { message: Message; live: Live | unde
     redraw((n) => n + 1)
   }
   const body = `thought-${message.id}`
-  const tokens = thinking ? live!.tokens : message.usage?.reasoning_tokens
+  const length = thinking ? live!.tokens : message.usage?.reasoning_tokens
   return (
     <section class="thought" data-open={open} data-live={thinking}>
       <button type="button" class="thought-head" aria-expanded={open} aria-controls={body} onClick={() => choose(!open)}>
-        <Depth zone={depth(tokens ?? text.length / 4)} />
+        <Depth zone={depth(length ?? text.length / 4)} />
         <span class="thought-title">
           <ThoughtTime message={message} live={live} />
         </span>
-        {tokens ? <span class="thought-tokens">{t('tokens', { n: count(tokens) })}</span> : null}
+        {length ? <span class="thought-tokens">{tokens(length)}</span> : null}
         <Icon name="chevron" />
       </button>
       <div id={body} class="thought-body" hidden={!open}>
