@@ -122,7 +122,7 @@ def test_a_teacher_is_distilled_and_then_practice_makes_it_right(
         "evaluate.samples": 4, "evaluate.max_tokens": 16, "dtype": "float32", **SMALL,
     }  # fmt: skip
     assert train("qwen-gsm8k", Path("full"), small) == 0
-    lora = {"grpo.lora.rank": 8, "grpo.optimizer.lr": 1e-2}
+    lora = {"grpo.lora.rank": 8, "grpo.optimizer.lr": 2e-2, "grpo.updates": 16}
     assert train("qwen-gsm8k", Path("adapted"), {**small, **lora}) == 0
     for run in (Path("full"), Path("adapted")):
         before, after = score(run, "before"), score(run, "evaluate-rl")
