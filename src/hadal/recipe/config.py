@@ -197,12 +197,15 @@ def to_toml(data: dict[str, Any], where: str = "") -> str:
 def with_task_files(recipe: Recipe, places: Mapping[str, str]) -> Recipe:
     """The recipe with its task files named by their places, wherever it names them."""
 
-    def placed(config: Any) -> dict[str, Any]:
-        named = {key: getattr(config, key) for key in ("tasks", "plain_tasks") if hasattr(config, key)}
-        return {key: [places.get(name, name) for name in names] for key, names in named.items()}
+    def placed(names: list[str]) -> list[str]:
+        return [places.get(name, name) for name in names]
 
-    stages = tuple(replace(s, config=replace(s.config, **placed(s.config))) for s in recipe.stages)
-    return replace(recipe, **placed(recipe), stages=stages)
+    def of(config: Any) -> Any:
+        keys = [key for key in ("tasks", "plain_tasks") if hasattr(config, key)]
+        return replace(config, **{key: placed(getattr(config, key)) for key in keys})
+
+    stages = tuple(replace(stage, config=of(stage.config)) for stage in recipe.stages)
+    return replace(recipe, tasks=placed(recipe.tasks), stages=stages)
 
 
 def _with_options(grpo: dict[str, Any]) -> dict[str, Any]:
