@@ -18,8 +18,8 @@ def add_ablate(add: Add) -> None:
         ablate,
         "Run a recipe's variants side by side on several seeds, and report paired differences",
         "  hadal ablate recipe.toml --vary grpo.algorithm=grpo,dapo,dr_grpo --seeds 3 --out runs/algorithms\n\n"
-        "What the variants of a seed have in common is run once. Stopped at any moment, the same command carries on;\n"
-        "with more --seeds it adds those.",
+        "What the variants of a seed have in common is run once. Stopped at any moment, the same\n"
+        "command carries on; with more --seeds it adds those.",
     )
     command.add_argument("recipe", type=Path, metavar="RECIPE", help="a TOML file of stages")
     command.add_argument(

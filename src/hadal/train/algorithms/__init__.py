@@ -103,7 +103,7 @@ def find(name: str) -> Algorithm:
     """The algorithm of that name; UserError where there is none."""
     if name not in (known := names()):
         raise UserError(f"There is no algorithm {name!r}.", nearest(name, known))
-    return import_module(f"{__name__}.{name}")  # type: ignore[return-value]
+    return import_module(f"{__name__}.{name}")
 
 
 def read_options(name: str, given: Mapping[str, Any]) -> Options:
