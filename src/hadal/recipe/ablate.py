@@ -162,8 +162,8 @@ def to_markdown(report: dict[str, Any]) -> str:
     lines = [
         f"# {', '.join(report['vary'])}",
         "",
-        f"Seeds {', '.join(map(str, seeds))}; {report['problems']} held-out problems a task, the same for all; one "
-        f"sampled answer to each. Differences are from `{first}`, problem by problem; 95% intervals by resampling "
+        f"Seeds {', '.join(map(str, seeds))}; up to {report['problems']} held-out problems a task, the same for all; "
+        f"one sampled answer to each. Differences are from `{first}`, problem by problem; 95% intervals by resampling "
         "seeds, and problems within them" + ("; of so few seeds they are a rough guide." if len(seeds) < 5 else "."),
         "",
         "| | accuracy | difference, points | by seed | tokens | FLOPs | seconds | alarms |",

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -103,7 +103,7 @@ def find(name: str) -> Algorithm:
     """The algorithm of that name; UserError where there is none."""
     if name not in (known := names()):
         raise UserError(f"There is no algorithm {name!r}.", nearest(name, known))
-    return cast(Algorithm, import_module(f"{__name__}.{name}"))
+    return import_module(f"{__name__}.{name}")
 
 
 def read_options(name: str, given: Mapping[str, Any]) -> Options:
