@@ -68,6 +68,7 @@ def test_a_chain_killed_twice_ends_alike(whole: tuple[dict[str, bytes], int, Pat
     assert [run["status"] for run in stopped] == [-signal.SIGKILL] * 2, stopped
 
 
+@pytest.mark.long
 def test_a_chain_killed_in_each_kind_of_stage_ends_alike(
     whole: tuple[dict[str, bytes], int, Path], tmp_path: Path
 ) -> None:

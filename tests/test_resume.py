@@ -68,8 +68,7 @@ def check(lab: Lab, kind: str, chains: list[list[int]], expected: Outcome, stopp
 def test_a_kill_between_any_two_writes(whole: tuple[Outcome, int, Path], tmp_path: Path) -> None:
     expected, changes, _ = whole
     rng = random.Random(1)
-    chains = [[1], [3], [rng.randrange(4, changes)], [changes - 2]]
-    chains.append([changes // 3, changes // 3, changes // 4])  # again and again
+    chains = [[rng.randrange(1, changes)], [changes // 3, changes // 3, changes // 4]]  # once, and again and again
     check(Lab(tmp_path), "kill", chains, expected, lambda run: run["status"] == -signal.SIGKILL)
 
 
@@ -116,6 +115,7 @@ def test_a_kill_between_each_two_writes(part: int, whole: tuple[Outcome, int, Pa
     check(Lab(tmp_path), "kill", chains, expected, lambda run: run["status"] == -signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_experts_resume_too(tmp_path: Path) -> None:
     settings = ('arch="deepseek"', "model.num_nextn_predict_layers=1", "model.num_hidden_layers=2")
     lab = Lab(tmp_path, *(word for setting in settings for word in ("--set", setting)))

@@ -121,7 +121,7 @@ def test_an_answer_of_an_upstream_has_its_counts_price_and_switches(tmp_path):
         ({"raw": [b'data: {"choices":7}\n\n']}, "no chunk of an answer", 502),
         ({"raw": [b'data: {"error":{"message":"out of memory"}}\n\n']}, "out of memory", 502),
         ({"chunks": [{"content": "I begin"}]}, "broke off in the middle", 502),
-        ({"chunks": [{"content": "a"}, STOP], "pause": 3.0}, "too slow", 502),
+        pytest.param({"chunks": [{"content": "a"}, STOP], "pause": 3.0}, "too slow", 502, marks=pytest.mark.long),
     ],
 )
 def test_what_goes_wrong_upstream_is_said_in_one_line(tmp_path, scenario, said, status):

@@ -100,8 +100,17 @@ class Told(PlainView):
         self.lines.append(line)
 
 
-@pytest.mark.parametrize("way", ["full", "lora", "merged"])
-@pytest.mark.parametrize("name", SHAPES)
+SHOWN = {("qwen2", "full"), ("llama", "merged"), ("deepseek_v3", "lora")}
+"""Of all families and ways those that the default tests take; the others are as slow and marked long."""
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        pytest.param(name, way, marks=[] if (name, way) in SHOWN else pytest.mark.long)
+        for name in SHAPES for way in ("full", "lora", "merged")
+    ],
+)  # fmt: skip
 def test_it_learns_what_it_is_shown(name: str, way: str, tmp_path: Path) -> None:
     base, out, view = checkpoint(tmp_path / "base", name), tmp_path / "out", Told()
     assert right(base) == 0
@@ -151,7 +160,9 @@ def arguments(base: Path, out: Path, file: Path, *more: str) -> list[str]:
     return ["sft", str(base), str(file), "--out", str(out), *fixed, *more]
 
 
-@pytest.mark.parametrize("more", [[], ["--lora", "4", "--set", "lora.dropout=0.1"]])
+@pytest.mark.parametrize(
+    "more", [pytest.param([], marks=pytest.mark.long), ["--lora", "4", "--set", "lora.dropout=0.1"]]
+)
 def test_killed_and_carried_on_it_ends_in_the_same_bits(more: list[str], tmp_path: Path) -> None:
     base, file = checkpoint(tmp_path / "base", "qwen2"), data(tmp_path / "data.jsonl")
     settings = ["--epochs", "4", "--set", "checkpoint_every=4", *more]
