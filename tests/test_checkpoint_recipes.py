@@ -124,9 +124,9 @@ def test_a_teacher_is_distilled_and_then_practice_makes_it_right(
     assert train("qwen-gsm8k", Path("full"), small) == 0
     lora = {"grpo.lora.rank": 8, "grpo.optimizer.lr": 5e-3, "grpo.updates": 20}
     assert train("qwen-gsm8k", Path("adapted"), {**small, **lora}) == 0
-    for run in (Path("full"), Path("adapted")):
+    for run, gain in ((Path("full"), 0.15), (Path("adapted"), 0.05)):  # adapters learn more slowly
         before, after = score(run, "before"), score(run, "evaluate-rl")
-        assert 0.2 < before < 0.8 and after > before + 0.08, (run, before, after)
+        assert 0.2 < before < 0.8 and after > before + gain, (run, before, after)
     weights = load_file("adapted/model.safetensors")
     assert weights.keys() == load_file("taught/model.safetensors").keys()  # adapters are merged
     assert Path("adapted/tokenizer.json").read_bytes() == Path("base/tokenizer.json").read_bytes()
