@@ -263,8 +263,7 @@ export async function ask(content: string, parent?: string | null): Promise<bool
       go('/c/' + open.id)
     }
     // The settings go with the question: a change made just before must not come after it.
-    const { model: chosen, settings } = open
-    const how = { settings, ...(chosen ? { model: chosen } : {}) }
+    const how = { settings: open.settings, ...(open.model ? { model: open.model } : {}) }
     begun(await api.answer(open.id, { content, parent: parent === undefined ? open.leaf : parent, ...how }))
   })
 }
