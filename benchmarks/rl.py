@@ -4,7 +4,8 @@ A small Qwen2-shaped model is made by our own supervised training on worked sums
 --dtype), in turns in one process:
 
 - capped: an update in which every sample runs to the cap, and so the same work on both sides;
-- natural: an update in which samples end where the model ends them (about half the cap);
+- natural: an update in which samples end where the model ends them (about half the cap). In both, right and wrong are
+  drawn by a checksum, so that no group is alike and both sides train on every sample;
 - learning: the time until the held-out accuracy is reached, for each learning rate of one sweep, for each seed.
 
 An update is split into sampling (the engine's, or `generate` of transformers), training (forward, backward, optimiser)
@@ -25,6 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 from common import arguments, measured_rates
@@ -36,7 +38,7 @@ from hadal.engine import LLM, SamplingParams
 from hadal.evaluate.suite import ask, held_out
 from hadal.models.checkpoint import build, load_model, save_model
 from hadal.models.decoder import Decoder
-from hadal.tasks import BUILT_IN, Problem, Rng, Task
+from hadal.tasks import BUILT_IN, Problem, Reward, Rng, Task
 from hadal.tasks.words import build_tokenizer
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.corpus import CorpusConfig, batches
@@ -55,7 +57,7 @@ class Plan:
 
     hidden: int = 128
     layers: int = 3
-    steps: int = 500
+    steps: int = 1200
     """Of supervised training."""
     level: int = 6
     """Of the sums, in supervised training up to it and in RL at it."""
@@ -75,7 +77,7 @@ class Plan:
 
 
 QUICK = Plan(
-    hidden=64, layers=2, steps=100, level=3, prompts=8, samples=4, cap=32, timed=2, rates=(1e-3,), gain=0.05, updates=4,
+    hidden=64, layers=2, steps=150, level=3, prompts=8, samples=4, cap=32, timed=2, rates=(1e-3,), gain=0.05, updates=4,
     look=2, problems=32, seeds=(0,),
 )  # fmt: skip
 
@@ -88,6 +90,7 @@ class Clock:
     training: float = 0.0
     total: float = 0.0
     tokens: int = 0
+    reward: float = 0.0
 
     @property
     def overhead(self) -> float:
@@ -111,8 +114,11 @@ def timed(clock: Callable[[], Clock], part: str, call: Callable[..., Any]) -> Ca
 # The model and the prompts
 
 
-def the_task(plan: Plan) -> Task:
+def the_task(plan: Plan, coin: bool = False) -> Task:
+    """coin: right or wrong by the text's checksum, so that no group is alike and every sample is trained on."""
     task = BUILT_IN["sums"]()
+    if coin:
+        task.score = lambda problem, text: Reward(value := float(crc32(text.encode()) & 1), {"accuracy": value})  # type: ignore[method-assign]
     task.gold_limit = plan.level
     task.difficulties = range(task.difficulties.start, plan.level + 1)
     return task
@@ -165,7 +171,9 @@ def accuracy(model: Decoder, tokenizer: Tokenizer, plan: Plan) -> float:
 class Hadal:
     name = "hadal"
 
-    def __init__(self, folder: Path, plan: Plan, seed: int, lr: float, capped: bool) -> None:
+    def __init__(
+        self, folder: Path, plan: Plan, seed: int, lr: float, capped: bool = False, coin: bool = False
+    ) -> None:
         self.plan, self.seed = plan, seed
         self.model, self.tokenizer = load_model(folder).train(), Tokenizer.load(folder)
         self.optimizer = Optimizer(self.model, OptimizerConfig(lr=lr, muon_lr=0.0, beta2=0.999, eps=1e-8, clip=1.0))
@@ -174,7 +182,7 @@ class Hadal:
             end = torch.tensor([self.tokenizer.eos_id])
             self.llm.engine.forbidden = torch.cat([self.llm.engine.forbidden, end])
             self.llm.engine.sampler.forbidden = self.llm.engine.forbidden
-        self.task = the_task(plan)
+        self.task = the_task(plan, coin)
         self.task.difficulties = range(plan.level, plan.level + 1)
         self.config = RLConfig(prompts=plan.prompts, samples=plan.samples, max_tokens=plan.cap)
         self.clock = Clock()
@@ -189,7 +197,7 @@ class Hadal:
         self.step += 1
         self.clock.total = time.perf_counter() - began
         self.clock.training = result.seconds_training
-        self.clock.tokens = result.tokens_sampled
+        self.clock.tokens, self.clock.reward = result.tokens_sampled, result.metrics["reward"]
         return self.clock
 
     def accuracy(self) -> float:
@@ -202,27 +210,31 @@ class Trl:
     name = "TRL"
 
     def __init__(
-        self, folder: Path, plan: Plan, seed: int, lr: float, capped: bool, updates: int, after: Callable[[Clock], bool]
-    ) -> None:
+        self, folder: Path, plan: Plan, seed: int, lr: float, updates: int, after: Callable[[Clock], bool],
+        capped: bool = False, coin: bool = False,
+    ) -> None:  # fmt: skip
         from datasets import Dataset
-        from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+        from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
         from trl import GRPOConfig, GRPOTrainer
 
         self.plan, self.tokenizer = plan, Tokenizer.load(folder)
-        task = the_task(plan)
+        task = the_task(plan, coin)
         single = the_task(plan)
         single.difficulties = range(plan.level, plan.level + 1)
         problems = drawn(single, plan, seed, updates)
         rows = [
             {"prompt": [{"role": "user", "content": p.prompt}], "place": place} for place, p in enumerate(problems)
         ]
-        theirs = AutoTokenizer.from_pretrained(folder)
+        theirs = PreTrainedTokenizerFast.from_pretrained(folder)  # Auto takes Qwen2's own words
         ids = theirs.apply_chat_template(rows[0]["prompt"], add_generation_prompt=True, return_dict=False)
         assert ids == self.tokenizer.chat(rows[0]["prompt"]), "the prompts are not the same"
 
         def reward(completion_ids: list[list[int]], place: list[int], **_: Any) -> list[float]:
-            texts = [self.tokenizer.decode([i for i in c if i != self.tokenizer.eos_id]) for c in completion_ids]
-            return [task.score(problems[i], text).total for i, text in zip(place, texts, strict=True)]
+            said = [[i for i in ids if i != self.tokenizer.eos_id] for ids in completion_ids]
+            texts = [self.tokenizer.decode(ids, special=True) for ids in said]
+            found = [task.score(problems[i], text).total for i, text in zip(place, texts, strict=True)]
+            self.clock.reward = sum(found) / len(found)
+            return found
 
         micro = max(1, plan.prompts * plan.samples // 8)
         extra = {"min_new_tokens": plan.cap} if capped else {}
@@ -253,6 +265,7 @@ class Trl:
             callbacks=[Ticker()],
         )  # fmt: skip
         trainer = self.trainer
+        trainer.remove_callback(PrinterCallback)
         running = lambda: self.clock  # noqa: E731
         generate = trainer._generate
 
@@ -288,7 +301,7 @@ class Trl:
 
 def update_times(folder: Path, plan: Plan, capped: bool, with_trl: bool) -> dict[str, list[Clock]]:
     """Clocks of `timed` updates a side, in turns, at a learning rate of next to nothing; the first turn is warm-up."""
-    ours = Hadal(folder, plan, 0, 1e-12, capped)
+    ours = Hadal(folder, plan, 0, 1e-12, capped, coin=True)
     found: dict[str, list[Clock]] = {"hadal": [], "TRL": []}
 
     def turn(clock: Clock) -> bool:
@@ -297,7 +310,7 @@ def update_times(folder: Path, plan: Plan, capped: bool, with_trl: bool) -> dict
         return False
 
     if with_trl:
-        Trl(folder, plan, 0, 1e-12, capped, plan.timed + 1, turn).run()
+        Trl(folder, plan, 0, 1e-12, plan.timed + 1, turn, capped, coin=True).run()
     else:
         for _ in range(plan.timed + 1):
             found["hadal"].append(ours.update())
@@ -336,7 +349,7 @@ def learning(folder: Path, plan: Plan, seed: int, with_trl: bool) -> tuple[float
     runs = []
     for lr in plan.rates:
         one = Learned("hadal", seed, lr)
-        ours = Hadal(folder, plan, seed, lr, capped=False)
+        ours = Hadal(folder, plan, seed, lr)
         while not one.take(ours.update(), ours.accuracy, plan, target):
             pass
         runs.append(one)
@@ -347,7 +360,7 @@ def learning(folder: Path, plan: Plan, seed: int, with_trl: bool) -> tuple[float
             def after(clock: Clock, other: Learned = other, sides: list[Trl] = sides) -> bool:
                 return other.take(clock, sides[0].accuracy, plan, target)
 
-            sides.append(Trl(folder, plan, seed, lr, False, plan.updates, after))
+            sides.append(Trl(folder, plan, seed, lr, plan.updates, after))
             sides[0].run()
             runs.append(other)
         for run in runs[-(1 + with_trl) :]:
@@ -412,14 +425,16 @@ def shown(part: str, clocks: dict[str, list[Clock]], plan: Plan) -> dict[str, An
     """Print the medians of an update's parts, and their ratios; returns all figures."""
     names = ("total", "sampling", "training", "overhead")
     out: dict[str, Any] = {}
-    print(f"\n{part:10}{'seconds':>9}{'sampling':>10}{'training':>10}{'overhead':>10}{'tokens a sample':>17}{'n':>4}")
+    heads = ("seconds", 9), ("sampling", 10), ("training", 10), ("overhead", 10), ("tokens a sample", 17), ("reward", 8)
+    print(f"\n{part:10}" + "".join(f"{head:>{width}}" for head, width in heads) + f"{'n':>4}")
     for side, found in clocks.items():
         medians = {name: statistics.median(getattr(c, name) for c in found) for name in names}
         length = statistics.mean(c.tokens for c in found) / (plan.prompts * plan.samples)
+        reward = statistics.mean(c.reward for c in found)
         every = [{name: getattr(c, name) for name in names} for c in found]
-        out[side] = {"median": medians, "tokens_a_sample": length, "clocks": every}
+        out[side] = {"median": medians, "tokens_a_sample": length, "reward": reward, "clocks": every}
         row = "".join(f"{medians[name]:{width}.2f}" for name, width in zip(names, (9, 10, 10, 10), strict=True))
-        print(f"{side:10}{row}{length:17.1f}{len(found):4}")
+        print(f"{side:10}{row}{length:17.1f}{reward:8.3f}{len(found):4}")
     if "TRL" in out:
         ratios = {name: out["TRL"]["median"][name] / max(out["hadal"]["median"][name], 1e-9) for name in names}
         out["ratio"] = ratios
