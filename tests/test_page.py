@@ -464,10 +464,13 @@ def test_an_answer_cut_by_its_length_goes_on(tab: Tab) -> None:
     expect(page.locator(".outcome")).to_contain_text("length limit")
     before = stored(page)["messages"][-1]
     page.get_by_role("button", name="Continue").click()
-    tab.finished()
-    after = stored(page)["messages"][-1]
+    began = time.monotonic()
+    while (after := stored(page)["messages"][-1])["total_ms"] == before["total_ms"] or after["status"] == "running":
+        assert time.monotonic() - began < 30
+        page.wait_for_timeout(100)
     assert after["id"] == before["id"] and after["thought"].startswith(before["thought"])
     assert len(after["thought"] + after["content"]) > len(before["thought"] + before["content"])
+    expect(page.locator(".answer .meta")).to_contain_text(f"{after['usage']['completion_tokens']} tokens")
 
 
 def test_grown_model_first_message_to_streamed_answer(tab: Tab) -> None:
@@ -627,6 +630,7 @@ def test_side_by_side_with_verdicts_and_score(tab: Tab) -> None:
     expect(page.locator(".deal .hint")).to_contain_text("no worked thought was ever shown")
     page.click("#deal")
     expect(page.locator(".round > .hint")).to_contain_text(f"difficulty {slider.get_attribute('max')}")
+    expect(page.locator(".phase")).to_have_count(0)
     # The user's own problem, which no scorer knows: the user says.
     for side in ("left", "right"):
         page.click(f"#{side}")
