@@ -57,9 +57,9 @@ class Plan:
 
     hidden: int = 128
     layers: int = 3
-    steps: int = 1200
+    steps: int = 800
     """Of supervised training."""
-    level: int = 6
+    level: int = 9
     """Of the sums, in supervised training up to it and in RL at it."""
     prompts: int = 32
     samples: int = 16

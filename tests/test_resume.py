@@ -133,6 +133,22 @@ def test_experts_resume_too(tmp_path: Path) -> None:
         assert 1 <= layer["load_max"] <= 4 / 2 and 0.5 <= layer["load_entropy"] <= 1 and 0 <= layer["load_dead"] <= 2
 
 
+def test_a_reference_that_is_replaced_resumes_too(tmp_path: Path) -> None:
+    settings = ("grpo.options.kl=0.1", "grpo.options.reference_every=3", "grpo.options.importance_cap=2.0")
+    labs = []
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        labs.append(Lab(tmp_path / name, *(word for setting in settings for word in ("--set", setting))))
+    lab, again = labs
+    (whole,) = lab("kill", 0)
+    runs = again("kill", whole["changes"] - 30, 12, 0)
+    assert [run["status"] for run in runs] == [-signal.SIGKILL, -signal.SIGKILL, 0], runs
+    assert lab.outcome(1) == again.outcome(1)
+    lines = [json.loads(line) for line in lab.outcome(1)["metrics.jsonl"].splitlines()]
+    distances = [line["kl"] for line in lines if line["stage"] == "grpo" and "kl" in line]
+    assert len(distances) >= 4 and any(distances)
+
+
 # By the clock, in processes of their own, as users stop them
 
 
