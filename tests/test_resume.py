@@ -133,6 +133,7 @@ def test_experts_resume_too(tmp_path: Path) -> None:
         assert 1 <= layer["load_max"] <= 4 / 2 and 0.5 <= layer["load_entropy"] <= 1 and 0 <= layer["load_dead"] <= 2
 
 
+@pytest.mark.long
 def test_a_reference_that_is_replaced_resumes_too(tmp_path: Path) -> None:
     settings = ("grpo.options.kl=0.1", "grpo.options.reference_every=3", "grpo.options.importance_cap=2.0")
     labs = []
