@@ -632,9 +632,9 @@ def test_side_by_side_with_verdicts_and_score(tab: Tab) -> None:
     expect(page.locator(".round > .hint")).to_contain_text(f"difficulty {slider.get_attribute('max')}")
     expect(page.locator(".phase")).to_have_count(0)
     # The user's own problem, which no scorer knows: the user says.
-    for side in ("left", "right"):
+    for side, model in (("left", "r1-scripted"), ("right", "v3-scripted")):
         page.click(f"#{side}")
-        page.get_by_role("option").filter(has_text="r1-scripted").click()
+        page.get_by_role("option").filter(has_text=model).click()
     page.get_by_role("radio", name="My own problem").check()
     page.fill("#composer", "short: which is the deepest sea?")
     page.press("#composer", "Enter")

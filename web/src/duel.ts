@@ -26,6 +26,7 @@ export const sides = computed<[string, string] | null>(() => {
 export function pick(side: 0 | 1, id: string): void {
   const now = sides.value
   if (now === null) return
+  if (id === now[1 - side]) return swap() // a model cannot meet itself
   picked.value = side === 0 ? [id, now[1]] : [now[0], id]
 }
 

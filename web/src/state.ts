@@ -122,7 +122,11 @@ const listed = () => (query.value.trim() !== '' ? 'all' : route.value.view === '
 
 /** Puts a chat that changed into the history, at the top where it is new. */
 export function noteChat(changed: Chat): void {
-  if (chat.value?.id === changed.id) chat.value = { ...changed, leaf: chat.value.leaf }
+  const open = chat.value
+  if (open?.id === changed.id) {
+    // What the reader sets here is ahead of the server, whose answer may be to an earlier change.
+    chat.value = { ...changed, leaf: open.leaf, settings: open.settings, model: open.model }
+  }
   const known = history.value.some((one) => one.id === changed.id)
   if (known) {
     history.value = history.value.map((one) => (one.id === changed.id ? { ...one, ...changed, snippet: one.snippet } : one))
@@ -277,7 +281,7 @@ function begun({ question, answer, chat: changed }: { question: Message | null; 
     if (question !== null) put(question)
     put(answer)
     noteChat(changed)
-    if (chat.value?.id === changed.id) chat.value = { ...changed, leaf: answer.id }
+    if (chat.value?.id === changed.id) chat.value = { ...chat.value, leaf: answer.id }
   })
   watch(answer)
 }
