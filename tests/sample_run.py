@@ -6,8 +6,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+from hadal.files import JsonLines, write_json
 from hadal.recipe.findings import wilson
-from hadal.recipe.run_folder import JsonLines, write_json, write_run
+from hadal.recipe.run_folder import write_run
 
 # name: about, D, difficulty, base free / thinking / direct, RL free, frontiers, share that thinks
 TASKS: dict[str, tuple[str, int, int, tuple[float, float, float], float, tuple[float, float]]] = {

@@ -11,8 +11,9 @@ from small_run import write_recipe
 from hadal.cli import main
 from hadal.errors import UserError
 from hadal.evaluate.statistics import paired_difference
+from hadal.files import JsonLines
 from hadal.recipe.ablate import variants_of
-from hadal.recipe.run_folder import JsonLines, read_run
+from hadal.recipe.run_folder import read_run
 
 
 def test_variants_are_all_combinations() -> None:

@@ -24,8 +24,9 @@ from hadal.errors import UserError
 from hadal.evaluate import statistics
 from hadal.evaluate.fewshot import FewShot
 from hadal.evaluate.results import figures_of, results
-from hadal.evaluate.samples import Progress, Settings, append, choose_problems, read_evaluation
+from hadal.evaluate.samples import Progress, Settings, choose_problems, read_evaluation
 from hadal.evaluate.statistics import compare, consensus, intervals, pass_at_k, sign_flip
+from hadal.files import append_line
 from hadal.models.checkpoint import save_model
 from hadal.tasks import load_tasks
 from hadal.tasks.choice import GPQA
@@ -379,10 +380,10 @@ def test_a_disk_that_is_full_holds_whole_lines(tmp_path: Path) -> None:
         try:
             with pytest.raises(OSError):
                 for number in range(100):
-                    append(file, {"problem": number, "text": "x" * 30})
+                    append_line(file, {"problem": number, "text": "x" * 30})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        append(file, {"problem": 7})
+        append_line(file, {"problem": 7})
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [line["problem"] for line in lines[:-1]] == list(range(len(lines) - 1)) and lines[-1] == {"problem": 7}
 

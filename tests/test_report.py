@@ -11,9 +11,9 @@ from sample_run import TASKS, make_sample_run
 from hadal.cost.prices import API_PRICES
 from hadal.errors import UserError
 from hadal.evaluate.charts import Series, line_chart, thin, ticks
+from hadal.files import write_json
 from hadal.recipe.findings import change, findings, headline, mean_of, past_frontier, percent, wilson
 from hadal.recipe.report import write_report
-from hadal.recipe.run_folder import write_json
 from hadal.recipe.words import money, number, span
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}

@@ -12,16 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from hadal.errors import UserError
-from hadal.recipe.run_folder import (
-    RUN_VERSION,
-    JsonLines,
-    count_parameters,
-    open_run,
-    read_run,
-    write_json,
-    write_run,
-    write_text,
-)
+from hadal.files import JsonLines, write_json, write_text
+from hadal.recipe.run_folder import RUN_VERSION, count_parameters, open_run, read_run, write_run
 
 
 def make_run(run: Path) -> Path:
@@ -128,7 +120,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path):
     program = """
 import resource, signal, sys
 from hadal.errors import UserError
-from hadal.recipe.run_folder import JsonLines
+from hadal.files import JsonLines
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 lines = JsonLines(sys.argv[1])

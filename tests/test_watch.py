@@ -13,7 +13,7 @@ import pytest
 import torch
 from small_policy import allow, allowed, small_policy
 
-from hadal.recipe.run_folder import plain
+from hadal.files import plain
 from hadal.recipe.watch import AGAIN, RULES, WINDOW, Watch
 from hadal.rewards import RewardConfig
 from hadal.tasks import BUILT_IN

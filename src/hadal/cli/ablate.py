@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from hadal.cli.arguments import Parser, add_overrides, assignment, whole
-
-Add = Callable[[str, Callable[[argparse.Namespace], int | None], str, str], Parser]
+from hadal.cli.arguments import Add, add_overrides, assignment, whole
 
 
 def add_ablate(add: Add) -> None:

@@ -82,3 +82,7 @@ def add_overrides(command: Parser, of: str = "the recipe") -> None:
         metavar="KEY=VALUE",
         help=f"change one setting of {of}; may be given several times",
     )
+
+
+Add = Callable[[str, Callable[[argparse.Namespace], int | None], str, str], Parser]
+"""Makes the parser of a command from its name, function, purpose and example."""

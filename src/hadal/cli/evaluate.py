@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hadal.cli.arguments import Parser, positive, whole
+from hadal.cli.arguments import Add, positive, whole
 from hadal.errors import UserError
-
-Add = Callable[[str, Callable[[argparse.Namespace], int | None], str, str], Parser]
 
 
 def add_eval(add: Add) -> None:

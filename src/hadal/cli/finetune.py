@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from hadal.cli.arguments import Parser, add_overrides, positive, whole
-
-Add = Callable[[str, Callable[[argparse.Namespace], int | None], str, str], Parser]
+from hadal.cli.arguments import Add, add_overrides, positive, whole
 
 
 def add_sft(add: Add) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
-from hadal.cli.arguments import Parser, size, whole
+from hadal.cli.arguments import Add, size, whole
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Each dtype's name in safetensors files."""
-Add = Callable[[str, Callable[[argparse.Namespace], int | None], str, str], Parser]
-"""Makes the parser of a command from its name, function, purpose and example."""
 
 
 def add_model(add: Add) -> None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
-from hadal.cli.arguments import Parser, whole
-
-Add = Callable[[str, Callable[[argparse.Namespace], int | None], str, str], Parser]
+from hadal.cli.arguments import Add, whole
 
 
 def add_rollouts(add: Add) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from hadal.cli.arguments import positive, size, whole
+from hadal.cli.arguments import Add, positive, size, whole
 
 
-def add_serve(add: Callable[..., Any]) -> None:
+def add_serve(add: Add) -> None:
     """Puts the command into the parser."""
     command = add(
         "serve",

@@ -24,8 +24,8 @@ from hadal.evaluate.samples import (
     fingerprint,
     is_evaluation,
     read_evaluation,
-    write_whole,
 )
+from hadal.files import write_text
 from hadal.models.hub import resolve
 from hadal.tasks import Task, load_tasks
 
@@ -113,9 +113,9 @@ def write_results(folder: Path, evaluation: Evaluation, other: Evaluation | None
     found = results(evaluation)
     if other is not None:
         found["against"] = against(evaluation, other)
-    write_whole(folder / "results.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    write_whole(folder / "results.md", markdown(found))
-    write_whole(folder / "results.html", page(found))
+    write_text(folder / "results.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / "results.md", markdown(found))
+    write_text(folder / "results.html", page(found))
     return found
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from hadal.engine.replies import Query, Reply, Sampler
 from hadal.errors import UserError
 from hadal.evaluate.fewshot import STOP, FewShot
 from hadal.evaluate.suite import held_out
+from hadal.files import append_line, write_text
 from hadal.rewards import format_reward
 from hadal.sandbox.places import cores
 from hadal.tasks import Problem, Rng, Task
@@ -127,25 +127,6 @@ def _read_samples(path: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def append(file: FileIO, record: dict[str, Any]) -> None:
-    """Add a line, wholly or not at all; a kill tears the last one at most."""
-    line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", errors="replace")
-    end = file.seek(0, os.SEEK_END)
-    try:
-        while line:
-            line = line[file.write(line) :]
-    except OSError:  # a full disk
-        file.truncate(end)
-        raise
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8", errors="replace")
-    os.replace(temporary, path)
-
-
 def open_folder(folder: Path, config: dict[str, Any], problems: Sequence[dict[str, Any]]) -> Evaluation:
     """The evaluation in a folder, begun if there is none. UserError where the folder holds another, or other things."""
     if is_evaluation(folder):
@@ -160,8 +141,8 @@ def open_folder(folder: Path, config: dict[str, Any], problems: Sequence[dict[st
     if any(name not in ("problems.jsonl", ".problems.jsonl.part", ".eval.json.part") for name in left):
         raise UserError(f"{folder} holds other files and no evaluation.", "Choose another folder with --out.")
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "problems.jsonl", "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in problems))
-    write_whole(folder / "eval.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")  # last: now it is one
+    write_text(folder / "problems.jsonl", "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in problems))
+    write_text(folder / "eval.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")  # last: now it is one
     return read_evaluation(folder)
 
 
@@ -256,7 +237,7 @@ class Asking:
 
         def store(record: dict[str, Any]) -> None:
             nonlocal done, new, tokens
-            append(file, record)
+            append_line(file, record)
             done, new, tokens = done + 1, new + 1, tokens + (record["tokens"] or 0)
             progress(Progress(done, total, new, tokens))
 

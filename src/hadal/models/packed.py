@@ -12,7 +12,7 @@ import ctypes
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -218,7 +218,9 @@ def _places(parent: nn.Module) -> Iterator[tuple[nn.Module, str]]:
             yield from _places(child)
 
 
-def _on_all_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+def _on_all_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    if len(items) == 1:
+        return [function(items[0])]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return list(pool.map(function, items))
 

@@ -22,8 +22,9 @@ from hadal.engine import LLM, SamplingParams
 from hadal.errors import UserError
 from hadal.evaluate.statistics import paired_difference
 from hadal.evaluate.suite import ask, held_out
+from hadal.files import JsonLines, write_json, write_text
 from hadal.recipe.config import Recipe, read_recipe
-from hadal.recipe.run_folder import JsonLines, read_run, write_json, write_text
+from hadal.recipe.run_folder import read_run
 from hadal.recipe.runner import grow, read_file
 from hadal.recipe.view import View
 from hadal.tasks import load_tasks

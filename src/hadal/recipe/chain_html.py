@@ -8,7 +8,7 @@ from hadal.evaluate.charts import Series, esc, interval_rows, legend, line_chart
 from hadal.recipe.chain_markdown import made_by
 from hadal.recipe.chain_report import PAPER, PAPER_COLUMNS, shape_shares
 from hadal.recipe.findings import percent
-from hadal.recipe.report_html import cost, document, figure, foot, response, share, table
+from hadal.recipe.report_html import cost, document, figure, findings, foot, response, share, table
 from hadal.recipe.words import ABOUT_INTERVALS, cut, money, number, setting, size, span
 
 Json = dict[str, Any]
@@ -81,13 +81,7 @@ def _tasks(report: Json) -> str:
 
 
 def _findings(report: Json) -> str:
-    cards = "".join(
-        f'<article class="finding {"yes" if f["changed"] else "no"}"><p class="kind">{esc(f["name"])}</p>'
-        f'<h3>{esc(f["question"])}</h3><p class="verdict">{esc(f["verdict"])}</p>'
-        + "".join(f"<p>{esc(sentence)}</p>" for sentence in f["sentences"])
-        + "</article>"
-        for f in report["findings"]
-    )
+    cards = findings(report)
     return f'<section><h2>What each stage changed</h2><div class="findings">{cards}</div></section>' if cards else ""
 
 

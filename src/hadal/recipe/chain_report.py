@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hadal.files import JsonLines
 from hadal.recipe.findings import bounds, change, from_to, percent, points
-from hadal.recipe.run_folder import JsonLines, read_json
+from hadal.recipe.run_folder import read_json
 from hadal.recipe.stages.exam import REFLECTION, reflections
 
 Json = dict[str, Any]

@@ -27,13 +27,14 @@ from hadal.cost.memory import (
 )
 from hadal.engine.llm import LLM
 from hadal.errors import UserError
+from hadal.files import write_json
 from hadal.models.checkpoint import load_config, load_model, save_model
 from hadal.models.hub import resolve
 from hadal.models.lora import adapter_size, attach, is_adapter, merge, save_adapter
 from hadal.ops.speed import fastest_dtype, matmul_rates
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
 from hadal.recipe.run import RunFiles
-from hadal.recipe.run_folder import write_json, write_run
+from hadal.recipe.run_folder import write_run
 from hadal.recipe.stages.sft import STAGE, SftConfig, batches, sft
 from hadal.recipe.view import View
 from hadal.text.tokenizer import Tokenizer

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hadal.files import write_text
 from hadal.recipe.config import Recipe, read_recipe
-from hadal.recipe.run_folder import read_run, write_text
+from hadal.recipe.run_folder import read_run
 
 COMMON = ("tasks", "arch", "seed", "dtype", "threads", "checkpoint", "model", "corpus")
 LOGS = ("metrics.jsonl", "timing.jsonl", "ledger.jsonl")

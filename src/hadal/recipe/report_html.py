@@ -266,15 +266,20 @@ def _curriculum_note(levels: list[Json]) -> str:
     )
 
 
-def _changes(report: Json) -> str:
-    tasks = report["tasks"]
-    cards = "".join(
+def findings(report: Json) -> str:
+    """A card for each thing that was asked of the run."""
+    return "".join(
         f'<article class="finding {"yes" if f["changed"] else "no"}"><p class="kind">{esc(f["name"])}</p>'
         f'<h3>{esc(f["question"])}</h3><p class="verdict">{esc(f["verdict"])}</p>'
         + "".join(f"<p>{esc(sentence)}</p>" for sentence in f["sentences"])
         + "</article>"
         for f in report["findings"]
     )
+
+
+def _changes(report: Json) -> str:
+    tasks = report["tasks"]
+    cards = findings(report)
     return (
         "<section><h2>What did reinforcement learning change?</h2><p>Three things that are easily "
         "taken for one "

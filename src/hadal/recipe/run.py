@@ -26,13 +26,13 @@ from hadal.cost.prices import LAPTOP
 from hadal.engine import LLM, RequestOutput, SamplingParams
 from hadal.engine.llm import Prompt
 from hadal.errors import UserError
+from hadal.files import JsonLines, write_json
 from hadal.models.checkpoint import build, load_config, load_model, save_model
 from hadal.models.decoder import Decoder
 from hadal.models.hub import resolve
 from hadal.models.lora import LoraConfig, adapted_modules, attach, base_state
 from hadal.recipe.config import CHECKPOINT, Recipe
 from hadal.recipe.kinds import PretrainStage, Stage
-from hadal.recipe.run_folder import JsonLines, write_json
 from hadal.recipe.view import View
 from hadal.tasks import Rng, Task
 from hadal.text.tokenizer import Tokenizer

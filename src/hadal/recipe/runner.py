@@ -18,6 +18,7 @@ import torch
 
 from hadal.cost.prices import LAPTOP
 from hadal.errors import UserError
+from hadal.files import write_bytes
 from hadal.models.hub import resolve as resolve_model
 from hadal.ops.speed import fastest_dtype, matmul_rates
 from hadal.recipe.calibrate import Plan, calibrate, fastest_threads, scale_recipe
@@ -28,7 +29,7 @@ from hadal.recipe.kinds import SUITE
 from hadal.recipe.needs import settle
 from hadal.recipe.report import write_report
 from hadal.recipe.run import PUBLISHED, DamagedModel, Run, checkpoint_digest
-from hadal.recipe.run_folder import open_run, write_bytes, write_run
+from hadal.recipe.run_folder import open_run, write_run
 from hadal.recipe.sinks import ToldLines, check_sinks
 from hadal.recipe.stages.distill import distill
 from hadal.recipe.stages.evaluate import evaluate_stage, write_evaluation

@@ -14,7 +14,7 @@ from typing import Any
 
 from hadal.configs.reading import nearest
 from hadal.errors import UserError
-from hadal.recipe.run_folder import JsonLines
+from hadal.files import JsonLines
 
 Tell = Callable[[dict[str, float], int], None]
 

@@ -23,7 +23,8 @@ from rich.text import Text
 
 from hadal.cost.flops import parameters
 from hadal.errors import UserError
-from hadal.recipe.run_folder import again, open_run, read_run, write_text
+from hadal.files import write_text
+from hadal.recipe.run_folder import again, open_run, read_run
 from hadal.terminal.clean import clean, one_line, strip_controls
 from hadal.terminal.interrupts import held
 from hadal.terminal.view import count

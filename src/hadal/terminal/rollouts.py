@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from hadal.errors import UserError
-from hadal.recipe.run_folder import JsonLines, read_run
+from hadal.files import JsonLines
+from hadal.recipe.run_folder import read_run
 from hadal.terminal.clean import clean, one_line
 
 KEYS = "n, p next and previous group   j, k later and earlier update   s next stage   a all samples   d diff   q quit"

@@ -18,7 +18,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from hadal.recipe.run_folder import plain
+from hadal.files import plain
 from hadal.recipe.view import View
 from hadal.terminal.clean import clean, one_line
 from hadal.terminal.interrupts import held

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from hadal.evaluate.suite import EvaluationConfig, Verdict, evaluate
+from hadal.files import write_json
 from hadal.recipe.run import Run
-from hadal.recipe.run_folder import write_json
 from hadal.recipe.stages.pretrain import has_thoughts
 from hadal.tasks import Task
 

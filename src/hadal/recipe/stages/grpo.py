@@ -11,10 +11,10 @@ from torch import Tensor
 
 from hadal.engine import SamplingParams
 from hadal.evaluate.suite import Verdict, ask, held_out
+from hadal.files import plain, write_text
 from hadal.models.decoder import Decoder
 from hadal.recipe.config import GrpoConfig
 from hadal.recipe.run import Run, save_checkpoint
-from hadal.recipe.run_folder import plain, write_text
 from hadal.recipe.watch import Watch
 from hadal.tasks import Rng
 from hadal.train.curriculum import Curriculum

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from hadal.engine import SamplingParams
+from hadal.files import JsonLines, write_text
 from hadal.recipe.kinds import RejectConfig
 from hadal.recipe.run import Run
-from hadal.recipe.run_folder import JsonLines, write_text
 from hadal.recipe.stages.sft import DATA
 from hadal.recipe.teacher import Endpoint
 from hadal.rewards.language import language_share
