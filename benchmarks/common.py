@@ -20,6 +20,7 @@ import torch
 import hadal
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.cost.flops import parameters
+from hadal.models.checkpoint import build, save_model
 from hadal.ops.speed import fastest_dtype, matmul_rates
 
 VOCABULARY = 512
@@ -118,6 +119,15 @@ def interleave(
                 times[name].append(clock() - began)
         end = end or time.perf_counter() + seconds
     return times
+
+
+def save_random(folder: Path, config: ModelConfig, dtype: torch.dtype = torch.float32) -> int:
+    """Write a checkpoint of random weights; returns their bytes."""
+    model = build(config)
+    model.initialise(0)
+    state = model.to(dtype).state_dict()
+    save_model(folder, config, state)
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 
 def shapes(args: argparse.Namespace) -> dict[str, Any]:

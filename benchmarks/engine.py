@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import interleave, measured_rates, transformers_or_none
+from common import interleave, measured_rates, save_random, transformers_or_none
 
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig, Qwen2Config
 from hadal.cost.flops import forward_flops, parameters
 from hadal.engine import LLM, EngineConfig, SamplingParams
-from hadal.models.checkpoint import build, load_model, save_model
+from hadal.models.checkpoint import load_model
 from hadal.models.packed import choose, pack
 from hadal.tasks import load_tasks
 from hadal.text.tokenizer import Tokenizer
@@ -53,6 +53,11 @@ WAYS = {
     "0.6, top-p 0.95": SamplingParams(0.6, 0.95, ignore_eos=True, seed=0),
 }
 CASES = {"b1": (1, 1), "b8": (8, 1), "b64": (64, 1), "rl": (32, 16), "b512": (512, 1)}
+
+
+def shape(name: str, quick: bool) -> ModelConfig:
+    """A model's config; two layers of it where time is short."""
+    return replace(MODELS[name], num_hidden_layers=2) if quick else MODELS[name]
 
 
 def prompts(count: int, length: int, vocabulary: int) -> list[list[int]]:
@@ -146,14 +151,9 @@ def main() -> None:
     written: list[dict[str, Any]] = []
     print(f"\n{'':10}{'case':6}{'':25}{'hadal':>10}{'peer':>10}{'ratio':>8}{'of matrix rate':>16}{'n':>4}")
     for name in args.models:
-        config = MODELS[name]
-        if args.quick:
-            config = replace(config, num_hidden_layers=2)
+        config = shape(name, args.quick)
         with tempfile.TemporaryDirectory() as folder:
-            model = build(config)
-            model.initialise(0)
-            save_model(Path(folder), config, model.bfloat16().state_dict())  # as such checkpoints are published
-            del model
+            save_random(Path(folder), config, torch.bfloat16)  # as such checkpoints are published
             ours = load_model(Path(folder), torch.bfloat16).eval()
             if args.form == "auto":
                 choice = choose(config, torch.bfloat16)

@@ -15,18 +15,17 @@ import statistics
 import subprocess
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import measured_rates
-from engine import MODELS, hadal_call, prompts
+from common import measured_rates, save_random
+from engine import hadal_call, prompts, shape
 
 from hadal.configs.models import Qwen2Config
 from hadal.engine import LLM, EngineConfig, SamplingParams
-from hadal.models.checkpoint import build, load_model, save_model
+from hadal.models.checkpoint import load_model
 from hadal.models.packed import choose, pack
 from hadal.text.tokenizer import Tokenizer
 
@@ -107,16 +106,11 @@ def main() -> None:
     written: list[dict[str, Any]] = []
     print(f"\n{'':8}{'batch':>6}{'type':>8}{'form':>18}{'hadal':>9}{'llama.cpp':>11}{'ratio':>8}{'n':>4}")
     for name in args.models:
-        config = MODELS[name]
+        config = shape(name, args.quick)
         assert isinstance(config, Qwen2Config)
-        if args.quick:
-            config = replace(config, num_hidden_layers=2)
         with tempfile.TemporaryDirectory() as place:
             folder, plain = Path(place) / "model", Path(place) / "F16.gguf"
-            model = build(config)
-            model.initialise(0)
-            save_model(folder, config, model.bfloat16().state_dict())
-            del model
+            save_random(folder, config, torch.bfloat16)
             write_gguf(folder, config, plain)
             for kind in args.types:
                 file = plain

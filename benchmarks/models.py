@@ -24,12 +24,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Result, arguments, counted, interleave, measured_rates, results, show, transformers_or_none
+from common import (
+    Result,
+    arguments,
+    counted,
+    interleave,
+    measured_rates,
+    results,
+    save_random,
+    show,
+    transformers_or_none,
+)
 from torch import Tensor
 
 from hadal.configs.models import DeepseekConfig, ModelConfig, Qwen2Config
 from hadal.cost.flops import forward_flops, mean_context, training_flops
-from hadal.models.checkpoint import build, load_model, save_model
+from hadal.models.checkpoint import load_model
 from hadal.train.corpus import Batch
 from hadal.train.losses import pretraining_loss
 
@@ -138,10 +148,7 @@ def measure(
     ids = torch.randint(3, config.vocab_size, (rows if device == "cuda" else 1, 512 if quick else 2048)).to(device)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        model = build(config)
-        model.initialise(0)
-        save_model(folder, config, model.to(getattr(torch, dtype)).state_dict())
-        del model
+        save_random(folder, config, getattr(torch, dtype))
         own, loss = hadal_calls(folder, getattr(torch, dtype), device, train_ids, ids)
         sides = {"hadal": own}
         if transformers:

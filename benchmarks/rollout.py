@@ -23,6 +23,7 @@ from common import (
     measured_rates,
     peer_dtypes,
     results,
+    save_random,
     shapes,
     show,
     transformers_or_none,
@@ -30,7 +31,7 @@ from common import (
 
 from hadal.cost.flops import forward_flops
 from hadal.engine import LLM, SamplingParams
-from hadal.models.checkpoint import build, load_model, save_model
+from hadal.models.checkpoint import load_model
 from hadal.text.tokenizer import Tokenizer
 
 PROMPT = 20
@@ -89,9 +90,7 @@ def main() -> None:
     others = peer_dtypes(dtype, rates) if transformers else []
     for size, config in SHAPES[args.arch].items():
         with tempfile.TemporaryDirectory() as name:
-            model = build(config)
-            model.initialise(0)
-            save_model(Path(name), config, model.state_dict())
+            save_random(Path(name), config)
             sides = {"hadal": hadal_side(Path(name), dtype, rows, new)}
             dtypes = {"hadal": dtype}
             for other in others:

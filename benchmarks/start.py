@@ -15,15 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import arguments, transformers_or_none
-from engine import MODELS
+from common import arguments, save_random, transformers_or_none
+from engine import MODELS, shape
 
-from hadal.models.checkpoint import build, save_model
 from hadal.text.tokenizer import Tokenizer
 
 PEAK = """
@@ -57,16 +55,9 @@ def main() -> None:
     sides = list(SIDES) if transformers_or_none() else ["hadal"]
     written: list[dict[str, Any]] = []
     for name in args.models or ["0.5B"]:
-        config = MODELS[name]
-        if args.quick:
-            config = replace(config, num_hidden_layers=2)
         with tempfile.TemporaryDirectory() as folder:
-            model = build(config)
-            model.initialise(0)
-            save_model(Path(folder), config, model.bfloat16().state_dict())
+            weights = save_random(Path(folder), shape(name, args.quick), torch.bfloat16)
             Tokenizer.from_words([]).save(Path(folder))
-            weights = sum(p.numel() * p.element_size() for p in model.parameters())
-            del model
             times: dict[str, list[float]] = {side: [] for side in sides}
             peaks: dict[str, list[int]] = {side: [] for side in sides}
             for _ in range(1 if args.quick else 3):

@@ -1,7 +1,6 @@
 """A chain of stages that is killed and carried on ends where an uninterrupted one ends, whichever stage it was in."""
 
 import json
-import os
 import random
 import re
 import signal
@@ -11,32 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty_runs import QUIET, FaultyRuns
 from small_chain import outcome, write_chain
 
 from hadal.cli import main
 from hadal.recipe import chain_html, chain_markdown
 from hadal.terminal.rollouts import Place, Rollouts, moved
 
-HERE = Path(__file__).parent
-QUIET = {**os.environ, "OMP_WAIT_POLICY": "passive", "NO_COLOR": "1"}
 
-
-class Lab:
-    """Runs the small chain again and again in one folder, with faults."""
+class Lab(FaultyRuns):
+    """The small chain."""
 
     def __init__(self, folder: Path) -> None:
-        self.out = folder / "run"
-        self.arguments = ["train", str(write_chain(folder)), "--trust", "--out", str(self.out)]
-
-    def __call__(self, kind: str, *moments: int | str) -> list[dict[str, Any]]:
-        words = [str(self.out), kind, *map(str, moments), "--", *self.arguments]
-        program = [sys.executable, "-P", str(HERE / "small_run.py"), *words]
-        done = subprocess.run(program, capture_output=True, text=True, timeout=1200, env=QUIET)
-        assert done.stderr == ""
-        return [json.loads(line) for line in done.stdout.splitlines()]
-
-    def outcome(self, number: int) -> dict[str, bytes]:
-        return outcome(self.out.with_name(f"run-{number}"))
+        super().__init__(folder, outcome, "train", str(write_chain(folder)), "--trust")
 
 
 @pytest.fixture(scope="module")

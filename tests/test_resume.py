@@ -1,7 +1,6 @@
 """A run that is stopped, at any moment and in any way, and carried on ends where an uninterrupted one ends."""
 
 import json
-import os
 import random
 import re
 import signal
@@ -13,31 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty_runs import QUIET, FaultyRuns
 from small_run import as_settings, outcome, write_recipe
 
-HERE = Path(__file__).parent
 COMMAND = [sys.executable, "-P", "-m", "hadal"]
-QUIET = {**os.environ, "OMP_WAIT_POLICY": "passive", "NO_COLOR": "1"}
 Outcome = dict[str, bytes]
 
 
-class Lab:
-    """Runs the small recipe again and again in one folder, with faults."""
+class Lab(FaultyRuns):
+    """The small recipe."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
-        self.recipe = write_recipe(folder)
-        self.out = folder / "run"
-        self.arguments = ["train", str(self.recipe), "--trust", "--out", str(self.out), *arguments]
-
-    def __call__(self, kind: str, *moments: int | str) -> list[dict[str, Any]]:
-        words = [str(self.out), kind, *map(str, moments), "--", *self.arguments]
-        program = [sys.executable, "-P", str(HERE / "small_run.py"), *words]
-        done = subprocess.run(program, capture_output=True, text=True, timeout=600, env=QUIET)
-        assert done.stderr == ""
-        return [json.loads(line) for line in done.stdout.splitlines()]
-
-    def outcome(self, number: int) -> Outcome:
-        return outcome(self.out.with_name(f"run-{number}"))
+        super().__init__(folder, outcome, "train", str(write_recipe(folder)), "--trust", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -123,13 +123,20 @@ def training_seconds(
     return tokens * times * forward_flops(config, mean_context(length)) / (MATMUL_SHARE * rate)
 
 
-def available_memory() -> int | None:
-    """Bytes that this process may still take; None where the system does not say."""
-    found: list[int] = []
+def free_memory() -> int | None:
+    """Bytes that new programs may take without swapping; None where the system, as all but Linux, does not say."""
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still take, by its container's limit as well; None where the system does not say."""
+    free = free_memory()
+    found = [] if free is None else [free]
+    try:
         group = Path("/sys/fs/cgroup")
         limit = (group / "memory.max").read_text().strip()
         if limit != "max":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+
+from hadal.cost.memory import free_memory
 
 SHARE = 0.5
 """Of the memory that is free when the engine starts: the rest is for activations, and for other programs."""
@@ -11,12 +12,9 @@ SHARE = 0.5
 
 def free_bytes() -> int:
     """Memory that programs can still have, in bytes."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux
+    free = free_memory()
+    if free is not None:
+        return free
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hadal.cost.memory import free_memory
+
 MEASURED_SECONDS = 1.0  # of matrix products, all of them together
 MEMORY_NEEDED = 3e9  # a quickstart stays under 2 GB; the rest is the system's
 DISK_NEEDED = 1e9
@@ -103,24 +105,13 @@ def python() -> Finding:
 def memory() -> Finding:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = container_memory()
-    available = min(value for value in (available_memory(), limit, total) if value is not None)
+    available = min(value for value in (free_memory(), limit, total) if value is not None)
     text = f"{available / 1e9:.1f} GB available of {total / 1e9:.1f} GB"
     if limit is not None and limit < total:
         text += f", the container is held to {limit / 1e9:.1f} GB"
     if available < MEMORY_NEEDED:
         return Finding("memory", "note", text, "close other programs: a quickstart takes up to 2 GB")
     return Finding("memory", "ok", text)
-
-
-def available_memory() -> int | None:
-    """What new programs may take without swapping; None where the system does not say."""
-    info = Path("/proc/meminfo")
-    if not info.exists():
-        return None
-    for line in info.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
 
 
 def container_memory() -> int | None:
