@@ -82,6 +82,10 @@ MEANT = {
     "Carl says Ben is a knave. Who are the knights?": {
         "Carl": 0, "Ben": 1, "ben": 1, "Ben.": 1, "Ben, Ben": 0, "Anna, Ben": 0, "nobody": 0, "Ben and Zoe": 0,
     },
+    "Fill in this 6x6 sudoku: 1 2 3 4 5 6 / 4 5 6 1 2 3 / 2 3 4 5 6 1 / 5 6 1 2 3 4 / 3 4 5 6 1 2 / _ 1 2 3 4 5": {
+        "123456 456123 234561 561234 345612 612345": 1, "6": 0, "1234 3412 2143 4321": 0,
+        "123456 456123 234561 561234 345612 112345": 0,
+    },
     "Fill in this 4x4 sudoku: 1 _ 3 4 / 3 4 1 2 / 2 1 4 3 / 4 3 2 1": {
         "1 2 3 4 / 3 4 1 2 / 2 1 4 3 / 4 3 2 1": 1, "1234 3412 2143 4321": 1, "1 2 3 4\n3 4 1 2\n2 1 4 3\n4 3 2 1": 1,
         "2": 0, "1 1 3 4 / 3 4 1 2 / 2 1 4 3 / 4 3 2 1": 0, "1 2 3 4 / 3 4 1 2 / 2 1 4 3 / 4 3 2 1 0": 0,
@@ -109,16 +113,24 @@ def test_answers_are_taken_as_they_are_meant(question: str) -> None:
 
 
 def test_a_sudoku_has_one_solution() -> None:
-    def fillings(cells: list[str]) -> int:
+    def fillings(cells: list[str], size: int) -> int:
         if "_" not in cells:
             return 1
+        wide = size // 2
+
+        def box(i: int) -> tuple[int, int]:
+            return i // (2 * size), i % size // wide
+
         i = cells.index("_")
-        seen = {cells[j] for j in range(16) if j // 4 == i // 4 or j % 4 == i % 4
-                or (j // 8, j % 4 // 2) == (i // 8, i % 4 // 2)}  # fmt: skip
-        return sum(fillings([*cells[:i], digit, *cells[i + 1 :]]) for digit in "1234" if digit not in seen)
+        seen = {cells[j] for j in range(size * size) if j // size == i // size or j % size == i % size
+                or box(j) == box(i)}  # fmt: skip
+        fitting = [digit for digit in "123456"[:size] if digit not in seen]
+        return sum(fillings([*cells[:i], digit, *cells[i + 1 :]], size) for digit in fitting)
 
     for problem in mixed("sudoku", 200):
-        assert fillings(problem.meta["fields"]["grid"].replace("/", "").split()) == 1
+        cells = problem.meta["fields"]["grid"].replace("/", "").split()
+        assert fillings(cells, int(problem.meta["fields"]["size"][0])) == 1
+        assert cells.count("_") == problem.meta["difficulty"]
 
 
 def test_sums_and_products_in_another_order_or_nesting_are_twins() -> None:
@@ -268,9 +280,9 @@ GOLDEN = {
     "letters": "69443ddd949a35fb",
     "paths": "452d4a25f5e50fb7",
     "program": "157ace0f01a48a07",
-    "sort": "3e00c76ccd547e0e",
+    "sort": "b838889beb851e78",
     "strings": "015b695506e027e2",
-    "sudoku": "95e4e195e508037a",
+    "sudoku": "c9cbebf652445ac2",
     "sums": "137be718bb6f3481",
     "units": "b0cc1b9ef611504b",
 }

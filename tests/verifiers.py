@@ -113,14 +113,17 @@ def knights(fields: Fields, answer: str) -> bool:
 
 
 def sudoku(fields: Fields, answer: str) -> bool:
-    """The given cells stand, and every row, column and box holds 1 to 4; and no other filling does so."""
+    """The given cells stand, and every row, column and box holds each digit; and no other filling does so."""
+    size = int(fields["size"][0])
+    digits, wide = "123456"[:size], size // 2
     given = fields["grid"].replace("/", " ").split()
     rows = [row.split() for row in answer.split(" / ")]
-    if [len(row) for row in rows] != [4] * 4:
+    if [len(row) for row in rows] != [size] * size:
         return False
-    boxes = [[rows[r + i][c + j] for i in (0, 1) for j in (0, 1)] for r in (0, 2) for c in (0, 2)]
+    starts = itertools.product(range(0, size, 2), range(0, size, wide))
+    boxes = [[rows[r + i][c + j] for i in (0, 1) for j in range(wide)] for r, c in starts]
     columns = [list(column) for column in zip(*rows, strict=True)]
-    full = all(sorted(house) == ["1", "2", "3", "4"] for house in rows + columns + boxes)
+    full = all(sorted(house) == list(digits) for house in rows + columns + boxes)
     return full and all(g in ("_", a) for g, a in zip(given, itertools.chain(*rows), strict=True))
 
 

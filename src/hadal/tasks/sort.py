@@ -7,7 +7,9 @@ import re
 from hadal.tasks.base import Rng, Task, listing, whole_numbers
 
 LARGEST = 99
-DEEPEST = 8  # the place asked for: a thought stays short however many numbers there are
+PLACES = 8
+"""The places asked for are the first eight of up to 16 numbers, so that thoughts stay short, and then the eight up to
+the middle: the smallest of many numbers are seen at a glance."""
 
 
 class Sort(Task):
@@ -27,7 +29,8 @@ class Sort(Task):
 
     def draw(self, rng: Rng, difficulty: int) -> tuple[dict[str, str], str]:
         numbers = rng.sample(range(1, LARGEST + 1), difficulty)
-        place = rng.between(1, min(difficulty, DEEPEST))
+        deepest = min(difficulty, max(PLACES, difficulty // 2))
+        place = rng.between(max(1, deepest - PLACES + 1), deepest)
         key = f"{' '.join(map(str, sorted(numbers)))} : {place}"
         return {"numbers": listing(numbers), "place": str(place)}, key
 

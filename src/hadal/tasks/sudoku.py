@@ -1,84 +1,108 @@
-"""Small sudoku, 4 by 4: 'Fill in 1 _ 3 4 / _ 4 1 _ / ...' Difficulty is how many cells are empty."""
+"""Small sudoku: 'Fill in this 4x4 sudoku: 1 _ 3 4 / _ 4 1 _ / ...' Difficulty is how many cells are empty."""
 
 from __future__ import annotations
 
 import re
 from functools import cache
-from itertools import permutations
 
 from hadal.tasks.base import Problem, Rng, Task
 
 EMPTY = "_"
-HOUSES = (
-    [("row", [4 * r + c for c in range(4)]) for r in range(4)]
-    + [("column", [4 * r + c for r in range(4)]) for c in range(4)]
-    + [("box", [4 * (r + i) + c + j for i in (0, 1) for j in (0, 1)]) for r in (0, 2) for c in (0, 2)]
-)
-PEERS = [sorted({other for _, house in HOUSES if cell in house for other in house} - {cell}) for cell in range(16)]
+LARGER = 12  # empty cells from which on the board is 6 by 6
+
+
+class Board:
+    """Rows, columns and boxes of a sudoku of 4x4 (boxes 2 by 2) or 6x6 cells (boxes 2 high and 3 wide)."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.cells, wide = size, size * size, size // 2
+        self.digits = "123456"[:size]
+        one = range(size)
+        self.houses = (
+            [("row", [size * r + c for c in one]) for r in one]
+            + [("column", [size * r + c for r in one]) for c in one]
+            + [
+                ("box", [size * (r + i) + c + j for i in range(2) for j in range(wide)])
+                for r in range(0, size, 2)
+                for c in range(0, size, wide)
+            ]
+        )
+        self.own = [[(name, house) for name, house in self.houses if cell in house] for cell in range(self.cells)]
+        self.peers = [
+            sorted({other for _, house in own for other in house} - {cell}) for cell, own in enumerate(self.own)
+        ]
+
+    def seen(self, cells: list[str], cell: int) -> set[str]:
+        """The digits that a cell cannot hold, since its row, column or box has them."""
+        return {cells[peer] for peer in self.peers[cell]} - {EMPTY}
+
+    def full(self, rng: Rng) -> list[str]:
+        """A random full grid, by search."""
+        cells = [EMPTY] * self.cells
+
+        def place(cell: int) -> bool:
+            if cell == self.cells:
+                return True
+            taken = self.seen(cells, cell)
+            for digit in rng.sample(self.digits, self.size):
+                if digit not in taken:
+                    cells[cell] = digit
+                    if place(cell + 1):
+                        return True
+            cells[cell] = EMPTY
+            return False
+
+        place(0)
+        return cells
+
+    def forced(self, cells: list[str], cell: int, digit: str) -> bool:
+        """Whether a step of `fill` gives this empty cell this digit: nothing else fits, or it fits nowhere else."""
+        if len(self.seen(cells, cell)) == self.size - 1:
+            return True
+        return any(
+            all(cells[o] != EMPTY or o == cell or digit in self.seen(cells, o) for o in house)
+            for _, house in self.own[cell]
+        )
+
+    def fill(self, given: list[str]) -> tuple[list[str], str] | None:
+        """Full grid and thought, cell by cell where a single digit fits or a house has no other place for one.
+
+        None for what such steps do not solve; so what they solve has no other solution.
+        """
+        cells, thought = list(given), ""
+        while EMPTY in cells:
+            seen = {i: self.seen(cells, i) for i in range(self.cells) if cells[i] == EMPTY}
+            single = next((i for i, digits in seen.items() if len(digits) == self.size - 1), None)
+            if single is not None:
+                cell, (digit,) = single, set(self.digits) - seen[single]
+                thought += f" #{cell + 1} not {' '.join(sorted(seen[cell]))} ={digit}"
+            else:
+                only = (
+                    (name, places[0], digit)
+                    for name, house in self.houses
+                    for digit in self.digits
+                    if len(places := [i for i in house if i in seen and digit not in seen[i]]) == 1
+                )
+                name, cell, digit = next(only, ("", -1, ""))
+                if cell < 0:
+                    return None
+                thought += f" #{cell + 1} {name} ={digit}"
+            cells[cell] = digit
+        return cells, thought
+
+    def valid(self, cells: list[str]) -> bool:
+        """Whether every row, column and box of a full grid holds every digit."""
+        return all({cells[i] for i in house} == set(self.digits) for _, house in self.houses)
+
+    def written(self, cells: list[str]) -> str:
+        """The cells as people write them."""
+        return " / ".join(" ".join(cells[row : row + self.size]) for row in range(0, self.cells, self.size))
 
 
 @cache
-def grids() -> list[str]:
-    """All 288 full grids, as 16 digits."""
-    rows = ["".join(row) for row in permutations("1234")]
-    halves = [a + b for a in rows for b in rows if not set(a[:2]) & set(b[:2])]
-    return [
-        top + bottom
-        for top in halves
-        for bottom in halves
-        if all(len({half[c] for half in (top[:4], top[4:], bottom[:4], bottom[4:])}) == 4 for c in range(4))
-    ]
-
-
-@cache
-def holding() -> list[dict[str, int]]:
-    """For each cell and digit the grids that have it there, as bits of one number."""
-    return [
-        {digit: sum(1 << i for i, grid in enumerate(grids()) if grid[cell] == digit) for digit in "1234"}
-        for cell in range(16)
-    ]
-
-
-def solutions(cells: list[str]) -> int:
-    """How many full grids agree with the given cells."""
-    left = (1 << len(grids())) - 1
-    for known, digit in zip(holding(), cells, strict=True):
-        if digit != EMPTY:
-            left &= known[digit]
-    return left.bit_count()
-
-
-def fill(given: list[str]) -> tuple[str, str] | None:
-    """Full grid and thought, cell by cell where a single digit fits or a house has no other place for one.
-
-    None for what such steps do not solve.
-    """
-    cells, thought = list(given), ""
-    while EMPTY in cells:
-        seen = {i: sorted({cells[p] for p in PEERS[i]} - {EMPTY}) for i in range(16) if cells[i] == EMPTY}
-        for cell, digits in seen.items():
-            if len(digits) == 3:
-                (digit,) = set("1234") - set(digits)
-                thought += f" #{cell + 1} not {' '.join(digits)} ={digit}"
-                break
-        else:
-            only = (
-                (name, places[0], digit)
-                for name, house in HOUSES
-                for digit in "1234"
-                if len(places := [i for i in house if i in seen and digit not in seen[i]]) == 1
-            )
-            name, cell, digit = next(only, ("", -1, ""))
-            if cell < 0:
-                return None
-            thought += f" #{cell + 1} {name} ={digit}"
-        cells[cell] = digit
-    return "".join(cells), thought
-
-
-def written(cells: str | list[str]) -> str:
-    """Sixteen cells as people write them."""
-    return " / ".join(" ".join(cells[row : row + 4]) for row in range(0, 16, 4))
+def board(size: int) -> Board:
+    """The board of this size, made once."""
+    return Board(size)
 
 
 def unnamed(cells: list[str]) -> str:
@@ -88,49 +112,54 @@ def unnamed(cells: list[str]) -> str:
 
 
 class Sudoku(Task):
-    """The thought numbers the cells from 1 to 16 and names what is around each, and so what is left for it."""
+    """The thought numbers the cells from 1 on and names what is around each, and so what is left for it."""
 
     name = "sudoku"
-    about = "fill in a 4 by 4 sudoku"
+    about = "fill in a small sudoku"
     phrasings = (
-        "Fill in this 4x4 sudoku: {grid}",
-        "Solve the small sudoku {grid} with the numbers 1 to 4.",
-        "Each row, column and 2x2 box holds 1 to 4. Complete {grid}",
-        "Here is a sudoku of four rows: {grid}. What is the full grid?",
+        "Fill in this {size} sudoku: {grid}",
+        "Solve the small sudoku {grid}, which is {size}.",
+        "Each row, column and box of a {size} sudoku holds all numbers. Complete {grid}",
+        "Here is a sudoku of {size} cells: {grid}. What is the full grid?",
     )
     gold_limit = 8
     default_difficulty = 7
-    difficulties = range(2, 12)
+    difficulties = range(2, 16)
 
     def draw(self, rng: Rng, difficulty: int) -> tuple[dict[str, str], str]:
-        while True:
-            cells = list(rng.choice(grids()))
-            for cell in rng.sample(range(16), 16):
+        on = board(4 if difficulty < LARGER else 6)
+        empty = 0
+        while empty < difficulty:
+            cells, empty = on.full(rng), 0
+            for cell in rng.sample(range(on.cells), on.cells):
+                # Emptied only where a step leads back to it: backwards, these are steps that solve the puzzle.
                 digit, cells[cell] = cells[cell], EMPTY
-                if solutions(cells) > 1:
+                if on.forced(cells, cell, digit):
+                    empty += 1
+                    if empty == difficulty:
+                        break
+                else:
                     cells[cell] = digit
-                if cells.count(EMPTY) == difficulty:
-                    break
-            if cells.count(EMPTY) == difficulty and fill(cells):
-                break
-        return {"grid": written(cells)}, unnamed(cells)
+        return {"size": f"{on.size}x{on.size}", "grid": on.written(cells)}, unnamed(cells)
 
     def solve(self, fields: dict[str, str]) -> tuple[str, str] | None:
-        cells = re.findall(r"[1-4_]", fields["grid"])
-        if not re.fullmatch(r"[1-4_ /]+", fields["grid"]) or len(cells) != 16 or solutions(cells) != 1:
+        size = {"4x4": 4, "6x6": 6}.get(fields["size"])
+        if size is None or not re.fullmatch(rf"[1-{size}_ /]+", fields["grid"]):
             return None
-        found = fill(cells)
-        return found and (written(found[0]), found[1])
+        on, cells = board(size), re.findall(r"[1-6_]", fields["grid"])
+        found = on.fill(cells) if len(cells) == on.cells else None
+        return (on.written(found[0]), found[1]) if found and on.valid(found[0]) else None
 
     def judge(self, problem: Problem, answer: str) -> bool:
-        if not re.fullmatch(r"[1-4\s/|,;.]+", answer):
+        if not re.fullmatch(r"[1-6\s/|,;.]+", answer):
             return False
-        return re.findall("[1-4]", answer) == re.findall("[1-4]", problem.answer)
+        return re.findall("[1-6]", answer) == re.findall("[1-6]", problem.answer)
 
     def near_misses(self, problem: Problem, rng: Rng) -> list[str]:
-        digits = problem.answer.replace(" / ", "").replace(" ", "")
-        one = rng.choice([i for i in range(16) if digits[i] != digits[0]])
-        swapped = digits[one] + digits[1:one] + digits[0] + digits[one + 1 :]
-        turned = digits.translate(str.maketrans("1234", "2143"))
-        grids = [written(cells) for cells in (swapped, turned, digits[4:] + digits[:4], digits[:15])]
-        return [*grids, f"{problem.answer} 1"]
+        digits = re.findall("[1-6]", problem.answer)
+        on = board(6 if len(digits) == 36 else 4)
+        one = rng.choice([i for i in range(on.cells) if digits[i] != digits[0]])
+        swapped = [digits[one], *digits[1:one], digits[0], *digits[one + 1 :]]
+        turned = [{"1": "2", "2": "1", "3": "4", "4": "3"}.get(digit, digit) for digit in digits]
+        moved = digits[on.size :] + digits[: on.size]
+        return [*map(on.written, (swapped, turned, moved, digits[:-1])), f"{problem.answer} 1"]
