@@ -16,12 +16,11 @@ from small_chain import CHAIN, write_chain
 from hadal.cli import main
 from hadal.errors import UserError
 from hadal.evaluate.suite import Verdict
-from hadal.recipe import teacher
 from hadal.recipe.config import load_recipe_data, read_recipe, to_toml
 from hadal.recipe.kinds import RejectConfig
+from hadal.recipe.stages import reject as rejection
 from hadal.recipe.stages.exam import agreed, clean, measure, reflections
 from hadal.recipe.stages.reject import readable
-from hadal.recipe.teacher import Endpoint
 from hadal.rewards.language import language_share
 from hadal.tasks import Problem, Rng, load_tasks
 from hadal.tasks.words import build_tokenizer
@@ -210,7 +209,7 @@ class Teacher(BaseHTTPRequestHandler):
         type(self).asked.append(body)
         turn = type(self).script.pop(0) if type(self).script else None
         message = {"content": " 3", "reasoning_content": " 1 + 2 =3"}
-        good = json.dumps({"choices": [{"message": message}] * body["n"]}).encode()
+        good = json.dumps({"choices": [{"message": message}]}).encode()
         data = turn.encode() if isinstance(turn, str) else good
         self.send_response(turn if isinstance(turn, int) else 200)
         self.end_headers()
@@ -222,48 +221,13 @@ class Teacher(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(teacher, "WAIT", 0.01)
+    monkeypatch.setattr(rejection, "FIRST_WAIT", 0.01)
     Teacher.script, Teacher.asked = [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Teacher)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/v1"
     server.shutdown()
     server.server_close()
-
-
-JUNK = ["not json", "[]", "{}", '{"choices": []}', '{"choices": [3]}', '{"choices": [{"message": {"content": 3}}]}']
-
-
-def test_a_teacher_is_asked_again_until_it_answers(address: str) -> None:
-    Teacher.script = [503, JUNK[0], 429]
-    assert Endpoint(address, "big").ask("What is 1 + 2?", 2, temperature=0.5) == ["<think> 1 + 2 =3</think> 3"] * 2
-    assert len(Teacher.asked) == 4
-    assert Teacher.asked[0] == {
-        "model": "big", "messages": [{"role": "user", "content": "What is 1 + 2?"}], "n": 2, "temperature": 0.5,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("junk", JUNK)
-def test_junk_from_a_teacher_stops_in_one_line(junk: str, address: str) -> None:
-    Teacher.script = [junk] * 5
-    with pytest.raises(UserError, match="failed 5 times") as raised:
-        Endpoint(address, "big").ask("?", 1)
-    assert "carries on" in raised.value.remedy and len(Teacher.asked) == 5
-
-
-@pytest.mark.parametrize(("status", "word"), [(401, "HADAL_TEACHER_KEY"), (404, "endpoint_model")])
-def test_a_teacher_that_refuses_is_not_asked_again(status: int, word: str, address: str) -> None:
-    Teacher.script = [status]
-    with pytest.raises(UserError, match=f"refuses: it answered {status}") as raised:
-        Endpoint(address, "big").ask("?", 1)
-    assert word in raised.value.remedy and len(Teacher.asked) == 1
-
-
-def test_a_teacher_that_is_down_stops_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teacher, "WAIT", 0.01)
-    with pytest.raises(UserError, match="refused") as raised:
-        Endpoint("http://127.0.0.1:9/v1", "big").ask("?", 1)
-    assert "\n" not in str(raised.value)
 
 
 TAUGHT = """
@@ -285,19 +249,47 @@ taught = { kind = "sft", from = "student", data = ["answers"], batch_tokens = 51
 """
 
 
-def test_a_teachers_answers_are_stored_and_asked_for_once(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+def teach(address: str) -> int:
     there = f'keep = 1, gold = 4, endpoint = "{address}", endpoint_model = "x" }}'
     Path("taught.toml").write_text(TAUGHT.replace("keep = 1 }", there))
-    Teacher.script = [None] * 10 + [500] * 200
-    assert main(["train", "taught.toml", "--out", "run"]) == 2
+    return main(["train", "taught.toml", "--out", "run"])
+
+
+def test_a_teachers_answers_are_stored_and_asked_for_once(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Teacher.script = [503, "junk", 429] + [None] * 20 + [500] * 200
+    assert teach(address) == 2
     out = capsys.readouterr()
-    assert out.err.startswith("hadal: The teacher at") and out.err.count("\n") == 1 and "carries on" in out.err
+    told = out.err.splitlines()[-1]
+    assert told.startswith("hadal: http://127.0.0.1") and "failed 5 times in a row" in told and "carries on" in told
+    assert Teacher.asked[0]["model"] == "x" and Teacher.asked[0]["temperature"] == 1.0
     stored = Path("run/stages/answers/answers.jsonl")
     first = stored.read_bytes()
-    assert 8 <= first.count(b"\n") < 20
+    assert 5 <= first.count(b"\n") <= 10  # of twenty answers, two a problem; the last may want one
     Teacher.script, before = [], len(Teacher.asked)
-    assert main(["train", "taught.toml", "--out", "run"]) == 0
-    assert stored.read_bytes().startswith(first) and stored.read_bytes().count(b"\n") == 20
-    assert len(Teacher.asked) - before == 20 - first.count(b"\n")
+    assert teach(address) == 0
+    assert stored.read_bytes().startswith(first)
+    lines = [json.loads(line) for line in stored.read_text().splitlines()]
+    assert sorted(line["number"] for line in lines) == list(range(20))
+    assert all(line["answers"] == ["<think> 1 + 2 =3</think> 3"] * 2 for line in lines)
+    assert len(Teacher.asked) - before == 2 * (20 - first.count(b"\n"))
     data = [json.loads(line) for line in Path("run/stages/answers/data.jsonl").read_text().splitlines()]
     assert len(data) >= 4 and all(len(line["messages"]) == 2 for line in data)
+
+
+@pytest.mark.parametrize(("status", "word"), [(401, "HADAL_TEACHER_KEY"), (404, "the model's name")])
+def test_a_teacher_that_refuses_is_not_asked_again(
+    status: int, word: str, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Teacher.script = [status] * 40
+    assert teach(address) == 2
+    assert f"answers {status}" in (told := capsys.readouterr().err.splitlines()[-1]) and word in told
+
+
+def test_a_teacher_that_is_down_is_waited_for_and_then_stops_in_one_line(
+    address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert teach("http://127.0.0.1:9/v1") == 2
+    out = capsys.readouterr()
+    assert "cannot be reached" in out.err.splitlines()[-1] and (out.out + out.err).count("again in") == 4
+    assert teach(address) == 2  # another recipe than the run's
+    assert "endpoint" in capsys.readouterr().err

@@ -67,10 +67,10 @@ class Served(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         number = int("".join(c for c in body["messages"][0]["content"].split("?")[0] if c.isdigit()) or 0)
         right = answer(number, type(self).answers)
-        texts = [f"The answer is {right if i else 99}." for i in range(body["n"])]
+        said = {"content": f"The answer is {right if body['seed'] % 2 else 99}."}
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(json.dumps({"choices": [{"message": {"content": text}} for text in texts]}).encode())
+        self.wfile.write(json.dumps({"choices": [{"message": said}]}).encode())
 
     def log_message(self, *arguments: Any) -> None:
         pass

@@ -324,7 +324,10 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def test(arguments: list[str]) -> int:
-    """Run pytest over the clone; paths among the arguments stay relative to the caller's folder."""
+    """Run pytest over the clone; paths among the arguments stay relative to the caller's folder.
+
+    All of the tests are spread over two processes, file by file: most of them keep no more than one core busy.
+    """
     root = Path(__file__).resolve().parents[3]
     if not (root / "tests").is_dir():
         raise UserError(
@@ -335,7 +338,9 @@ def test(arguments: list[str]) -> int:
     except ImportError:
         raise UserError("The tools of the tests are not installed.", f"Run {root / 'hadal'} test.") from None
     here = Path.cwd()
-    placed = []
+    alone = ("-k", "-m", "-n", "-p", "-s", "--pdb", "--trace")
+    some = any(not argument.startswith("-") or argument.startswith(alone) for argument in arguments)
+    placed = [] if some or (os.cpu_count() or 1) < 2 else ["--numprocesses=2", "--dist=loadfile"]
     for argument in arguments:
         path, colons, case = argument.partition("::")
         exists = not argument.startswith("-") and (here / path).exists()

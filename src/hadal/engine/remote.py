@@ -53,12 +53,14 @@ class RemoteSampler:
     url: as OpenAI's clients want it (`https://api.deepseek.com`, `http://localhost:8000/v1`; a bare host is tried with
     /v1 as well). key_from: the environment variable that holds the key, if there is one. Each request is tried up to
     `attempts` times, with waits that double from `first_wait` seconds up to a minute; `timeout` bounds the silence of a
-    server. note: is told of a failure that will be tried again.
+    server. patient: where nobody listens at the beginning it is waited for in the same way; otherwise that is an error
+    at once. note: is told of a failure that will be tried again.
     """
 
     def __init__(
         self, url: str, model: str, key_from: str = KEY, connections: int = 16, attempts: int = 8,
-        first_wait: float = 1.0, timeout: float = 1800.0, note: Callable[[str], None] = lambda line: None,
+        first_wait: float = 1.0, timeout: float = 1800.0, patient: bool = False,
+        note: Callable[[str], None] = lambda line: None,
     ) -> None:  # fmt: skip
         parts = urllib.parse.urlsplit(url)
         try:
@@ -73,7 +75,7 @@ class RemoteSampler:
         self._base: str | None = path or None
         self.key = os.environ.get(key_from, "").strip()
         self.key_from, self.connections, self.attempts = key_from, connections, attempts
-        self.first_wait, self.timeout, self.note = first_wait, timeout, note
+        self.first_wait, self.timeout, self.patient, self.note = first_wait, timeout, patient, note
         self.answered = False
         self._own = threading.local()
         self._open: set[http.client.HTTPConnection] = set()
@@ -105,21 +107,33 @@ class RemoteSampler:
                     _hang_up(self._open.pop())
 
     def _reach(self) -> None:
-        """UserError at once where nobody listens: a wrong address is not tried for minutes. Finds out whether a bare
-        host wants /v1."""
-        try:
-            connection = self._connect(timeout=30.0)
-            connection.connect()
-            for base in ("", "/v1") if self._base is None else ():
-                connection.request("GET", base + "/models", headers=self._headers())
-                answer = connection.getresponse()
-                answer.read(_LARGEST)
-                if answer.status != 404:
-                    self._base = base
-                    break
-            connection.close()
-        except (OSError, http.client.HTTPException) as error:
-            raise UserError(f"{self.url} cannot be reached ({_line(error)}).", "Is the server running there?") from None
+        """UserError where nobody listens: a wrong address is not tried for every request. Finds out whether a bare host
+        wants /v1."""
+        reason = ""
+        for attempt in range(self.attempts if self.patient else 1):
+            if attempt:
+                self._pause(attempt - 1, reason)
+            try:
+                connection = self._connect(timeout=30.0)
+                connection.connect()
+                for base in ("", "/v1") if self._base is None else ():
+                    connection.request("GET", base + "/models", headers=self._headers())
+                    answer = connection.getresponse()
+                    answer.read(_LARGEST)
+                    if answer.status != 404:
+                        self._base = base
+                        break
+                connection.close()
+                return
+            except (OSError, http.client.HTTPException) as error:
+                reason = _line(error)
+        raise UserError(f"{self.url} cannot be reached ({reason}).", "Is the server running there?")
+
+    def _pause(self, attempt: int, reason: str, least: float = 0.0) -> bool:
+        """Wait after a failed attempt, the first being 0; whether nobody is waiting for an answer any more."""
+        pause = max(least, min(self.first_wait * 2**attempt, LONGEST_WAIT) * (1 + random.random()) / 2)
+        self.note(f"{self.url}: {reason}; again in {pause:.0f} s")
+        return self._stopped.wait(pause)
 
     def _answer(self, query: Query, index: int) -> Reply:
         params = query.params
@@ -150,12 +164,9 @@ class RemoteSampler:
                 self.answered = True
                 return reply
             except _Failed as error:
-                reason = str(error)
-                pause = max(error.after, min(self.first_wait * 2**attempt, LONGEST_WAIT) * (1 + random.random()) / 2)
-            if attempt + 1 < self.attempts:
-                self.note(f"{self.url}: {reason}; again in {pause:.0f} s")
-                if self._stopped.wait(pause):
-                    break
+                reason, least = str(error), error.after
+            if attempt + 1 < self.attempts and self._pause(attempt, reason, least):
+                break
         raise UserError(
             f"{self.url} failed {self.attempts} times in a row ({reason}).", "The same command carries on from here."
         )
@@ -185,7 +196,7 @@ class RemoteSampler:
             remedy = "Check the key in" if self.key else "Put a key into"
             raise UserError(f"{self.url} answers {told}.", f"{remedy} the environment variable {self.key_from}.")
         if status in (402, 404, 405) or status < 400:
-            raise UserError(f"{self.url}{path} answers {told}.", "Check the address, --model and the account.")
+            raise UserError(f"{self.url}{path} answers {told}.", "Check the address, the model's name and the account.")
         raise _Refused(told)
 
     def _send(self, path: str, data: bytes) -> tuple[int, str, float, bytes]:

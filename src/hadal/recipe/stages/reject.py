@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from hadal.engine import SamplingParams
+from hadal.engine.remote import RemoteSampler
+from hadal.engine.replies import Query
 from hadal.files import JsonLines, write_text
 from hadal.recipe.kinds import RejectConfig
 from hadal.recipe.run import Run
 from hadal.recipe.stages.sft import DATA
-from hadal.recipe.teacher import Endpoint
 from hadal.rewards.language import language_share
 from hadal.rewards.shape import format_reward, repetition_penalty
 from hadal.tasks import Problem, Rng, Task
@@ -25,12 +25,14 @@ from hadal.text.parse import parse_response
 from hadal.text.tokenizer import END_THINK, THINK, Tokenizer
 
 ANSWERS = "answers.jsonl"
-"""A line for each problem: the problem and all that was answered, kept and not."""
+"""A line for each problem: its number, the problem and all that was answered, kept and not."""
 TOGETHER = 64
 """Problems that a model is asked at once, and that a kill costs at most."""
-AT_ONCE = 8
-"""The same for an endpoint."""
 NGRAM = 8
+TEACHER_KEY = "HADAL_TEACHER_KEY"
+"""The environment variable that holds the key of a teacher behind an address, where it asks for one."""
+ATTEMPTS = 5
+FIRST_WAIT = 1.0  # seconds before such a teacher is asked a second time; twice as long before each further one
 
 
 def reject(run: Run, stage: str, source: str, config: RejectConfig) -> None:
@@ -38,25 +40,27 @@ def reject(run: Run, stage: str, source: str, config: RejectConfig) -> None:
     run.metrics.truncate_after(-1, stage)
     stored = JsonLines(run.stage_folder(stage) / ANSWERS)
     problems = list(draw(run, stage, config))
-    answers = [line["answers"] for line in stored.read()]
+    answers: dict[int, list[str]] = {line["number"]: line["answers"] for line in stored.read()}
     run.view.stage(stage, max(1, len(problems)), f"{len(problems)} problems, {config.samples} answers each")
-    for answer in _ask(run, stage, source, config, problems, len(answers)):
-        problem = problems[len(answers)]
-        answers.append(answer)
-        stored.append({"task": problem.meta["task"], "prompt": problem.prompt, "answers": answer})
+    missing = {number: problem for number, problem in enumerate(problems) if number not in answers}
+    ask = _ask_endpoint if config.endpoint else _ask_model
+    for number, answer in ask(run, stage, source, config, missing):
+        problem, answers[number] = problems[number], answer
+        stored.append({"number": number, "task": problem.meta["task"], "prompt": problem.prompt, "answers": answer})
         if len(answers) % TOGETHER == 0 or len(answers) == len(problems):
             run.enter_books(stage)
             run.view.step(stage, len(answers), {"cost_usd": run.cost_so_far()})
-    kept, fell = select(run, config, problems, answers)
+    kept, fell = select(run, config, problems, [answers[number] for number in range(len(problems))])
     worked, talks = list(gold(run, stage, config)), list(plain(run, stage, config))
     lines = [
         json.dumps({"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]})
         for asked, said in [*kept, *worked, *talks]
     ]
     write_text(run.stage_folder(stage) / DATA, "".join(f"{line}\n" for line in lines))
-    counts = {"answers": sum(map(len, answers)), "kept": len(kept), **fell, "gold": len(worked), "plain": len(talks)}
+    given = sum(map(len, answers.values()))
+    counts = {"answers": given, "kept": len(kept), **fell, "gold": len(worked), "plain": len(talks)}
     run.metrics.append({"stage": stage, "step": len(problems), **counts})
-    run.view.note(f"{stage}: of {counts['answers']:,} answers {len(kept):,} are kept; {len(lines):,} conversations.")
+    run.view.note(f"{stage}: of {given:,} answers {len(kept):,} are kept; {len(lines):,} conversations.")
     run.finish(stage, counts)
 
 
@@ -70,32 +74,53 @@ def draw(run: Run, stage: str, config: RejectConfig) -> Iterator[Problem]:
         yield task.generate(rng.bits(), "train", level)
 
 
-def _ask(
-    run: Run, stage: str, source: str, config: RejectConfig, problems: Sequence[Problem], begin: int
-) -> Iterator[list[str]]:
-    """The answers to each problem from `begin` on, in order. A problem has a seed of its own, so that it matters
+def _ask_model(
+    run: Run, stage: str, source: str, config: RejectConfig, problems: Mapping[int, Problem]
+) -> Iterator[tuple[int, list[str]]]:
+    """Numbers of the given problems with their answers, in order. A problem has a seed of its own, so that it matters
     nowhere with which others it is asked."""
-    if begin >= len(problems):
-        return
-    seed = run.seed_of(stage)
-    if config.endpoint:
-        teacher = Endpoint(config.endpoint, config.endpoint_model)
-        settings = {"temperature": config.temperature, "top_p": config.top_p, "max_tokens": config.max_tokens}
-        for at in range(begin, len(problems), AT_ONCE):
-            part = problems[at : at + AT_ONCE]
-            with ThreadPoolExecutor(AT_ONCE) as pool:
-                yield from pool.map(lambda p: teacher.ask(p.prompt, config.samples, **settings), part)
+    if not problems:
         return
     llm = run.engine(run.load(source).to(run.dtype).eval())
     thinking = True if config.thinking else None
     opening = THINK if config.thinking else ""
     params = SamplingParams(config.temperature, config.top_p, config.max_tokens, thinking=thinking, n=config.samples)
-    for at in range(begin, len(problems), TOGETHER):
-        part = problems[at : at + TOGETHER]
-        prompts = [llm.tokenizer.chat([{"role": "user", "content": p.prompt}], thinking) for p in part]
-        each = [replace(params, seed=(seed + at + i) % (1 << 63)) for i in range(len(part))]
-        for output in llm.generate(prompts, each):
-            yield [opening + sample.text for sample in output.outputs]
+    numbers = list(problems)
+    for at in range(0, len(numbers), TOGETHER):
+        part = numbers[at : at + TOGETHER]
+        prompts = [llm.tokenizer.chat([{"role": "user", "content": problems[i].prompt}], thinking) for i in part]
+        each = [replace(params, seed=_seed(run, stage, i)) for i in part]
+        for number, output in zip(part, llm.generate(prompts, each), strict=True):
+            yield number, [opening + sample.text for sample in output.outputs]
+
+
+def _ask_endpoint(
+    run: Run, stage: str, source: str, config: RejectConfig, problems: Mapping[int, Problem]
+) -> Iterator[tuple[int, list[str]]]:
+    """The same of a server, each problem as soon as it has all of its answers. UserError where the server stays down,
+    refuses, or talks nonsense."""
+    params = SamplingParams(config.temperature, config.top_p, config.max_tokens, n=config.samples)
+    teacher = RemoteSampler(
+        config.endpoint, config.endpoint_model, TEACHER_KEY, attempts=ATTEMPTS, first_wait=FIRST_WAIT, patient=True,
+        note=run.view.note,
+    )  # fmt: skip
+    numbers = list(problems)
+    queries = (
+        Query([{"role": "user", "content": problem.prompt}], replace(params, seed=_seed(run, stage, number)),
+              range(config.samples))
+        for number, problem in problems.items()
+    )  # fmt: skip
+    found: dict[int, dict[int, str]] = {}
+    for at, index, reply in teacher.sample(queries):
+        texts = found.setdefault(at, {})
+        texts[index] = reply.text
+        if len(texts) == config.samples:
+            yield numbers[at], [texts[i] for i in range(config.samples)]
+            del found[at]
+
+
+def _seed(run: Run, stage: str, number: int) -> int:
+    return (run.seed_of(stage) + number) % (1 << 63)
 
 
 def readable(text: str, tokenizer: Tokenizer, config: RejectConfig) -> bool:
