@@ -183,9 +183,11 @@ def test_an_examination_counts_problems_and_not_answers() -> None:
         [verdict("<think> wait no</think> 3", True), verdict(" 3", True), verdict(" 4", False), verdict("", False)],
         [verdict(" 3", True), verdict(" 5", False), verdict(" 5", False), verdict("<think> 好", False)],
     ]
-    figures = measure(groups, "en")
+    task = load_tasks(["sums"])["sums"]
+    figures = measure(task, groups, "en")
     assert figures["accuracy"] == 3 / 8 and figures["n"] == 2 and figures["samples"] == 4
-    assert figures["cons"]["accuracy"] == 0.5 and [agreed(g) for g in groups] == [True, False]
+    assert figures["cons"]["accuracy"] == 0.5 and [agreed(task, g) for g in groups] == [1, 0]
+    assert agreed(task, groups[0][1:3]) == 0.5  # one vote each
     assert figures["thinking_share"] == 2 / 8 and figures["format"] == 6 / 8 and figures["language"] == 0.5
     assert figures["reflection"] == 1 / 8
 

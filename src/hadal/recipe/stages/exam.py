@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hadal.engine import SamplingParams
-from hadal.evaluate.statistics import proportion
+from hadal.evaluate.statistics import consensus, proportion
 from hadal.evaluate.suite import Verdict, ask, held_out
 from hadal.recipe.findings import mean_of
 from hadal.recipe.kinds import ExamConfig
@@ -16,6 +16,7 @@ from hadal.recipe.run import Run
 from hadal.recipe.stages.pretrain import has_thoughts
 from hadal.rewards.language import language_share
 from hadal.rewards.shape import format_reward
+from hadal.tasks import Task
 from hadal.text.parse import parse_response
 from hadal.text.tokenizer import END_THINK, THINK
 
@@ -38,7 +39,7 @@ def exam(run: Run, stage: str, source: str, config: ExamConfig) -> None:
         problems = held_out(task, task.default_difficulty, config.problems)
         groups = ask(llm, run.tasks, problems, params)
         told = {"about": task.about, "difficulty": task.default_difficulty, "reasoning": bool(has_thoughts(task))}
-        figures[name] = told | measure(groups, config.language)
+        figures[name] = told | measure(task, groups, config.language)
         shown[name] = [
             {"question": g[0].problem.prompt, "gold": g[0].problem.answer, "text": g[0].text, "right": g[0].right}
             for g in groups[:SHOWN]
@@ -47,7 +48,7 @@ def exam(run: Run, stage: str, source: str, config: ExamConfig) -> None:
     run.finish(stage, {"of": source, "tasks": figures, "mean": mean(figures), "responses": shown})
 
 
-def measure(groups: Sequence[Sequence[Verdict]], language: str) -> dict[str, Any]:
+def measure(task: Task, groups: Sequence[Sequence[Verdict]], language: str) -> dict[str, Any]:
     """What a task's answers come to: accuracy (pass@1) and cons@k as shares of the problems, the rest of all answers.
 
     Intervals count problems, not answers: answers to one problem are not independent.
@@ -57,7 +58,7 @@ def measure(groups: Sequence[Sequence[Verdict]], language: str) -> dict[str, Any
     share = sum(language_share(parse_response(t).thought or "", language) for t in thoughts) / max(1, len(thoughts))
     return {
         **proportion(sum(sum(v.right for v in g) / len(g) for g in groups), len(groups)),
-        "cons": proportion(sum(agreed(g) for g in groups), len(groups)),
+        "cons": proportion(sum(agreed(task, g) for g in groups), len(groups)),
         "samples": len(groups[0]),
         "length": sum(v.tokens for v in every) / len(every),
         "thinking_share": len(thoughts) / len(every),
@@ -67,14 +68,15 @@ def measure(groups: Sequence[Sequence[Verdict]], language: str) -> dict[str, Any
     }
 
 
-def agreed(group: Sequence[Verdict]) -> bool:
-    """Whether the answer that most samples give is right (cons@k); of answers given equally often, the first."""
-    given = [" ".join(parse_response(v.text).answer.lower().split()) for v in group]
-    counts = Counter(answer for answer in given if answer)
-    if not counts:
-        return False
-    winner = counts.most_common(1)[0][0]
-    return next(v.right for v, answer in zip(group, given, strict=True) if answer == winner)
+def agreed(task: Task, group: Sequence[Verdict]) -> float:
+    """Whether the answer that most samples give is right (cons@k); a tie counts as the chance of a lot."""
+    wrong: Counter[str] = Counter()
+    for verdict in group:
+        parsed = parse_response(verdict.text)
+        if not verdict.right and parsed.closed and (vote := task.canonical(verdict.problem, parsed.answer)):
+            wrong[vote] += 1
+    right = sum(v.right for v in group)
+    return consensus(right, list(wrong.values()), len(group) - right - wrong.total())[-1]
 
 
 def clean(text: str) -> bool:
