@@ -137,9 +137,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     command.add_argument("--no-chat", action="store_true", help="end after the report and serve nothing")
     command.add_argument("--json", action="store_true", help="progress as JSON lines on stdout, and no page")
     add_overrides(command)
-    command.add_argument(
-        "--threads", type=whole(1), metavar="N", help="CPU threads (default: what measures fastest)"
-    )
+    _add_threads(command)
 
     command = add(
         "train",
@@ -152,6 +150,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         "--out", type=Path, metavar="DIR", help="run folder (default: the recipe's name, in runs/)"
     )
     add_overrides(command)
+    _add_threads(command)
     command.add_argument(
         "--dry-run", action="store_true", help="print the recipe as a run would freeze it, and its cost; run nothing"
     )
@@ -260,18 +259,25 @@ def train(options: argparse.Namespace) -> None:
     from hadal.recipe.runner import train
     from hadal.terminal.view import make_view
 
+    threads = [f"threads={options.threads}"] if options.threads else []
     # What --dry-run prints is a recipe: what is said beside it must not be in its way.
     with closing(make_view(json=options.json, stream=sys.stderr if options.dry_run else None)) as view:
         train(
             recipe_path=options.recipe,
             out=options.out,
-            overrides=options.overrides,
+            overrides=[*options.overrides, *threads],
             dry_run=options.dry_run,
             view=view,
             trust=options.trust,
             fresh=options.fresh,
             sinks=options.sinks,
         )
+
+
+def _add_threads(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--threads", type=whole(1), metavar="N", help="CPU threads (default: what measures fastest)"
+    )
 
 
 def _sampling_options(command: argparse.ArgumentParser) -> None:
