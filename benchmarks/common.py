@@ -9,6 +9,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -143,9 +144,11 @@ def counted(configs: dict[str, ModelConfig]) -> dict[str, Any]:
 def results(
     size: str, times: dict[str, list[float]], dtypes: dict[str, str], tokens: int, flops: float, rates: dict[str, float]
 ) -> list[Result]:
-    """Rates of all sides at a size; `flops` a token. hadal's first side is what the ratios refer to."""
+    """Rates of all sides at a size, told as they come; `flops` a token. The ratios refer to hadal's first side."""
     medians = {name: statistics.median(values) for name, values in times.items()}
     first = next(iter(medians.values()))
+    for name, median in medians.items():
+        print(f"  {size}, {name}: {tokens / median:,.0f} tokens/s", file=sys.stderr, flush=True)
     return [
         Result(
             size, name, dtypes[name], tokens / median, tokens * flops / median / rates[dtypes[name]],
