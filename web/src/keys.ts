@@ -27,9 +27,15 @@ const mod = /Mac|iP/.test(navigator.platform) ? '⌘' : 'Ctrl'
 const lastAnswer = (): Message | undefined => shown.value.findLast((message) => message.role === 'assistant')
 const focus = (id: string) => document.getElementById(id)?.focus()
 
+/** At once, so that the next key goes there, and again where it is only about to be shown. */
+function focusOnceShown(id: string): void {
+  focus(id)
+  requestAnimationFrame(() => focus(id))
+}
+
 function search(): void {
   sidebarOpen.value = true
-  requestAnimationFrame(() => focus('search'))
+  focusOnceShown('search')
 }
 
 /** Moves the focus to the message after or before the one it is at. */
@@ -46,7 +52,7 @@ export function shortcuts(): Shortcut[] {
     { keys: ['Enter'], label: t('keySend') },
     { keys: ['Shift', 'Enter'], label: t('keyLine') },
     { keys: ['↑'], label: t('keyEdit') },
-    { keys: [mod, 'Shift', 'O'], label: t('newChat'), match: command('o', true), run: () => (go('/'), requestAnimationFrame(() => focus('composer'))) },
+    { keys: [mod, 'Shift', 'O'], label: t('newChat'), match: command('o', true), run: () => (go('/'), focusOnceShown('composer')) },
     { keys: [mod, 'K'], label: t('searchLabel'), match: command('k', false), run: search },
     { keys: ['Esc'], label: t('keyStop') },
     { keys: ['?'], label: t('shortcuts'), key: '?', run: () => (dialog.value = { name: 'shortcuts' }) },
