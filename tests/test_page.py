@@ -480,8 +480,9 @@ def test_grown_model_first_message_to_streamed_answer(tab: Tab) -> None:
     expect(page.locator(".answer")).to_have_count(1)
     tab.finished()
     expect(page).to_have_url(re.compile("/c/"))
-    meta = page.locator(".answer .meta").inner_text()  # a speed as well, where the answer is no single piece
-    assert re.fullmatch(r"\d+ tokens( · \d+(\.\d+)? tokens/s)? · <?\$[\d.]+", meta), meta
+    meta = page.locator(".answer .meta").inner_text()
+    found = re.fullmatch(r"(\d+) tokens( · \d+(?:\.\d+)? tokens/s)? · <?\$[\d.]+", meta)
+    assert found and (found[2] or int(found[1]) < 8), meta  # a few tokens may come in one piece, which has no speed
     expect(page.locator(".history .row").first).to_contain_text("?")
     expect(page.locator(".dock-note")).to_contain_text("answers each question on its own")
 

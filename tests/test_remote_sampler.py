@@ -147,7 +147,8 @@ def test_connections_stay_open_and_a_bare_host_finds_v1(serve: Callable[..., Ser
     "fault",
     [
         (500, {}, b"oh"), (503, {"Retry-After": "0"}, b""), (429, {}, b'{"error": {"message": "slow down"}}'),
-        (200, {}, b"{junk"), (200, {}, b"[]"), (200, {}, b'{"choices": []}'), (200, {}, b"[" * 100_000),
+        (200, {}, b"{junk"), (200, {}, b"[]"), (200, {}, b"{}"), (200, {}, b'{"choices": []}'),
+        (200, {}, b'{"choices": [3]}'), (200, {}, b"[" * 100_000),
         (200, {}, b'{"choices": [{"message": {"content": 7}}]}'), (0, {}, b""),
         completion("half", finish="insufficient_system_resource"),
         (200, {"Content-Length": "999", "Connection": "close"}, b"{}"),
