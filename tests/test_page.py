@@ -438,13 +438,19 @@ def test_answer_now_cuts_the_thought_of_a_grown_model(tab: Tab) -> None:
     card = page.evaluate("fetch('/api/models').then(r => r.json())")["models"][0]
     assert card["answer_now"]
     page.get_by_role("radio", name="Think", exact=True).check()
-    for _ in range(8):  # a grown model thinks for a second or so: the button has to be met in time
+    page.get_by_role("button", name="Settings of this chat").click()
+    page.get_by_label("Temperature").fill("2")  # so that it rambles: its usual thought is over in a twentieth second
+    page.get_by_label("Temperature").blur()
+    page.keyboard.press("Escape")
+    # A hand inside the page presses the button in the moment that it may be pressed: one outside would be late.
+    page.evaluate(
+        """() => new MutationObserver(() => {
+            const button = document.querySelector('.phase button:not([disabled])')
+            if (button?.textContent.includes('Answer now')) button.click()
+        }).observe(document.body, { childList: true, subtree: true, attributes: true })"""
+    )
+    for _ in range(8):  # some thoughts end at once nevertheless
         tab.ask("Use + and - on 19, 10, 6, 2, 1, 33, 47, 58 to get 38.")
-        button = page.get_by_role("button", name="Answer now")
-        try:
-            button.click(timeout=3000)
-        except sync_api.TimeoutError:
-            pass
         tab.finished()
         if "cut short" in page.locator(".answer").last.inner_text():
             break
@@ -456,7 +462,7 @@ def test_an_answer_cut_by_its_length_goes_on(tab: Tab) -> None:
     page = tab.open()
     page.get_by_role("radio", name="Think", exact=True).check()
     page.get_by_role("button", name="Settings of this chat").click()
-    page.get_by_label("Longest answer").fill("6")
+    page.get_by_label("Longest answer").fill("2")  # so short that more is to come, however few words the model makes
     page.get_by_label("Longest answer").blur()
     page.keyboard.press("Escape")
     tab.ask("15 - 5 - 9 + 2 - 1 + 11 - 6 = ?")

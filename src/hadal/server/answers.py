@@ -225,12 +225,6 @@ class Answers:
             if changed is running.changed:
                 await changed.wait()
 
-    def get(self, message: str) -> Running:
-        if message not in self.running:
-            self.store.message(message)  # says so where there is none
-            raise Refusal(409, "The answer has ended.", "message")
-        return self.running[message]
-
     async def stop(self, wanted: Sequence[Running], how: str = "stopped") -> None:
         """End answers where they are."""
         await asyncio.sleep(0)  # let those that were begun just now take their first step, which sees to their end

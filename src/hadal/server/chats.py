@@ -297,10 +297,15 @@ async def stop(message: str, request: Request) -> dict[str, Any]:
 
 @router.post("/answers/{message}/answer-now", status_code=204, responses=ERRORS)
 async def answer_now(message: str, request: Request) -> Response:
-    running = context_of(request).answers.get(message)
-    if not running.can_hurry:
+    """Close its thoughts; nothing is left to do for an answer that is whole, as the press may come a moment late."""
+    context = context_of(request)
+    running = context.answers.running.get(message)
+    if running is None:
+        await asyncio.to_thread(context.store.message, message)  # 404 where there is none
+    elif running.can_hurry:
+        running.control.answer_now()
+    else:
         raise Refusal(409, "This model cannot be told to answer now.", "message")
-    running.control.answer_now()
     return Response(status_code=204)
 
 
