@@ -1,7 +1,8 @@
 """The server under load: how near it comes to the bare engine, and what holds when clients come, break off and err.
 
-Speed: 64 streams at once through `hadal serve`, beside the same prompts and seeds given to the engine directly, in
-turns, each in a process of its own; the client is a process of its own as well, so on two cores it takes its share.
+Speed: 64 streams at once through `hadal serve`, beside the same prompts and seeds given to the engine directly, turn by
+turn, each in a process of its own; the client is a process of its own as well, so on two cores it takes its share. The
+ratio is the median of those of each turn.
 
 Load: for two minutes 200 workers ask, half of them through the page's endpoints and half through the public API; a
 quarter of the streams is cut off at a random moment, one request in twenty is malformed. Every reply must be the right
@@ -52,14 +53,14 @@ from hadal.engine import LLM, EngineConfig, SamplingParams
 from hadal.engine.llm import generation_defaults
 from hadal.terminal.chat import R1_SAMPLING
 from pathlib import Path
-folder, streams, most, rounds = sys.argv[1], *map(int, sys.argv[2:5])
-questions = json.loads(sys.argv[5])
+folder, streams, most = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+questions = json.loads(sys.argv[4])
 llm = LLM.load(folder, form="auto", config=EngineConfig(rows=256, keep_replies=True))
 settings = R1_SAMPLING | generation_defaults(Path(folder))
 prompts = [llm.tokenizer.chat([{"role": "user", "content": q}], True) for q in questions]
 params = [SamplingParams(**settings, seed=i, max_tokens=most, thinking=True) for i in range(streams)]
 llm.generate(prompts[:2], params[:2])
-for _ in range(rounds):
+for _ in sys.stdin:  # a turn for each line
     llm.engine.runs.store.clear()
     began = time.perf_counter()
     out = llm.generate(prompts, params)
@@ -166,32 +167,52 @@ async def stream_all(port: int, streams: int, most: int) -> tuple[int, float, li
     return tokens, time.perf_counter() - began, first
 
 
+class Bare:
+    """The engine without a server, in a process of its own; it waits between its turns."""
+
+    def __init__(self, model: str, threads: int, most: int) -> None:
+        questions = json.dumps([question(number) for number in range(STREAMS)])
+        command = [sys.executable, "-c", BARE, model, str(STREAMS), str(most), questions]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(command, env=environment(threads), text=True, **pipes)
+
+    def turn(self) -> tuple[int, float]:
+        """Tokens and seconds."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        tokens, seconds = json.loads(self.process.stdout.readline())
+        return tokens, seconds
+
+    def end(self) -> None:
+        self.process.communicate()
+
+
 def speed(model: str, folder: Path, threads: int, most: int, rounds: int) -> dict[str, Any]:
-    questions = json.dumps([question(number) for number in range(STREAMS)])
+    """Both sides wait while the other has its turn, so that a slow minute of the machine meets both."""
     bare_rates: list[float] = []
     served_rates: list[float] = []
     firsts: list[float] = []
-    started = 0.0
-    for turn in range(rounds):
-        command = [sys.executable, "-c", BARE, model, str(STREAMS), str(most), "2", questions]
-        out = subprocess.run(command, env=environment(threads), stdout=subprocess.PIPE, text=True, check=True).stdout
-        bare = [json.loads(line) for line in out.splitlines()]
-        bare_rates += [tokens / seconds for tokens, seconds in bare]
-        server = Served(model, folder / f"speed{turn}.db", threads)
-        started = started or server.started
-        try:
-            asyncio.run(stream_all(server.port, 2, 8))
-            for _ in range(2):
-                tokens, seconds, first = asyncio.run(stream_all(server.port, STREAMS, most))
-                assert tokens == bare[0][0], f"the server made {tokens} tokens and the engine {bare[0][0]}"
-                served_rates.append(tokens / seconds)
-                firsts += first
-        finally:
-            server.end()
+    server = Served(model, folder / "speed.db", threads)
+    bare = Bare(model, threads, most)
+    try:
+        asyncio.run(stream_all(server.port, 2, 8))
+        for _ in range(rounds):
+            made, seconds = bare.turn()
+            bare_rates.append(made / seconds)
+            tokens, seconds, first = asyncio.run(stream_all(server.port, STREAMS, most))
+            assert tokens == made, f"the server made {tokens} tokens and the engine {made}"
+            served_rates.append(tokens / seconds)
+            firsts += first
+            print(f"engine {bare_rates[-1]:,.0f}, served {served_rates[-1]:,.0f} tokens/s", file=sys.stderr)
+    finally:
+        bare.end()
+        server.end()
     rates = statistics.median(bare_rates), statistics.median(served_rates)
+    ratio = statistics.median(s / b for b, s in zip(bare_rates, served_rates, strict=True))
     return {
-        "streams": STREAMS, "tokens": bare[0][0], "engine": rates[0], "served": rates[1], "ratio": rates[1] / rates[0],
-        "first_token_seconds": statistics.median(firsts), "start_seconds": started,
+        "streams": STREAMS, "tokens": made, "engine": rates[0], "served": rates[1], "ratio": ratio,
+        "first_token_seconds": statistics.median(firsts), "start_seconds": server.started,
         "engine_rates": bare_rates, "served_rates": served_rates,
     }  # fmt: skip
 
@@ -363,7 +384,7 @@ def main() -> None:
         folder = Path(name)
         model = options.model or str(random_model(folder / "model"))
         if options.only != "load":
-            most, rounds = (64, 1) if options.quick else (512, 2)
+            most, rounds = (64, 1) if options.quick else (512, 6)
             result["speed"] = s = speed(model, folder, options.threads, most, rounds)
             print(f"{STREAMS} streams: engine {s['engine']:,.0f} tokens/s, served {s['served']:,.0f}, "
                   f"ratio {s['ratio']:.2f}; first token after {s['first_token_seconds']:.2f} s; "

@@ -25,7 +25,7 @@ from hadal.text.parse import Delta as Part
 from hadal.text.parse import StreamDecoder, TokenParser
 from hadal.text.tokenizer import END_THINK, THINK, Tokenizer
 
-EVERY = 0.004  # seconds between pieces, all streams together: alone one has every token, 64 have four pieces a second
+EVERY = 0.008  # seconds between pieces, all streams together: alone one has every token, 64 have two pieces a second
 BASE = "stages/pretrain"  # in a run's folder, the model before RL
 
 
