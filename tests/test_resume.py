@@ -120,8 +120,10 @@ def test_experts_resume_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_reference_that_is_replaced_resumes_too(tmp_path: Path) -> None:
-    settings = ("grpo.options.kl=0.1", "grpo.options.reference_every=3", "grpo.options.importance_cap=2.0")
+@pytest.mark.parametrize("overlap", ["false", "true"])
+def test_a_reference_that_is_replaced_resumes_too(overlap: str, tmp_path: Path) -> None:
+    settings = ("grpo.options.kl=0.1", "grpo.options.reference_every=3", "grpo.options.importance_cap=2.0",
+                f"grpo.overlap={overlap}")  # fmt: skip
     labs = []
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
@@ -134,6 +136,8 @@ def test_a_reference_that_is_replaced_resumes_too(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in lab.outcome(1)["metrics.jsonl"].splitlines()]
     distances = [line["kl"] for line in lines if line["stage"] == "grpo" and "kl" in line]
     assert len(distances) >= 4 and any(distances)
+    stale = [line["stale"] for line in lines if line["stage"] == "grpo" and "stale" in line]
+    assert stale == ([0] + [1] * (len(distances) - 1) if overlap == "true" else [])
 
 
 # By the clock, in processes of their own, as users stop them

@@ -129,6 +129,8 @@ class GrpoConfig(RLConfig):
     held_out_problems: int = 50
     checkpoint_every: int = 20
     rollouts_every: int = 20
+    overlap: bool = False
+    """Draw each batch while the one before is trained on: one update stale, for the time that it saves."""
     tasks: list[str] = field(default_factory=list)
     lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(

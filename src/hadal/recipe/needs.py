@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from hadal.configs.models import ModelConfig
-from hadal.cost.flops import cache_bytes, forward_flops, mean_context
+from hadal.cost.flops import cache_bytes, forward_flops, mean_context, parameters
 from hadal.cost.memory import TrainingMemory, available_memory, gigabytes, training_memory, training_seconds
 from hadal.errors import UserError
 from hadal.models.checkpoint import load_config
@@ -56,7 +56,8 @@ def settle(recipe: Recipe, folder: Path, view: View) -> tuple[Recipe, Plan]:
 
 
 def stage_memory(stage: Stage, shape: ModelConfig, dtype: str) -> tuple[TrainingMemory | None, int]:
-    """The memory of a stage's largest training pass (None where it trains nothing), and the cache of its samples."""
+    """The memory of a stage's largest training pass (None where it trains nothing), and what sampling takes besides:
+    its cache, and its copy of the model where it overlaps with training."""
     config, value_bytes = stage.config, 4 if dtype == "float32" else 2
     lora = getattr(config, "lora", None)
     adapters = adapter_size(shape, lora) if lora is not None and lora.rank else 0
@@ -66,6 +67,7 @@ def stage_memory(stage: Stage, shape: ModelConfig, dtype: str) -> tuple[Training
         length = PROMPT_TOKENS + config.max_tokens
         cache = int(together * config.samples * length * cache_bytes(shape, value_bytes))
     if isinstance(config, GrpoConfig):
+        cache += value_bytes * parameters(shape).total if config.overlap else 0
         rows = max(1, config.micro_tokens // config.max_tokens)
         return training_memory(shape, value_bytes, rows, PROMPT_TOKENS + config.max_tokens, False, adapters), cache
     if isinstance(config, SftConfig):

@@ -66,6 +66,19 @@ class RLConfig:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Groups to learn from, with the advantages [P, G] of their samples.
+
+    seconds: that drawing them took; stale: updates that the policy has had since.
+    """
+
+    groups: list[Group]
+    advantages: Tensor
+    seconds: float
+    stale: int = 0
+
+
+@dataclass(frozen=True)
 class UpdateResult:
     """What an update did: metrics (deterministic), the groups, and counts for the books."""
 
@@ -103,14 +116,10 @@ def draw_groups(
     return groups
 
 
-def rl_update(
-    llm: LLM, optimizer: Optimizer, tasks: Mapping[str, Task], curriculum: Curriculum, config: RLConfig,
-    seed: int, step: int, scale: float = 1.0, reference: Decoder | None = None,
-) -> UpdateResult:  # fmt: skip
-    """Sample a batch with the live weights, score it, and take the algorithm's step on it.
-
-    reference: the policy that the options' `kl` keeps near; a step that asks for one without it is a bug.
-    """
+def draw_batch(
+    llm: LLM, tasks: Mapping[str, Task], curriculum: Curriculum, config: RLConfig, seed: int, step: int
+) -> Batch:
+    """Sample and score the groups of an update; where the options say so, again for those that teach nothing."""
     began = time.perf_counter()
     algorithm, options = find(config.algorithm), config.settings
     groups = draw_groups(llm, tasks, curriculum, config, seed, step)
@@ -122,8 +131,29 @@ def rl_update(
         more = draw_groups(llm, tasks, curriculum, replace(config, prompts=lacking), seed, step, again=again)
         groups += more
         advantages = torch.cat([advantages, _advantages(algorithm, options, more)])
-    sampled = time.perf_counter()
+    return Batch(groups, advantages, time.perf_counter() - began)
 
+
+def rl_update(
+    llm: LLM, optimizer: Optimizer, tasks: Mapping[str, Task], curriculum: Curriculum, config: RLConfig,
+    seed: int, step: int, scale: float = 1.0, reference: Decoder | None = None,
+) -> UpdateResult:  # fmt: skip
+    """Sample a batch with the live weights, score it, and take the algorithm's step on it."""
+    batch = draw_batch(llm, tasks, curriculum, config, seed, step)
+    return train_on(llm, optimizer, batch, config, seed, step, scale, reference)
+
+
+def train_on(
+    llm: LLM, optimizer: Optimizer, batch: Batch, config: RLConfig, seed: int, step: int, scale: float = 1.0,
+    reference: Decoder | None = None,
+) -> UpdateResult:  # fmt: skip
+    """Take the algorithm's step on a batch.
+
+    reference: the policy that the options' `kl` keeps near; a step that asks for one without it is a bug.
+    """
+    began = time.perf_counter()
+    algorithm, options = find(config.algorithm), config.settings
+    groups, advantages = batch.groups, batch.advantages
     # A group whose samples all earned the same teaches nothing relative to itself: it is dropped.
     items = [
         (group.prompt, sample, float(advantage))
@@ -168,7 +198,7 @@ def rl_update(
     if len(shown) > 1:  # else the reward says it all
         metrics |= {f"reward_{part}": sum(r.parts[part] for r in scored) / len(scored) for part in shown}
     return UpdateResult(
-        metrics, groups, sum(len(s.token_ids) for s in samples), trainer.tokens, sampled - began, done - sampled
+        metrics, groups, sum(len(s.token_ids) for s in samples), trainer.tokens, batch.seconds, done - began
     )
 
 

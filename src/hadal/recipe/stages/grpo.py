@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from hadal.engine import SamplingParams
+from hadal.engine import LLM, SamplingParams
 from hadal.evaluate.suite import Verdict, ask, held_out
 from hadal.files import plain, write_text
 from hadal.models.decoder import Decoder
@@ -19,11 +22,13 @@ from hadal.recipe.watch import Watch
 from hadal.tasks import Rng
 from hadal.train.curriculum import Curriculum
 from hadal.train.optim import Optimizer
-from hadal.train.rl import UpdateResult, rl_update
+from hadal.train.overlap import Ahead
+from hadal.train.rl import Batch, UpdateResult, draw_batch, train_on
 from hadal.train.rollouts import Group
 
 STAGE = "grpo"
 REFERENCE = "reference."
+SAMPLER = "sampler."
 MONITOR = 9  # the stream of held-out problems that is monitored during training; the final evaluation uses others
 
 
@@ -44,12 +49,19 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
     llm = run.engine(model)
     curriculum = Curriculum(tasks)
     reference = copy.deepcopy(model).eval().requires_grad_(False) if config.settings.kl else None
+    sampler = copy.deepcopy(model).eval().requires_grad_(False) if config.overlap else None
     step, best = 0, -1.0
     if state is not None:
         step, best = state.step, state.numbers["best"]
-        if reference is not None:
-            reference.load_state_dict(_unprefixed(state.tensors), strict=False)
+        for other, prefix in ((reference, REFERENCE), (sampler, SAMPLER)):
+            if other is not None:
+                other.load_state_dict(_unprefixed(state.tensors, prefix), strict=False)
         curriculum = Curriculum.from_state(tasks, state.numbers["curriculum"])
+
+    def draw(llm: LLM, step: int) -> Batch:
+        return draw_batch(llm, tasks, curriculum, config, seed, step)
+
+    ahead = Ahead(run.engine(sampler), draw, torch.get_num_threads()) if sampler is not None else None
     run.view.stage(stage, config.updates, "reinforcement learning: right answers are reinforced, nothing else is told")
     watch = Watch(stage, config, config.held_out_problems * len(run.tasks), run.metrics.read())
 
@@ -64,7 +76,13 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
 
     while tasks and step < config.updates:
         scale = config.rate(step / config.updates)
-        result = rl_update(llm, optimizer, tasks, curriculum, config, seed, step, scale, reference)
+        began = time.perf_counter()
+        batch = ahead.take(step) if ahead is not None else draw(llm, step)
+        drawn = curriculum.state()  # without the batch that is begun below: who carries on draws it again
+        last = step + 1 == config.updates
+        with ahead.beside(model, step + 1) if ahead is not None and not last else nullcontext():
+            result = train_on(llm, optimizer, batch, config, seed, step, scale, reference)
+        seconds = time.perf_counter() - began
         loads = [layer for layer in model.load_metrics() if layer["load_max"]]  # some layers are not trained here
         model.after_update(0.0)
         step += 1
@@ -72,8 +90,8 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
         run.count_trained(result.tokens_trained, int(length))
         levels = {name: round(curriculum.mean_level(name), 3) for name in tasks}
         line = {"stage": stage, "step": step, **result.metrics, "difficulty": levels}
+        line |= {"stale": batch.stale} if ahead is not None else {}
         enter(line | ({"experts": loads} if loads else {}), result.groups)
-        seconds = result.seconds_sampling + result.seconds_training
         rate = (result.tokens_sampled + result.tokens_trained) / seconds
         run.timing.append(
             {
@@ -102,22 +120,23 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
         if reference is not None and step % config.settings.reference_every == 0:
             reference.load_state_dict(model.state_dict())
         if step % config.checkpoint_every == 0:
-            numbers = {"curriculum": curriculum.state(), "best": best}
-            run.checkpoint(stage, step, model, optimizer, numbers, _prefixed(reference, optimizer))
+            numbers = {"curriculum": drawn, "best": best}
+            others = _prefixed(reference, optimizer, REFERENCE) | _prefixed(sampler, optimizer, SAMPLER)
+            run.checkpoint(stage, step, model, optimizer, numbers, others)
 
     run.save_stage_model(stage, model, optimizer)
     run.finish(stage, {"updates": step, "best": best, "curriculum": curriculum.state()})
 
 
-def _prefixed(reference: Decoder | None, optimizer: Optimizer) -> dict[str, Tensor]:
-    """What of the reference training moves away from, as a checkpoint holds it."""
+def _prefixed(model: Decoder | None, optimizer: Optimizer, prefix: str) -> dict[str, Tensor]:
+    """What a copy of the policy has that training moves away from, as a checkpoint holds it."""
     trained = set(optimizer.names)
-    named = reference.named_parameters() if reference is not None else ()
-    return {REFERENCE + name: value.detach() for name, value in named if name in trained}
+    named = model.named_parameters() if model is not None else ()
+    return {prefix + name: value.detach() for name, value in named if name in trained}
 
 
-def _unprefixed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(REFERENCE): value for name, value in tensors.items() if name.startswith(REFERENCE)}
+def _unprefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def monitor(run: Run, model: Decoder, config: GrpoConfig) -> dict[str, float]:
