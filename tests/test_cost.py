@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from hadal.cost import memory
 from hadal.cost.flops import (
     Shape,
     cache_bytes,
@@ -21,6 +22,7 @@ from hadal.cost.flops import (
 )
 from hadal.cost.ledger import Ledger, LedgerRecord, by_stage, totals
 from hadal.cost.prices import LAPTOP, O1, R1
+from hadal.engine.memory import cache_budget
 from hadal.errors import UserError
 
 MLA = dict(kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128)
@@ -244,3 +246,14 @@ def test_peak_memory_remembers_what_was_held() -> None:
     before, after = map(int, done.stdout.split())
     assert before < 100e6
     assert 290e6 < after - before < 330e6
+
+
+def test_the_cache_heeds_a_containers_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    free = cache_budget(None)  # no container
+    assert free > 300e6 and cache_budget(7) == 7
+    (tmp_path / "memory.current").write_text("500000000\n")
+    (tmp_path / "memory.stat").write_text("anon 400000000\ninactive_file 100000000\n")
+    for limit, budget in (("800000000", 200_000_000), ("max", None)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert cache_budget(None) == budget if budget else cache_budget(None) == pytest.approx(free, rel=0.5)

@@ -26,6 +26,8 @@ LIBRARIES = 1 << 26
 """Bytes of torch's libraries that are first touched in training; measured as well."""
 MATMUL_SHARE = 0.5
 """Of the measured rate of matrix products, what a whole training step comes to."""
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux tells what a container may have (version 2)."""
 
 
 @dataclass(frozen=True)
@@ -137,12 +139,11 @@ def available_memory() -> int | None:
     free = free_memory()
     found = [] if free is None else [free]
     try:
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
+        limit = (CGROUP / "memory.max").read_text().strip()
         if limit != "max":
-            held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            held = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
             files = int(held["inactive_file"])  # read, and let go of when memory is asked for
-            found.append(int(limit) - int((group / "memory.current").read_text()) + files)
+            found.append(int(limit) - int((CGROUP / "memory.current").read_text()) + files)
     except (OSError, ValueError, KeyError):
         pass
     if not found and "SC_PHYS_PAGES" in os.sysconf_names:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
-
-from hadal.cost.memory import free_memory
+from hadal.cost.memory import available_memory, free_memory
 
 SHARE = 0.5
 """Of the memory that is free when the engine starts: the rest is for activations, and for other programs."""
-
-
-def free_bytes() -> int:
-    """Memory that programs can still have, in bytes."""
-    free = free_memory()
-    if free is not None:
-        return free
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+UNKNOWN = 1 << 31
+"""Bytes that are taken to be free where the system tells nothing."""
 
 
 def cache_budget(wanted: int | None) -> int:
-    """Bytes for the cache: what was asked for, or a share of what is free."""
-    return int(free_bytes() * SHARE) if wanted is None else wanted
+    """Bytes for the cache: what was asked for, or a share of what is free, by a container's limit as well."""
+    if wanted is not None:
+        return wanted
+    free = available_memory() or UNKNOWN
+    if free_memory() is None:  # all that the machine has, of which other programs hold some
+        free //= 2
+    return int(free * SHARE)
