@@ -92,22 +92,7 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
         line = {"stage": stage, "step": step, **result.metrics, "difficulty": levels}
         line |= {"stale": batch.stale} if ahead is not None else {}
         enter(line | ({"experts": loads} if loads else {}), result.groups)
-        rate = (result.tokens_sampled + result.tokens_trained) / seconds
-        run.timing.append(
-            {
-                "stage": stage, "step": step, "seconds": seconds, "sampling": result.seconds_sampling,
-                "tokens": result.tokens_sampled + result.tokens_trained, "tokens_per_second": rate,
-            }
-        )  # fmt: skip
-        shown = {
-            **result.metrics,
-            "tokens_per_second": rate,
-            "cost_usd": run.cost_so_far(),
-            "difficulty": levels,
-        }
-        run.view.step(stage, step, shown)
-        group = result.groups[step % len(result.groups)]
-        run.view.sample(group.problem.prompt, group.samples[0].text, group.rewards[0].parts["accuracy"] > 0.5)
+        tell(run, stage, step, result, seconds, levels)
         if step % config.rollouts_every == 0 or step == config.updates:
             write_rollouts(run, stage, step, result)
         if step % config.held_out_every == 0 or step == config.updates:
@@ -126,6 +111,19 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
 
     run.save_stage_model(stage, model, optimizer)
     run.finish(stage, {"updates": step, "best": best, "curriculum": curriculum.state()})
+
+
+def tell(
+    run: Run, stage: str, step: int, result: UpdateResult, seconds: float, levels: Mapping[str, float]
+) -> None:
+    """What an update took and did, in the timing log and on the screen."""
+    tokens = result.tokens_sampled + result.tokens_trained
+    pace = {"seconds": seconds, "sampling": result.seconds_sampling, "tokens": tokens}
+    run.timing.append({"stage": stage, "step": step, **pace, "tokens_per_second": tokens / seconds})
+    shown = {"tokens_per_second": tokens / seconds, "cost_usd": run.cost_so_far(), "difficulty": levels}
+    run.view.step(stage, step, {**result.metrics, **shown})
+    group = result.groups[step % len(result.groups)]
+    run.view.sample(group.problem.prompt, group.samples[0].text, group.rewards[0].parts["accuracy"] > 0.5)
 
 
 def _prefixed(model: Decoder | None, optimizer: Optimizer, prefix: str) -> dict[str, Tensor]:
