@@ -19,6 +19,7 @@ from hadal.models.hub import resolve
 from hadal.models.lora import is_adapter, open_model
 from hadal.models.packed import choose, pack
 from hadal.models.tensor_files import stored_dtype
+from hadal.ops.device import pick
 from hadal.text.tokenizer import Tokenizer
 
 WORTH_PACKING = 20_000_000
@@ -47,17 +48,22 @@ class LLM:
         """The model of a run folder, checkpoint folder or Hugging Face id, or of adapters, merged into their base.
 
         form: how its matrices are packed for this CPU (`hadal.models.packed`): float32, bfloat16, float16, int8, int4,
-        or auto for the fastest at full quality, which a large model is measured for and a small one left plain. None
-        leaves them plain in `dtype`. say: is told the choice and the memory that the cache may take.
+        or auto for the fastest at full quality, which a large model is measured for and a small one left plain. On a
+        GPU a large model is left plain, in the stored dtype or the one that is named. None leaves them plain in `dtype`
+        on the CPU. say: is told the choice and the memory that the cache may take.
         """
         folder = resolve(folder)
         tokenizer, defaults = Tokenizer.load(folder), generation_defaults(folder)
-        if form is None or torch.cuda.is_available():
+        if form is None:
             return cls(open_model(folder, dtype).eval(), tokenizer, config, defaults)
         stored = torch.float32 if is_adapter(folder) else stored_dtype(folder)
         model = open_model(folder, stored).eval()
+        size = sum(p.numel() for p in model.parameters())
+        if form in ("auto", "float32", "bfloat16", "float16") and pick("auto", size) == "cuda":
+            own = stored if form == "auto" else getattr(torch, form)
+            return cls(model.to("cuda", own), tokenizer, config, defaults)
         if form == "auto":
-            if sum(p.numel() for p in model.parameters()) < WORTH_PACKING:
+            if size < WORTH_PACKING:
                 return cls(model.float(), tokenizer, config, defaults)
             choice = choose(model.config, stored, fast=config is not None and not config.exact)
             say(choice.reason)

@@ -107,6 +107,10 @@ class Decoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.norm.weight.dtype
 
+    @property
+    def device(self) -> torch.device:
+        return self.norm.weight.device
+
     def cache_widths(self) -> list[tuple[int, int]]:
         """(J, C) of each tensor that a layer caches for a token."""
         raise NotImplementedError

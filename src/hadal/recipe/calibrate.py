@@ -15,6 +15,7 @@ import torch
 
 from hadal.engine import LLM, SamplingParams
 from hadal.models.checkpoint import build
+from hadal.ops.device import place
 from hadal.recipe.config import Recipe
 from hadal.recipe.kinds import DistillConfig, ExamConfig, GrpoConfig, PretrainStage, RejectConfig, Stage
 from hadal.tasks import Task
@@ -69,7 +70,7 @@ def _step_seconds(recipe: Recipe, tasks: Mapping[str, Task], tokenizer: Tokenize
     stream = batches(list(tasks.values()), tokenizer, recipe.corpus, recipe.seed, 0)
     seconds, tokens = 0.0, 0
     for number in range(MEASURED_STEPS):
-        batch = next(stream)
+        batch = next(stream).to(llm.model.device)
         began = time.perf_counter()
         loss, _ = pretraining_loss(llm.model, batch, llm.forbidden, recipe.pretrain.mtp_weight)
         loss.backward()
@@ -83,7 +84,7 @@ def _step_seconds(recipe: Recipe, tasks: Mapping[str, Task], tokenizer: Tokenize
 def _new_engine(recipe: Recipe, tokenizer: Tokenizer) -> LLM:
     model = build(recipe.model.model_config(recipe.arch, -(-tokenizer.size // 64) * 64))
     model.initialise(recipe.seed)
-    return LLM(model, tokenizer)
+    return LLM(model.to(place(recipe.device)), tokenizer)
 
 
 def fastest_threads(recipe: Recipe, tasks: Mapping[str, Task], tokenizer: Tokenizer) -> int:

@@ -20,6 +20,7 @@ from typing import Any
 from hadal.configs.reading import apply_override, nearest, read_dataclass, read_value
 from hadal.errors import UserError
 from hadal.evaluate.suite import EvaluationConfig
+from hadal.ops.device import DEVICES
 from hadal.recipe.kinds import (
     KINDS,
     LEAVE_A_MODEL,
@@ -49,6 +50,8 @@ class Recipe:
     seed: int = 0
     threads: int = 0
     dtype: str = "auto"
+    device: str = "auto"
+    """`cpu` or `cuda`; left open, a checkpoint of some size goes to a GPU and what is grown here stays on the CPU."""
     checkpoint: str = ""
     """A folder or a Hugging Face id that stages begin `from = "checkpoint"`; its tokenizer is the run's."""
     publish: str = ""
@@ -63,6 +66,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise UserError(f"dtype is {self.dtype!r}.", nearest(self.dtype, ("auto", "float32", "bfloat16")))
+        if self.device not in DEVICES:
+            raise UserError(f"device is {self.device!r}.", nearest(self.device, DEVICES))
         if not self.tasks:
             raise UserError("The recipe has no tasks.", "Name at least one.")
         _check_numbers(self.to_dict(), "")
@@ -105,8 +110,8 @@ class Recipe:
         """The recipe as plain data; `read_recipe` takes it back."""
         data = asdict(self)
         del data["stages"]
-        for key in ("checkpoint", "publish"):
-            if not data[key]:
+        for key, default in (("checkpoint", ""), ("publish", ""), ("device", "auto")):
+            if data[key] == default:
                 del data[key]
         if self.stages:
             for kind in ("pretrain", "grpo", "evaluate"):

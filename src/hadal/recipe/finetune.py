@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from hadal.configs.models import ModelConfig
 from hadal.configs.reading import read_dataclass
+from hadal.cost.flops import parameters
 from hadal.cost.memory import (
     TrainingMemory,
     available_memory,
@@ -31,6 +32,7 @@ from hadal.files import write_json
 from hadal.models.checkpoint import load_config, load_model, save_model
 from hadal.models.hub import resolve
 from hadal.models.lora import adapter_size, attach, is_adapter, merge, save_adapter
+from hadal.ops.device import free_on_gpu, pick, place
 from hadal.ops.speed import fastest_dtype, matmul_rates
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
 from hadal.recipe.run import RunFiles
@@ -74,7 +76,7 @@ def finetune(
     with alone_in(out), disk_trouble_told(out):
         record = existing(out, fresh=False)
         if record is None:
-            config = _decide(config)
+            config = _decide(config, shape)
             for name in WRITTEN:
                 shutil.rmtree(out / name, ignore_errors=True)
                 (out / name).unlink(missing_ok=True)
@@ -110,6 +112,7 @@ def _train(
     model = load_model(source, getattr(torch, config.dtype))
     if config.lora.rank:
         attach(model, config.lora, config.seed)
+    model = model.to(place(config.device))
     forbidden = LLM(model, tokenizer).forbidden
     sft(run, model, conversations, forbidden, tokenizer.pad_id, config)
     try:
@@ -130,12 +133,13 @@ def _train(
     write_json(run.stage_folder(STAGE) / "result.json", {"conversations": len(conversations)})
 
 
-def _decide(config: SftConfig) -> SftConfig:
+def _decide(config: SftConfig, shape: ModelConfig) -> SftConfig:
     """What a run measures once and then keeps."""
+    config = replace(config, device=pick(config.device, parameters(shape).total))
     if config.threads == 0:
         config = replace(config, threads=torch.get_num_threads())
     if config.dtype == "auto":
-        config = replace(config, dtype=fastest_dtype(matmul_rates(1.0)))
+        config = replace(config, dtype=fastest_dtype(matmul_rates(1.0, config.device)))
     return config
 
 
@@ -158,10 +162,11 @@ def _tell_needs(
     name: str, shape: ModelConfig, conversations: Sequence[Conversation], config: SftConfig, view: View
 ) -> None:
     """Print the memory and time that it will take; UserError where the memory is not there."""
-    memory, free = needs(shape, conversations, config), available_memory()
+    memory = needs(shape, conversations, config)
+    free = available_memory() if config.device == "cpu" else free_on_gpu()
     tokens = sum(len(c.ids) for c in conversations)
     length = max(len(c.ids) for c in conversations)
-    rate = matmul_rates(0.5)[config.dtype]
+    rate = matmul_rates(0.5, config.device)[config.dtype]
     seconds = training_seconds(
         shape, tokens * config.epochs, length, rate, config.checkpoint_activations, config.lora.rank > 0
     )

@@ -20,7 +20,7 @@ def decided(recipe: Recipe, other: Path) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with what the other run measured (threads, dtype), and that run's plan."""
     record = read_run(other)
     frozen = read_recipe(record["config"])
-    return replace(recipe, threads=frozen.threads, dtype=frozen.dtype), record["plan"]
+    return replace(recipe, threads=frozen.threads, dtype=frozen.dtype, device=frozen.device), record["plan"]
 
 
 def take_over(folder: Path, recipe: Recipe, other: Path) -> list[str]:

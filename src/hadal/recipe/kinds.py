@@ -10,6 +10,7 @@ from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.configs.reading import nearest
 from hadal.errors import UserError
 from hadal.models.lora import LoraConfig
+from hadal.ops.device import DEVICES
 from hadal.rewards.language import SCRIPTS
 from hadal.train.corpus import CorpusConfig
 from hadal.train.optim import OptimizerConfig
@@ -154,6 +155,8 @@ class SftConfig:
     """Of a forward and backward pass; memory depends on it, the result does not but for rounding."""
     warmup_share: float = 0.03
     dtype: str = "auto"
+    device: str = "auto"
+    """`cpu` or `cuda`; left open, a model of some size goes to a GPU, where there is one."""
     seed: int = 0
     threads: int = 0
     checkpoint_activations: bool = False
@@ -170,6 +173,8 @@ class SftConfig:
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise UserError(f"dtype is {self.dtype!r}.", "Known are auto, float32 and bfloat16.")
+        if self.device not in DEVICES:
+            raise UserError(f"device is {self.device!r}.", nearest(self.device, DEVICES))
         for name in ("epochs", "batch_tokens", "pass_tokens", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}.", "It must be at least 1.")
@@ -180,7 +185,10 @@ class SftConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The config as plain data."""
-        return asdict(self)
+        data = asdict(self)
+        if self.device == "auto":
+            del data["device"]
+        return data
 
     @property
     def lr(self) -> float:
@@ -206,7 +214,7 @@ class SftStage(SftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("dtype", "seed", "threads"):
+        for name in ("dtype", "device", "seed", "threads"):
             if getattr(self, name) != getattr(SftConfig, name):
                 raise UserError(f"A stage of a recipe has {name}.", "It is set once, for the whole recipe.")
 

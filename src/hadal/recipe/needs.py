@@ -16,6 +16,7 @@ from hadal.cost.memory import TrainingMemory, available_memory, gigabytes, train
 from hadal.errors import UserError
 from hadal.models.checkpoint import load_config
 from hadal.models.lora import adapter_size
+from hadal.ops.device import free_on_gpu, pick
 from hadal.ops.speed import fastest_dtype, matmul_rates
 from hadal.recipe.calibrate import Plan
 from hadal.recipe.config import Recipe
@@ -31,13 +32,15 @@ SAMPLING_SHARE = 0.25
 
 
 def settle(recipe: Recipe, folder: Path, view: View) -> tuple[Recipe, Plan]:
-    """Decide threads and dtype, tell what each stage needs; UserError where the memory is not there."""
+    """Decide device, threads and dtype, tell what each stage needs; UserError where the memory is not there."""
     recipe = replace(recipe, threads=recipe.threads or torch.get_num_threads())
     torch.set_num_threads(recipe.threads)
-    rates = matmul_rates(0.5)
+    shape = load_config(folder)
+    recipe = replace(recipe, device=pick(recipe.device, parameters(shape).total))
+    rates = matmul_rates(0.5, recipe.device)
     if recipe.dtype == "auto":
         recipe = replace(recipe, dtype=fastest_dtype(rates))
-    shape, free = load_config(folder), available_memory()
+    free = available_memory() if recipe.device == "cpu" else free_on_gpu()
     seconds: dict[str, float] = {}
     for stage in recipe.stages:
         seconds[stage.name] = stage_seconds(stage, shape, rates[recipe.dtype], len(recipe.tasks), recipe)
@@ -51,7 +54,8 @@ def settle(recipe: Recipe, folder: Path, view: View) -> tuple[Recipe, Plan]:
                 f"What makes it less: {', '.join(ways(stage, recipe))}.",
             )
     there = f", {gigabytes(free)} of memory are free" if free is not None else ""
-    view.note(f"In {recipe.dtype} on {recipe.threads} thread{'s' * (recipe.threads > 1)}{there}.")
+    where = "the GPU" if recipe.device == "cuda" else f"{recipe.threads} thread{'s' * (recipe.threads > 1)}"
+    view.note(f"In {recipe.dtype} on {where}{there}.")
     return recipe, Plan(0.0, 0.0, 0.0, seconds)
 
 

@@ -31,6 +31,7 @@ from hadal.models.checkpoint import build, load_config, load_model, save_model
 from hadal.models.decoder import Decoder
 from hadal.models.hub import resolve
 from hadal.models.lora import LoraConfig, adapted_modules, attach, base_state
+from hadal.ops.device import place
 from hadal.recipe.config import CHECKPOINT, Recipe
 from hadal.recipe.kinds import PretrainStage, Stage
 from hadal.recipe.view import View
@@ -181,6 +182,7 @@ class Run(RunFiles):
         super().__init__(folder, recipe.model.model_config(recipe.arch, self.vocabulary), view)
         self.recipe, self.tasks, self.tokenizer = recipe, tasks, tokenizer
         self.dtype = getattr(torch, recipe.dtype)
+        self.device = place(recipe.device)
         self.lora = LoraConfig()
         self._tasks = tasks
 
@@ -218,7 +220,7 @@ class Run(RunFiles):
         """A freshly initialised model of the recipe's seed."""
         model = build(self.model_config)
         model.initialise(self.recipe.seed)
-        return model
+        return model.to(self.device)
 
     def check_model(self, stage: str) -> None:
         """DamagedModel unless a finished stage's checkpoint is what the stage wrote."""
@@ -229,7 +231,7 @@ class Run(RunFiles):
         """The model that a finished stage left, or the recipe's checkpoint."""
         if stage != CHECKPOINT:
             self.check_model(stage)
-        return load_model(self.model_folder(stage), dtype)
+        return load_model(self.model_folder(stage), dtype).to(self.device)
 
     def stage_model(self, stage: str) -> Decoder:
         """The model that a stage begins from, to be trained: in float32, or frozen with new adapters on it."""
@@ -237,7 +239,7 @@ class Run(RunFiles):
             return self.load(stage)
         model = self.load(stage, self.dtype)
         attach(model, self.lora, self.recipe.seed)
-        return model
+        return model.to(self.device)
 
     def engine(self, model: Decoder) -> LLM:
         """The engine over a model and the run's tokenizer; what it samples is on the run's books."""

@@ -20,6 +20,7 @@ from hadal.cost.prices import LAPTOP
 from hadal.errors import UserError
 from hadal.files import write_bytes
 from hadal.models.hub import resolve as resolve_model
+from hadal.ops.device import pick
 from hadal.ops.speed import fastest_dtype, matmul_rates
 from hadal.recipe.calibrate import Plan, calibrate, fastest_threads, scale_recipe
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
@@ -206,14 +207,16 @@ def resolve(
     recipe: Recipe, tasks: dict[str, Task], tokenizer: Tokenizer, minutes: float | None, view: View
 ) -> tuple[Recipe, Plan]:
     """Decide what is left open (threads, dtype, budgets) from a few seconds of measurement."""
+    recipe = replace(recipe, device=pick(recipe.device, 0))
     if recipe.threads == 0:
         recipe = replace(recipe, threads=fastest_threads(recipe, tasks, tokenizer))
     torch.set_num_threads(recipe.threads)
     if recipe.dtype == "auto":
-        rates = matmul_rates(1.0)
+        rates = matmul_rates(1.0, recipe.device)
         recipe = replace(recipe, dtype=fastest_dtype(rates))
+        threads = f"{recipe.threads} thread{'s' if recipe.threads > 1 else ''}"
         view.note(
-            f"Computing in {recipe.dtype} on {recipe.threads} thread{'s' if recipe.threads > 1 else ''}: matrices at "
+            f"Computing in {recipe.dtype} on {'the GPU' if recipe.device == 'cuda' else threads}: matrices at "
             f"{rates['float32'] / 1e9:.0f} GFLOP/s in float32, {rates['bfloat16'] / 1e9:.0f} in bfloat16."
         )
     return scale_recipe(recipe, calibrate(recipe, tasks, tokenizer), minutes)

@@ -11,7 +11,7 @@ state. Documents of a pool of batches are sorted by length, so that rows of a ba
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -50,6 +50,10 @@ class Batch:
     weight: Tensor
     positions: Tensor | None = None
     documents: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return replace(self, **{name: t.to(device) for name, t in vars(self).items() if t is not None})
 
 
 FOREIGN = (" 嗯", " 好", " 再")

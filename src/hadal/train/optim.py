@@ -62,9 +62,10 @@ class Optimizer:
         rest = [item for item in named if not hidden_matrix(item)]
         ordered = matrices + rest
         total = sum(p.numel() for _, p in ordered)
-        self.master = torch.empty(total)
-        self.compute = self.master if dtype == torch.float32 else torch.empty(total, dtype=dtype)
-        self.grad = torch.zeros(total, dtype=dtype)
+        where = ordered[0][1].device if ordered else None
+        self.master = torch.empty(total, device=where)
+        self.compute = self.master if dtype == torch.float32 else torch.empty(total, dtype=dtype, device=where)
+        self.grad = torch.zeros(total, dtype=dtype, device=where)
         self.names: list[str] = []
         begin = 0
         self.groups: list[_Group] = []
@@ -84,9 +85,9 @@ class Optimizer:
                     self.groups.append(_Group(begin, (count, rows, columns)))
             begin = end
         self.matrix_end = sum(p.numel() for _, p in matrices)
-        self.momentum = torch.zeros(self.matrix_end)
-        self.mean = torch.zeros(total - self.matrix_end)
-        self.square = torch.zeros(total - self.matrix_end)
+        self.momentum = torch.zeros(self.matrix_end, device=where)
+        self.mean = torch.zeros(total - self.matrix_end, device=where)
+        self.square = torch.zeros(total - self.matrix_end, device=where)
         self.updates = 0
         self.refresh()
 
@@ -131,9 +132,9 @@ class Optimizer:
             # One pass over memory: written out in tensor operations this took as long as a small model's backward.
             adamw(
                 [self.master[self.matrix_end :]], [grad[self.matrix_end :]], [self.mean], [self.square], [],
-                [torch.tensor(float(self.updates - 1))], fused=True, amsgrad=False, maximize=False,
-                beta1=config.beta1, beta2=config.beta2, lr=scale * config.lr, weight_decay=config.weight_decay,
-                eps=config.eps,
+                [torch.tensor(float(self.updates - 1), device=self.master.device)],
+                fused=True, amsgrad=False, maximize=False, beta1=config.beta1, beta2=config.beta2,
+                lr=scale * config.lr, weight_decay=config.weight_decay, eps=config.eps,
             )  # fmt: skip
         self.refresh()
         self.zero_grad()

@@ -279,7 +279,8 @@ class Trainer:
         return found
 
     def _pack(self, items: list[Item]) -> Iterator[Rows]:
-        yield from pack(items, self.llm.tokenizer.pad_id, self.config.micro_tokens)
+        for rows in pack(items, self.llm.tokenizer.pad_id, self.config.micro_tokens):
+            yield rows.to(self.llm.model.device)
 
     @torch.no_grad()
     def _look(self, model: Decoder, rows: Rows) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,6 +71,11 @@ class Rows:
     advantages: Tensor  # [N]
     samples: list[Sample]  # [B] what the rows were made of
 
+    def to(self, device: torch.device) -> Rows:
+        """The same on a device."""
+        moved: dict[str, Any] = {n: value.to(device) for n, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
     @property
     def tokens(self) -> int:
         """Tokens that a pass over the rows computes, padding included."""
@@ -123,7 +129,7 @@ def hidden_rows(model: Decoder, rows: Rows) -> Tensor:
     prefix = SharedPrefix(rows.start)
     width = rows.prompts.shape[1]
     if width:
-        model(rows.prompts, prefix, real_BT=torch.arange(width) >= rows.start[:, None])
+        model(rows.prompts, prefix, real_BT=torch.arange(width, device=rows.start.device) >= rows.start[:, None])
         prefix.fork(rows.prompt)
         hidden = model(rows.inputs, prefix, real_BT=rows.mask)
     else:  # prompts of a single token, which stands in the rows

@@ -87,7 +87,7 @@ class StateFolder:
 
 
 def _pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The safetensors file of tensors on the CPU, without a second copy of any."""
+    """The safetensors file of tensors, without a second copy of any."""
     header: dict[str, Any] = {}
     end = 0
     for name, tensor in tensors.items():
@@ -98,7 +98,7 @@ def _pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for tensor in tensors.values():
-        flat = memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        flat = memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         yield from (flat[begin : begin + _PIECE] for begin in range(0, len(flat), _PIECE))
 
 

@@ -46,7 +46,7 @@ def pretrain(run: Run, stage: str = "pretrain", config: PretrainStage | None = N
             run.view.note(f"Not ready for RL yet: {behind}. {config.extra_steps} more steps.")
             end += config.extra_steps
             run.view.stage(stage, end, _about(run))
-        batch = next(stream)
+        batch = next(stream).to(model.device)
         scale = config.rate(step)
         loss, next_token = pretraining_loss(model, batch, llm.forbidden, config.mtp_weight)
         loss.backward()

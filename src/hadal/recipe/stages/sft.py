@@ -101,7 +101,7 @@ def gradients(
     loss = 0.0
     for batch in passes:
         share = float(batch.weight.sum()) / total
-        value, next_token = objective(model, batch)
+        value, next_token = objective(model, batch.to(model.device))
         (value * share).backward()
         loss += float(next_token) * share
     return loss
