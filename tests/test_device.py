@@ -19,6 +19,7 @@ from hadal.ops import device
 from hadal.recipe import run
 from hadal.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TOKENIZER = Tokenizer.from_words(["strawberry"])
 SIZE = -(-TOKENIZER.size // 64) * 64
 MODELS: dict[str, ModelConfig] = {
@@ -27,14 +28,6 @@ MODELS: dict[str, ModelConfig] = {
         SIZE, 32, 2, 2, 64, 32, n_routed_experts=4, kv_lora_rank=16, num_nextn_predict_layers=1
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_the_other_device_tells_where_tensors_mix() -> None:

@@ -21,16 +21,9 @@ from hadal.train.optim import Optimizer, OptimizerConfig
 from hadal.train.overlap import Ahead
 from hadal.train.rl import Batch, RLConfig, draw_batch, train_on
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = RLConfig(prompts=4, samples=8, max_tokens=12, options={"count_all": True, "kl": 0.01})
 UPDATES = 4
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def copied(model: Decoder) -> Decoder:

@@ -21,7 +21,6 @@ from hadal.configs.reading import read_dataclass
 from hadal.cost.flops import parameters
 from hadal.cost.memory import (
     TrainingMemory,
-    available_memory,
     gigabytes,
     training_memory,
     training_seconds,
@@ -32,9 +31,10 @@ from hadal.files import write_json
 from hadal.models.checkpoint import load_config, load_model, save_model
 from hadal.models.hub import resolve
 from hadal.models.lora import adapter_size, attach, is_adapter, merge, save_adapter
-from hadal.ops.device import free_on_gpu, pick, place
+from hadal.ops.device import pick, place
 from hadal.ops.speed import fastest_dtype, matmul_rates
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
+from hadal.recipe.needs import memory_left
 from hadal.recipe.run import RunFiles
 from hadal.recipe.run_folder import write_run
 from hadal.recipe.stages.sft import STAGE, SftConfig, batches, sft
@@ -163,7 +163,7 @@ def _tell_needs(
 ) -> None:
     """Print the memory and time that it will take; UserError where the memory is not there."""
     memory = needs(shape, conversations, config)
-    free = available_memory() if config.device == "cpu" else free_on_gpu()
+    free = memory_left(config.device)
     tokens = sum(len(c.ids) for c in conversations)
     length = max(len(c.ids) for c in conversations)
     rate = matmul_rates(0.5, config.device)[config.dtype]

@@ -40,7 +40,7 @@ def settle(recipe: Recipe, folder: Path, view: View) -> tuple[Recipe, Plan]:
     rates = matmul_rates(0.5, recipe.device)
     if recipe.dtype == "auto":
         recipe = replace(recipe, dtype=fastest_dtype(rates))
-    free = available_memory() if recipe.device == "cpu" else free_on_gpu()
+    free = memory_left(recipe.device)
     seconds: dict[str, float] = {}
     for stage in recipe.stages:
         seconds[stage.name] = stage_seconds(stage, shape, rates[recipe.dtype], len(recipe.tasks), recipe)
@@ -57,6 +57,11 @@ def settle(recipe: Recipe, folder: Path, view: View) -> tuple[Recipe, Plan]:
     where = "the GPU" if recipe.device == "cuda" else f"{recipe.threads} thread{'s' * (recipe.threads > 1)}"
     view.note(f"In {recipe.dtype} on {where}{there}.")
     return recipe, Plan(0.0, 0.0, 0.0, seconds)
+
+
+def memory_left(device: str) -> int | None:
+    """Bytes that training may still take on `cpu` or `cuda`; None where the system does not say."""
+    return available_memory() if device == "cpu" else free_on_gpu()
 
 
 def stage_memory(stage: Stage, shape: ModelConfig, dtype: str) -> tuple[TrainingMemory | None, int]:
