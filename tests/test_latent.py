@@ -16,7 +16,7 @@ from torch import Tensor
 from hadal.configs.models import DeepseekConfig, DeepseekV2Config
 from hadal.configs.rope import YarnScaling
 from hadal.models.balance import balance_loss, load_metrics, with_loss
-from hadal.models.cache import SharedPrefix
+from hadal.models.cache import Continuations, SharedPrefix
 from hadal.models.checkpoint import build, save_model
 from hadal.models.deepseek import Deepseek, LatentAttention, routers, update_router_biases
 from hadal.train.corpus import Batch
@@ -117,8 +117,8 @@ def test_gradients_flow_through_the_absorbed_form(monkeypatch: pytest.MonkeyPatc
         model.zero_grad()
         prefix = SharedPrefix(torch.tensor([0, 2]))
         model(prompts, prefix)
-        prefix.fork(torch.tensor([1, 0, 0]))
-        model.logits(model(rows, prefix)).square().mean().backward()
+        continued = Continuations(prefix, torch.tensor([1, 0, 0]))
+        model.logits(model(rows, continued)).square().mean().backward()
         grads.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     assert grads[0].keys() == grads[1].keys() and len(grads[0]) > 20
     for name, grad in grads[0].items():

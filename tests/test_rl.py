@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.engine import LLM, Sample
@@ -90,6 +92,37 @@ def test_a_shared_prompt_gives_the_loss_and_gradient_of_whole_rows(arch: str) ->
         assert (one - other).abs().max() < 1e-9, name
 
 
+@pytest.mark.parametrize("arch", ["dense", "deepseek"])
+def test_checkpointed_layers_give_an_update_the_same_bits_and_keep_less(arch: str) -> None:
+    """Prompts that rows share included, whose layers run for the second time when the rows' have."""
+    outcomes, kept = [], []
+    for checkpointed in (False, True):
+        llm, optimizer = grown(arch=arch)
+        llm.model.train().checkpoint_activations = checkpointed
+        task = BUILT_IN["letters"]()
+        task.judge = lambda problem, answer: "e" in answer  # so that random weights are right at times
+        config = RLConfig(prompts=4, samples=4, max_tokens=12, options={"count_all": True, "kl": 0.1})
+        reference = copy.deepcopy(llm.model).eval().requires_grad_(False)
+        saved = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal saved
+            saved += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            tasks, curriculum = {"letters": task}, Curriculum({"letters": task})
+            results = [
+                rl_update(llm, optimizer, tasks, curriculum, config, 0, step, 1.0, reference) for step in range(2)
+            ]
+        loads = [layer["load_max"] for layer in llm.model.load_metrics()]
+        outcomes.append(([r.metrics for r in results], optimizer.master.clone(), loads))
+        kept.append(saved)
+    assert outcomes[0][0] == outcomes[1][0] and outcomes[0][0][1]["grad_norm"] > 0
+    assert torch.equal(outcomes[0][1], outcomes[1][1]) and outcomes[0][2] == outcomes[1][2]
+    assert kept[1] < 0.7 * kept[0]
+
+
 def test_the_curriculum_settles_where_success_is_neither_rare_nor_sure() -> None:
     task = BUILT_IN["sort"]()
     curriculum = Curriculum({"sort": task})
@@ -109,9 +142,11 @@ def test_the_curriculum_settles_where_success_is_neither_rare_nor_sure() -> None
     assert restored.rates == curriculum.rates
 
 
-def grown(seed: int = 0) -> tuple[LLM, Optimizer]:
+def grown(seed: int = 0, arch: str = "dense") -> tuple[LLM, Optimizer]:
     tokenizer = build_tokenizer([BUILT_IN["letters"]()])
-    config = DenseConfig(tokenizer.size, 32, 2, 2, 1, 16, 64)
+    config: ModelConfig = DenseConfig(tokenizer.size, 32, 2, 2, 1, 16, 64)
+    if arch == "deepseek":
+        config = DeepseekConfig(tokenizer.size, 32, 2, 2, 64, 32, n_routed_experts=4, kv_lora_rank=16)
     model = build(config)
     model.initialise(seed)
     return LLM(model, tokenizer), Optimizer(model, OptimizerConfig(lr=3e-3, muon_lr=0.0))

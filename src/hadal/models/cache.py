@@ -17,6 +17,8 @@ class Columns:
 
     exact = False
     """Whether a token must get the same bits in passes of any length: no form is chosen by how many there are."""
+    repeatable = False
+    """Whether a layer may run twice over the same pass, as it does in the backward pass where it is checkpointed."""
 
     def __init__(self, start: Tensor) -> None:
         self.start = start
@@ -59,25 +61,29 @@ class Columns:
 
 
 class SharedPrefix(Columns):
-    """Prompts that several rows continue, for training: each prompt is computed once, gradients flow through.
+    """Prompts [P, S] that several rows continue, for training: each is computed once, gradients flow through."""
 
-    The first pass holds the prompts [P, S]; after `fork`, one second pass holds the rows that continue them.
-    """
+    repeatable = True
 
     def __init__(self, start: Tensor) -> None:
         super().__init__(start)
-        self.layers: list[tuple[Tensor, ...]] = []
-        self.prompt_B: Tensor | None = None
-
-    def fork(self, prompt_B: Tensor) -> None:
-        """From now on row b continues prompt `prompt_B[b]`."""
-        self.prompt_B = prompt_B
-        self.start = self.start[prompt_B]
+        self.layers: dict[int, tuple[Tensor, ...]] = {}
 
     def update(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
-        if self.prompt_B is None:
-            self.layers.append(new)
-            return new
+        self.layers.setdefault(layer, new)  # what a second run makes has no way to the loss
+        return new
+
+
+class Continuations(Columns):
+    """The rows that continue the prompts of a pass over a `SharedPrefix`: row b continues prompt `prompt_B[b]`."""
+
+    repeatable = True
+
+    def __init__(self, prefix: SharedPrefix, prompt_B: Tensor) -> None:
+        super().__init__(prefix.start[prompt_B])
+        self.length, self.layers, self.prompt_B = prefix.length, prefix.layers, prompt_B
+
+    def update(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
         return tuple(
             torch.cat([old.index_select(0, self.prompt_B), part], dim=2)
             for old, part in zip(self.layers[layer], new, strict=True)

@@ -149,11 +149,13 @@ class Decoder(nn.Module):
         index: int, real_BT: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """One layer, checkpointed where that is asked for and possible."""
-        if self.checkpoint_activations and self.training and torch.is_grad_enabled() and cache is None:
-            arguments = (x_BTD, rotary, bias, None, index, real_BT)
-            out: Tensor = checkpoint(layer, *arguments, use_reentrant=False, context_fn=_contexts)
-            return out
-        out = layer(x_BTD, rotary, bias, cache, index, real_BT)
+        arguments = (x_BTD, rotary, bias, cache, index, real_BT)
+        training = self.training and torch.is_grad_enabled() and (cache is None or cache.repeatable)
+        out: Tensor
+        if self.checkpoint_activations and training:
+            out = checkpoint(layer, *arguments, use_reentrant=False, context_fn=_contexts)
+        else:
+            out = layer(*arguments)
         return out
 
     def _surroundings(

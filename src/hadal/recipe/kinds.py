@@ -132,6 +132,8 @@ class GrpoConfig(RLConfig):
     rollouts_every: int = 20
     overlap: bool = False
     """Draw each batch while the one before is trained on: one update stale, for the time that it saves."""
+    checkpoint_activations: bool = False
+    """Keep of each layer its input alone and compute the rest again for the gradient: the same bits, less memory."""
     tasks: list[str] = field(default_factory=list)
     lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(

@@ -78,7 +78,8 @@ def stage_memory(stage: Stage, shape: ModelConfig, dtype: str) -> tuple[Training
     if isinstance(config, GrpoConfig):
         cache += value_bytes * parameters(shape).total if config.overlap else 0
         rows = max(1, config.micro_tokens // config.max_tokens)
-        return training_memory(shape, value_bytes, rows, PROMPT_TOKENS + config.max_tokens, False, adapters), cache
+        length, again = PROMPT_TOKENS + config.max_tokens, config.checkpoint_activations
+        return training_memory(shape, value_bytes, rows, length, again, adapters), cache
     if isinstance(config, SftConfig):
         length = min(config.pass_tokens, shape.max_position_embeddings)
         rows = max(1, config.pass_tokens // length)
@@ -96,8 +97,8 @@ def stage_seconds(stage: Stage, shape: ModelConfig, rate: float, tasks: int, rec
 
     def training(rows: int, limit: int) -> float:
         length = int(PROMPT_TOKENS + limit * LENGTH_SHARE)
-        again = getattr(config, "checkpoint_activations", False)
-        return training_seconds(shape, rows * length, length, rate, again, bool(config.lora.rank))
+        again, adapters = config.checkpoint_activations, bool(config.lora.rank)
+        return training_seconds(shape, rows * length, length, rate, again, adapters)
 
     if isinstance(config, GrpoConfig):
         rows = config.updates * config.prompts * config.samples
@@ -120,9 +121,9 @@ def ways(stage: Stage, recipe: Recipe) -> list[str]:
     config, name = stage.config, f"--set stage.{stage.name}"
     found = [] if config.lora.rank else [f"{name}.lora.rank=16"]
     found += ["--set dtype=bfloat16"] if recipe.dtype == "float32" else []
+    found += [] if config.checkpoint_activations else [f"{name}.checkpoint_activations=true"]
     if isinstance(config, GrpoConfig):
         found.append(f"{name}.micro_tokens={max(256, config.micro_tokens // 4)}")
     else:
-        found += [] if config.checkpoint_activations else [f"{name}.checkpoint_activations=true"]
         found.append(f"{name}.pass_tokens={max(256, config.pass_tokens // 4)}")
     return found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hadal.engine import LLM, Sample, SamplingParams
-from hadal.models.cache import SharedPrefix
+from hadal.models.cache import Continuations, SharedPrefix
 from hadal.models.decoder import Decoder
 from hadal.rewards import Response, RewardConfig, score_group
 from hadal.tasks import Problem, Reward, Task
@@ -126,12 +126,11 @@ def _rows(items: Sequence[tuple[list[int], Sample, float]], pad_id: int) -> Rows
 
 def hidden_rows(model: Decoder, rows: Rows) -> Tensor:
     """Hidden states [N, D] that each sampled token is predicted from."""
-    prefix = SharedPrefix(rows.start)
     width = rows.prompts.shape[1]
     if width:
+        prefix = SharedPrefix(rows.start)
         model(rows.prompts, prefix, real_BT=torch.arange(width, device=rows.start.device) >= rows.start[:, None])
-        prefix.fork(rows.prompt)
-        hidden = model(rows.inputs, prefix, real_BT=rows.mask)
+        hidden = model(rows.inputs, Continuations(prefix, rows.prompt), real_BT=rows.mask)
     else:  # prompts of a single token, which stands in the rows
         hidden = model(rows.inputs, real_BT=rows.mask)
     return hidden[rows.mask]

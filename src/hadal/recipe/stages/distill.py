@@ -56,6 +56,7 @@ def _on_policy(
     optimizer = Optimizer(student, numbers.with_lr(), run.dtype)
     state = run.saved_state(stage)
     run.restore(stage, state, student, optimizer)
+    student.checkpoint_activations = numbers.checkpoint_activations
     llm = run.engine(student)
     run.view.stage(stage, config.updates, f"{config.teacher} grades what the student says")
     for step in range(state.step if state else 0, config.updates):

@@ -46,6 +46,7 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
     model = run.stage_model(source).train()
     optimizer = Optimizer(model, config.optimizer, run.dtype)
     run.restore(stage, state, model, optimizer)
+    model.checkpoint_activations = config.checkpoint_activations
     llm = run.engine(model)
     curriculum = Curriculum(tasks)
     reference = copy.deepcopy(model).eval().requires_grad_(False) if config.settings.kl else None
