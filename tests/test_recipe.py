@@ -115,9 +115,9 @@ def test_a_dry_run_prints_what_a_run_would_freeze_and_writes_nothing(capsys: pyt
     assert resolved.threads >= 1 and resolved.dtype in ("float32", "bfloat16")
     assert resolved.tasks == ["letters", str(Path("beside/coin.py").resolve())]
     Path("resolved.toml").write_text(out)
-    assert main(["train", "resolved.toml", "--trust", "--out", "run", "--set", "grpo.updates=1"]) == 0
-    frozen = read_recipe(json.loads(Path("run/run.json").read_text())["config"])
-    assert frozen == read_recipe(load_recipe_data("resolved.toml", ["grpo.updates=1"]))
+    assert main(["train", "resolved.toml", "--trust", "--seed", "3", "--set", "grpo.updates=1"]) == 0
+    frozen = read_recipe(json.loads(Path("runs/resolved-seed3/run.json").read_text())["config"])
+    assert frozen == read_recipe(load_recipe_data("resolved.toml", ["grpo.updates=1", "seed=3"]))
 
 
 def test_a_table_changes_single_values_of_a_stages_own_defaults() -> None:

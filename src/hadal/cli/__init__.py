@@ -146,8 +146,9 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         "  hadal train r1\n  hadal train recipe.toml --out runs/mine --set pretrain.steps=500",
     )
     command.add_argument("recipe", metavar="RECIPE", help="a TOML file of stages, or a shipped recipe such as r1")
+    command.add_argument("--seed", type=whole(0), metavar="N", help="seed of everything random (default: the recipe's)")
     command.add_argument(
-        "--out", type=Path, metavar="DIR", help="run folder (default: the recipe's name, in runs/)"
+        "--out", type=Path, metavar="DIR", help="run folder (default: the recipe's name, and the seed, in runs/)"
     )
     add_overrides(command)
     _add_threads(command)
@@ -259,13 +260,17 @@ def train(options: argparse.Namespace) -> None:
     from hadal.recipe.runner import train
     from hadal.terminal.view import make_view
 
-    threads = [f"threads={options.threads}"] if options.threads else []
+    given, out = [], options.out
+    if options.seed is not None:
+        given = [f"seed={options.seed}"]
+        out = out or Path("runs") / f"{Path(options.recipe).stem}-seed{options.seed}"  # beside those of other seeds
+    given += [f"threads={options.threads}"] if options.threads else []
     # What --dry-run prints is a recipe: what is said beside it must not be in its way.
     with closing(make_view(json=options.json, stream=sys.stderr if options.dry_run else None)) as view:
         train(
             recipe_path=options.recipe,
-            out=options.out,
-            overrides=[*options.overrides, *threads],
+            out=out,
+            overrides=[*options.overrides, *given],
             dry_run=options.dry_run,
             view=view,
             trust=options.trust,

@@ -134,16 +134,23 @@ def free_memory() -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
+def container_limit() -> int | None:
+    """Bytes that a container is held to; None where there is none, or no limit."""
+    try:
+        return int((CGROUP / "memory.max").read_text())
+    except (OSError, ValueError):  # `max`
+        return None
+
+
 def available_memory() -> int | None:
     """Bytes that this process may still take, by its container's limit as well; None where the system does not say."""
-    free = free_memory()
+    free, limit = free_memory(), container_limit()
     found = [] if free is None else [free]
     try:
-        limit = (CGROUP / "memory.max").read_text().strip()
-        if limit != "max":
+        if limit is not None:
             held = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
             files = int(held["inactive_file"])  # read, and let go of when memory is asked for
-            found.append(int(limit) - int((CGROUP / "memory.current").read_text()) + files)
+            found.append(limit - int((CGROUP / "memory.current").read_text()) + files)
     except (OSError, ValueError, KeyError):
         pass
     if not found and "SC_PHYS_PAGES" in os.sysconf_names:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hadal.cost.memory import free_memory
+from hadal.cost.memory import available_memory, container_limit
 
 MEASURED_SECONDS = 1.0  # of matrix products, all of them together
 MEMORY_NEEDED = 3e9  # a quickstart stays under 2 GB; the rest is the system's
@@ -104,21 +104,13 @@ def python() -> Finding:
 
 def memory() -> Finding:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = container_memory()
-    available = min(value for value in (free_memory(), limit, total) if value is not None)
+    limit, available = container_limit(), available_memory() or total
     text = f"{available / 1e9:.1f} GB available of {total / 1e9:.1f} GB"
     if limit is not None and limit < total:
         text += f", the container is held to {limit / 1e9:.1f} GB"
     if available < MEMORY_NEEDED:
         return Finding("memory", "note", text, "close other programs: a quickstart takes up to 2 GB")
     return Finding("memory", "ok", text)
-
-
-def container_memory() -> int | None:
-    """The limit of a container (cgroup v2), if there is one."""
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.exists() else "max"
-    return None if text == "max" else int(text)
 
 
 def disk(folder: Path) -> Finding:
