@@ -118,7 +118,9 @@ def the_task(plan: Plan, coin: bool = False) -> Task:
     """coin: right or wrong by the text's checksum, so that no group is alike and every sample is trained on."""
     task = BUILT_IN["sums"]()
     if coin:
-        task.score = lambda problem, text: Reward(value := float(crc32(text.encode()) & 1), {"accuracy": value})  # type: ignore[method-assign]
+        task.score_all = lambda problem, texts: [  # type: ignore[method-assign]
+            Reward(value := float(crc32(text.encode()) & 1), {"accuracy": value}) for text in texts
+        ]
     task.gold_limit = plan.level
     task.difficulties = range(task.difficulties.start, plan.level + 1)
     return task
@@ -314,7 +316,11 @@ def update_times(folder: Path, plan: Plan, capped: bool, with_trl: bool) -> dict
     else:
         for _ in range(plan.timed + 1):
             found["hadal"].append(ours.update())
-    return {side: clocks[1:] for side, clocks in found.items() if clocks}
+    found = {side: clocks[1:] for side, clocks in found.items() if clocks}
+    for side, clocks in found.items():
+        reward = statistics.mean(clock.reward for clock in clocks)
+        assert 0.3 < reward < 0.7, f"{side} is not given the coin's rewards but {reward:.2f}: it trains on less"
+    return found
 
 
 @dataclass
