@@ -111,7 +111,6 @@ class Engine:
         self._read_last = False
         self._version = -1
         self._top: dict[int, list[dict[int, float]]] = {}
-        self._errors: dict[int, str] = {}
 
     def _predictor(self) -> Deepseek | None:
         """The model, where its prediction module is to guess."""

@@ -101,7 +101,6 @@ class Cache(Columns):
     ) -> None:
         super().__init__(start)
         rows, where = len(start), start.device
-        self.capacity = capacity
         self.layers = [
             tuple(torch.empty(rows, heads, capacity, width, dtype=dtype, device=where) for heads, width in widths)
             for _ in range(layers)
@@ -112,22 +111,3 @@ class Cache(Columns):
         for kept, part in zip(self.layers[layer], new, strict=True):
             kept[:, :, begin:end] = part
         return tuple(kept[:, :, :end] for kept in self.layers[layer])
-
-    def select(self, rows: Tensor) -> None:
-        """Keep (or repeat) the given rows, in their order."""
-        self.start = self.start[rows]
-        self.layers = [tuple(kept[rows] for kept in layer) for layer in self.layers]
-
-    def grow(self, capacity: int) -> None:
-        """Make room for more columns."""
-        if capacity <= self.capacity:
-            return
-
-        def wider(kept: Tensor) -> Tensor:
-            rows, heads, _, width = kept.shape
-            room = kept.new_empty(rows, heads, capacity, width)
-            room[:, :, : self.length] = kept[:, :, : self.length]
-            return room
-
-        self.layers = [tuple(wider(kept) for kept in layer) for layer in self.layers]
-        self.capacity = capacity

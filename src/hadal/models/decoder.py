@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -66,20 +65,6 @@ def _second_time() -> Iterator[None]:
 
 def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     return nullcontext(), _second_time()
-
-
-class Layer(Protocol):
-    """One block of a decoder, residual included."""
-
-    def __call__(
-        self,
-        x_BTD: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        bias: Tensor,
-        cache: Columns | None,
-        index: int,
-        real_BT: Tensor | None,
-    ) -> Tensor: ...
 
 
 class Decoder(nn.Module):

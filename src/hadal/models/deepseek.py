@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hadal.configs.models import DeepseekConfig
 from hadal.configs.rope import YarnScaling
 from hadal.models.balance import balance_loss, load_metrics, with_loss
-from hadal.models.cache import Cache, Columns
+from hadal.models.cache import Columns
 from hadal.models.decoder import Decoder, Norm, full_weight, recomputing
 from hadal.models.dense import FeedForward
 from hadal.ops.attention import attend, batched_rows, weighted_sum
@@ -271,10 +271,6 @@ class Deepseek(Decoder):
 
     def cache_widths(self) -> list[tuple[int, int]]:
         return self.widths
-
-    def new_mtp_cache(self, start: Tensor, capacity: int) -> Cache:
-        """An empty cache of the prediction module alone; start[b] unused columns at the front of row b."""
-        return Cache(1, self.widths, start, capacity, self.dtype)
 
     def mtp_hidden(
         self,
