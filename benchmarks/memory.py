@@ -7,7 +7,7 @@ An update of this size takes hours on two CPU cores. --part runs one half of it 
 the other half leaves in memory (weights, gradients, optimiser): `training` then trains on random tokens.
 
     python benchmarks/memory.py --quick
-    python benchmarks/memory.py --cache 3GB --checkpoint
+    python benchmarks/memory.py --cache 3GB --micro 4096 --checkpoint
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", default="0.5B", help="a shape of benchmarks/engine.py (default: 0.5B)")
     parser.add_argument("--part", choices=("sampling", "training"), help="that half of the update alone")
     parser.add_argument("--cache", type=size, default=3 * 10**9, help="bytes of the engine's cache (default: 3GB)")
-    parser.add_argument("--micro", type=int, default=4096, help="tokens of a training pass (default: 4096)")
+    parser.add_argument("--micro", type=int, default=1024, help="tokens of a training pass (default: 1024)")
     parser.add_argument("--checkpoint", action="store_true", help="compute activations again in the backward pass")
 
 
