@@ -1,6 +1,7 @@
-"""Several finished runs side by side, as the tables of docs/results.md; and what the critic found on each.
+"""Several finished runs side by side, as the tables of docs/results.md and docs/r1.md; what the critic found on each.
 
     python benchmarks/seeds.py runs/dense-seed0 runs/dense-seed1 runs/dense-seed2
+    python benchmarks/seeds.py --chain runs/r1-seed0 runs/r1-seed1 runs/r1-seed2
     python benchmarks/seeds.py --critic critic-seed0.json critic-seed1.json critic-seed2.json
 """
 
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hadal.cost.ledger import Ledger, by_stage
+from hadal.evaluate.statistics import paired_difference
 
 Report = dict[str, Any]
 
@@ -114,16 +116,63 @@ def critic(found: list[Report], levels: int = 3) -> None:
         table([arm.replace("_", " ") for arm in arms], rows)
 
 
+def chain(folders: list[Path]) -> None:
+    """Each examined model of a recipe's runs, and how it differs over all runs from the one that it was made of."""
+    reports = [json.loads((folder / "report.json").read_text()) for folder in folders]
+    stages = [row["stage"] for row in reports[0]["rows"]]
+    rows_of = {stage: [next(r for r in rep["rows"] if r["stage"] == stage) for rep in reports] for stage in stages}
+    head = ["pass@1", f"cons@{reports[0]['rows'][0]['mean']['samples']}", "length", "thinks", "clean", "one language"]
+
+    def each(rows: list[Report], form: Callable[[Report], str]) -> str:
+        return ", ".join(form(row["mean"]) for row in rows)
+
+    table(head, [
+        (stage, [each(rows, interval), each(rows, lambda m: share(m["cons"]["accuracy"])),
+                 each(rows, lambda m: f"{m['length']:.1f}"), each(rows, lambda m: share(m["thinking_share"])),
+                 each(rows, lambda m: f"{m['format']:.1%}"), each(rows, lambda m: f"{m['language']:.1%}")])
+        for stage, rows in rows_of.items()
+    ])  # fmt: skip
+    pairs = [(rows[0]["from"], stage) for stage, rows in rows_of.items() if rows[0]["from"] in rows_of]
+    pairs += [pair for pair in (("r1-zero", "r1"), ("student-rl", "student-distilled")) if pair[1] in rows_of]
+    told = []
+    for one, other in pairs:
+        by_seed = [differences(folder, one, other) for folder in folders]
+        found = paired_difference(by_seed)
+        points = [f"{100 * found[key]:+.1f}" for key in ("difference", "low", "high")]
+        alone = ", ".join(f"{100 * paired_difference([seed])['difference']:+.1f}" for seed in by_seed)
+        told.append((f"{one} -> {other}", [f"{points[0]} [{points[1]}, {points[2]}]", alone]))
+    table(["points, all runs", "each"], told)
+    table(["minutes", "peak memory, GB", "dollars"], [
+        (folder.name, [f"{r['seconds'] / 60:.1f}", f"{r['peak_memory_bytes'] / 1e9:.2f}", f"{r['cost_usd']:.4f}"])
+        for folder, r in zip(folders, reports, strict=True)
+    ])  # fmt: skip
+
+
+def differences(folder: Path, one: str, other: str) -> list[list[float]]:
+    """For each task of reasoning, by how much a stage's model answers each problem more often than another's."""
+    before, after = (
+        json.loads((folder / "stages" / f"evaluate-{stage}" / "result.json").read_text()) for stage in (one, other)
+    )
+    return [
+        [(b - a) / task["samples"] for a, b in zip(before["right"][name], after["right"][name], strict=True)]
+        for name, task in after["tasks"].items() if task["reasoning"]
+    ]  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="*", help="finished run folders")
     parser.add_argument("--critic", type=Path, nargs="+", metavar="FILE", help="what benchmarks/critic.py --json wrote")
+    parser.add_argument("--chain", type=Path, nargs="+", metavar="RUN", help="finished runs of R1's recipe")
     options = parser.parse_args()
+    if options.chain:
+        chain(options.chain)
+        return
     if options.critic:
         critic([json.loads(path.read_text()) for path in options.critic])
         return
     if not options.runs:
-        parser.error("give run folders, or --critic with files")
+        parser.error("give run folders, --chain with some, or --critic with files")
     reports = [json.loads((folder / "report.json").read_text()) for folder in options.runs]
     whole(reports, options.runs)
     by_task(reports, options.runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ from small_chain import CHAIN, write_chain
 
 from hadal.cli import main
 from hadal.errors import UserError
+from hadal.evaluate.statistics import proportion
 from hadal.evaluate.suite import Verdict
+from hadal.recipe.chain_report import difference
 from hadal.recipe.config import load_recipe_data, read_recipe, to_toml
 from hadal.recipe.kinds import RejectConfig
 from hadal.recipe.stages import reject as rejection
@@ -190,6 +193,26 @@ def test_an_examination_counts_problems_and_not_answers() -> None:
     assert agreed(task, groups[0][1:3]) == 0.5  # one vote each
     assert figures["thinking_share"] == 2 / 8 and figures["format"] == 6 / 8 and figures["language"] == 0.5
     assert figures["reflection"] == 1 / 8
+
+
+def test_models_are_compared_problem_by_problem_where_that_was_kept() -> None:
+    """120 problems of 4 answers each: half of them always right; the later model has one answer more of every sixth."""
+    one = [0, 4] * 60
+    other = [right + 1 if place % 6 == 0 else right for place, right in enumerate(one)]
+
+    def row(right: list[int], kept: bool = True) -> dict[str, Any]:
+        task = proportion(sum(right) / 4, len(right)) | {"samples": 4, "reasoning": True}
+        return {"tasks": {"sums": task}, "mean": task, "right": {"sums": right} if kept else {}}
+
+    moved, words = difference(row(one), row(other), ["sums"])
+    assert moved == 1 and re.fullmatch(r"\+4 points \(\+2\.\d to \+[56]\.\d on the same problems\)", words)
+    assert difference(row(other), row(one), ["sums"])[0] == -1
+    assert difference(row(one), row(one), ["sums"]) == (0, "0 points (+0.0 to +0.0 on the same problems)")
+    moved, words = difference(row(one), row(other, kept=False), ["sums"])  # a run of before
+    assert (moved, words) == (0, "+4 points; the intervals overlap")
+    shuffled = [*one[1:], one[0]]  # as many right, on other problems
+    moved, words = difference(row(one), row(shuffled), ["sums"])
+    assert moved == 0 and words.startswith("0 points (−")
 
 
 def test_words_that_look_back_are_counted_whole() -> None:

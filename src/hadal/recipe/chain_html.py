@@ -9,7 +9,7 @@ from hadal.recipe.chain_markdown import made_by
 from hadal.recipe.chain_report import PAPER, PAPER_COLUMNS, shape_shares
 from hadal.recipe.findings import percent
 from hadal.recipe.report_html import cost, document, figure, findings, foot, response, share, table
-from hadal.recipe.words import ABOUT_INTERVALS, cut, money, number, setting, size, span
+from hadal.recipe.words import ABOUT_STAGES, cut, money, number, setting, size, span
 
 Json = dict[str, Any]
 COLOURS = 6
@@ -54,7 +54,7 @@ def _table(report: Json) -> str:
         cells += [number(mean["length"]), *shape_shares(mean), f"{mean['reflection']:.2f}"]
         rows.append(cells + ([f"{v}" for v in PAPER.get(row["stage"], ("–",) * 3)] if paper else []))
     about = "Mean of the tasks of reasoning, held-out problems; reflection: words that look back, in a response. "
-    note = f'<p class="note">{about}{ABOUT_INTERVALS}</p>'
+    note = f'<p class="note">{about}{ABOUT_STAGES}</p>'
     return f"<section><h2>The stages</h2>{table(head, rows, 'modes')}{note}</section>"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from hadal.recipe.chain_report import PAPER, PAPER_COLUMNS, cell, shape_shares
 from hadal.recipe.report_markdown import block, inline, stages_table, table
-from hadal.recipe.words import ABOUT_INTERVALS, command, number, setting
+from hadal.recipe.words import ABOUT_STAGES, command, number, setting
 
 Json = dict[str, Any]
 
@@ -15,7 +15,7 @@ def page(report: Json) -> str:
     """The whole page."""
     parts = [f"# {inline(report['headline'])}", inline(setting(report)) + "."]
     if report["rows"]:
-        parts += ["## The stages, held-out problems of reasoning", stage_table(report), ABOUT_INTERVALS]
+        parts += ["## The stages, held-out problems of reasoning", stage_table(report), ABOUT_STAGES]
         parts += ["### By task: pass@1", by_task(report)]
         parts.append("## What each stage changed")
         for finding in report["findings"]:

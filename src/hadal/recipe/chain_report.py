@@ -5,10 +5,13 @@ Numbers come from the stages' examinations; the pages are in `chain_html.py` and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from hadal.evaluate.statistics import intervals
 from hadal.files import JsonLines
 from hadal.recipe.findings import bounds, change, from_to, percent, points
 from hadal.recipe.run_folder import read_json
@@ -29,7 +32,7 @@ def gather_chain(run: Path, config: Json) -> Json:
     rows = list(_rows(run, config["stage"]))
     final = config.get("publish") or (rows[-1]["stage"] if rows else "")
     return {
-        "rows": [{key: value for key, value in row.items() if key != "responses"} for row in rows],
+        "rows": [{key: value for key, value in row.items() if key not in ("responses", "right")} for row in rows],
         "final": final,
         "headline": _headline(rows, final),
         "findings": _findings(rows, final),
@@ -51,6 +54,7 @@ def _rows(run: Path, stages: Json) -> Iterator[Json]:
             yield {
                 "stage": of, "kind": made["kind"], "method": made.get("method"), "from": made.get("from"),
                 "tasks": result["tasks"], "mean": result["mean"], "responses": result["responses"],
+                "right": result.get("right", {}),  # not in runs of before
             }  # fmt: skip
 
 
@@ -81,21 +85,39 @@ def _findings(rows: list[Json], final: str) -> list[Json]:
     return [_told(by_name[before], by_name[after], how) for before, after, how in pairs]
 
 
+def difference(before: Json, after: Json, tasks: Sequence[str]) -> tuple[int, str]:
+    """1, -1 or 0 by which of two rows is the better on some tasks, and by how much, in words.
+
+    Both answered the same problems: the interval is that of the differences, problem by problem (paired bootstrap).
+    """
+    shares = [(before["tasks"][name]["accuracy"], after["tasks"][name]["accuracy"]) for name in tasks]
+    words = points(sum(b - a for a, b in shares) / len(shares))
+    pairs = [(before["right"].get(name, []), after["right"].get(name, [])) for name in tasks]
+    samples = {row["tasks"][name]["samples"] for row in (before, after) for name in tasks}
+    if len(samples) > 1 or any(not a or len(a) != len(b) for a, b in pairs):
+        estimates = [(before["tasks"][name], after["tasks"][name]) for name in tasks]
+        moved = change(*(estimates[0] if len(tasks) == 1 else (before["mean"], after["mean"])))
+        return moved, words + ("" if moved else "; the intervals overlap")
+    (k,) = samples
+    (found,) = intervals([(np.array(b) - np.array(a))[:, None] / k for a, b in pairs])
+    low, high = (f"{100 * found[end]:+.1f}".replace("-", "−") for end in ("low", "high"))
+    return (found["low"] > 0) - (found["high"] < 0), f"{words} ({low} to {high} on the same problems)"
+
+
 def _told(before: Json, after: Json, how: str) -> Json:
     one, other = before["mean"], after["mean"]
-    moved = change(one, other)
+    both = [name for name in after["tasks"] if name in before["tasks"]]
+    reasoning = [name for name in both if after["tasks"][name]["reasoning"]] or both
+    moved, words = difference(before, after, reasoning)
     verdict = {1: "higher", -1: "lower", 0: "no difference shown"}[moved]
-    tail = "" if moved else "; the intervals overlap"
-    difference = points(other["accuracy"] - one["accuracy"])
-    sentences = [f"Right answers went {from_to(one, other)}, {difference}{tail}."]
+    sentences = [f"Right answers went {from_to(one, other)}, {words}."]
     if how == "against":
-        sentences = [f"Right answers: {cell(one)} and {cell(other)}, {difference}{tail}."]
+        sentences = [f"Right answers: {cell(one)} and {cell(other)}, {words}."]
     by_task: dict[int, list[str]] = {1: [], -1: [], 0: []}
-    for name, task in after["tasks"].items():
-        if name in before["tasks"]:
-            by_task[change(before["tasks"][name], task)].append(
-                f"{name} {percent(before['tasks'][name]['accuracy'])} → {percent(task['accuracy'])}"
-            )
+    for name in both:
+        by_task[difference(before, after, [name])[0]].append(
+            f"{name} {percent(before['tasks'][name]['accuracy'])} → {percent(after['tasks'][name]['accuracy'])}"
+        )
     for sign, word in ((1, "Higher"), (-1, "Lower")):
         if by_task[sign]:
             sentences.append(f"{word} on {', '.join(by_task[sign])}.")

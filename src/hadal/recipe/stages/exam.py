@@ -35,17 +35,19 @@ def exam(run: Run, stage: str, source: str, config: ExamConfig) -> None:
     )
     figures: dict[str, Any] = {}
     shown: dict[str, Any] = {}
+    right: dict[str, list[int]] = {}
     for done, (name, task) in enumerate(run.tasks.items(), 1):
         problems = held_out(task, task.default_difficulty, config.problems)
         groups = ask(llm, run.tasks, problems, params)
         told = {"about": task.about, "difficulty": task.default_difficulty, "reasoning": bool(has_thoughts(task))}
         figures[name] = told | measure(task, groups, config.language)
+        right[name] = [sum(v.right for v in g) for g in groups]  # so that models can be compared problem by problem
         shown[name] = [
             {"question": g[0].problem.prompt, "gold": g[0].problem.answer, "text": g[0].text, "right": g[0].right}
             for g in groups[:SHOWN]
         ]
         run.view.step(stage, done, {"doing": name, "cost_usd": run.cost_so_far()})
-    run.finish(stage, {"of": source, "tasks": figures, "mean": mean(figures), "responses": shown})
+    run.finish(stage, {"of": source, "tasks": figures, "mean": mean(figures), "right": right, "responses": shown})
 
 
 def measure(task: Task, groups: Sequence[Sequence[Verdict]], language: str) -> dict[str, Any]:
