@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--ei-lr", type=float, help="learning rate of both forms of expert iteration (default: RL's)")
     parser.add_argument("--ei-epochs", type=int, default=1)
     parser.add_argument("--ei-minibatches", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="few problems; about a minute on a run of the two-minute preset, `tiny`")
+    parser.add_argument("--quick", action="store_true", help="few problems: a minute on a run of the preset `tiny`")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     run = open_source(options.run, options.threads)
