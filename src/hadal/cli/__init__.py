@@ -260,17 +260,14 @@ def train(options: argparse.Namespace) -> None:
     from hadal.recipe.runner import train
     from hadal.terminal.view import make_view
 
-    given, out = [], options.out
-    if options.seed is not None:
-        given = [f"seed={options.seed}"]
-        out = out or Path("runs") / f"{Path(options.recipe).stem}-seed{options.seed}"  # beside those of other seeds
-    given += [f"threads={options.threads}"] if options.threads else []
+    threads = [f"threads={options.threads}"] if options.threads else []
     # What --dry-run prints is a recipe: what is said beside it must not be in its way.
     with closing(make_view(json=options.json, stream=sys.stderr if options.dry_run else None)) as view:
         train(
             recipe_path=options.recipe,
-            out=out,
-            overrides=[*options.overrides, *given],
+            out=options.out,
+            seed=options.seed,
+            overrides=[*options.overrides, *threads],
             dry_run=options.dry_run,
             view=view,
             trust=options.trust,

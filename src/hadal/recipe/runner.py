@@ -64,21 +64,25 @@ OWN_FILES = (
 
 def train(
     recipe_path: Path, out: Path | None, overrides: Sequence[str], dry_run: bool, view: View,
-    trust: bool = False, fresh: bool = False, sinks: Sequence[str] = (),
+    trust: bool = False, fresh: bool = False, sinks: Sequence[str] = (), seed: int | None = None,
 ) -> Path | None:  # fmt: skip
     """Run or resume a recipe, a TOML file or a shipped one by its name, with just the budgets it states; returns the
     run folder.
 
+    seed: instead of the recipe's; the folder is then named after it as well, beside those of other seeds.
     sinks: where metrics also go (`sinks.py`).
     dry_run: print the recipe with everything decided that a run would freeze, and what it would cost; write nothing.
     trust: let a recipe run the Python files that it names as tasks. UserError for whatever is wrong with the input.
     """
     check_sinks(sinks)
+    name = recipe_file(recipe_path).stem
+    if seed is not None:
+        overrides, name = [*overrides, f"seed={seed}"], f"{name}-seed{seed}"
     recipe = read_file(recipe_path, overrides, trust)
     if dry_run:
         print(plan_of(recipe, view), end="", flush=True)
         return None
-    folder = out or Path("runs") / recipe_file(recipe_path).stem
+    folder = out or Path("runs") / name
     code = [name for name in recipe.tasks for file in files_of(name) if file.suffix == ".py"]
     command = ["hadal", "train", str(recipe_path), *(["--trust"] if code else [])]
     return grow(recipe, folder, view, fresh=fresh, command=[*command, *_settings(overrides)], sinks=sinks)
