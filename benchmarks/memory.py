@@ -18,7 +18,6 @@ import platform
 import threading
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from engine import prompts, shape
 
 from hadal.cli.arguments import size
 from hadal.cost.flops import parameters
+from hadal.cost.ledger import peak_memory_bytes
 from hadal.cost.memory import gigabytes, training_memory
 from hadal.engine import LLM, EngineConfig, Sample, SamplingParams
 from hadal.models.checkpoint import build
@@ -39,21 +39,14 @@ from hadal.train.rollouts import Group
 GOAL = 16e9
 
 
-def status(name: str) -> int:
-    """Bytes of a line of this process's status: VmHWM, the most it ever held, or VmRSS."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
-
-
 def watched(seconds: float = 60.0) -> threading.Event:
-    """Tell memory and time now and then, until the event is set."""
+    """Tell the peak and the time now and then, until the event is set."""
     over, began = threading.Event(), time.perf_counter()
 
     def tell() -> None:
         while not over.wait(seconds):
             passed = (time.perf_counter() - began) / 60
-            now, most = gigabytes(status("VmRSS")), gigabytes(status("VmHWM"))
-            print(f"  {passed:6.1f} min: {now} now, {most} at most", flush=True)
+            print(f"  {passed:6.1f} min: {gigabytes(peak_memory_bytes())} at most", flush=True)
 
     threading.Thread(target=tell, daemon=True).start()
     return over
@@ -89,7 +82,7 @@ def main() -> None:
         samples = [s for o in llm.generate(rows, params.spread(count)) for s in o.outputs]
         seconds["sampling"] = time.perf_counter() - began
         print(f"sampled {count * each * length:,} tokens in {seconds['sampling']:,.0f} s, "
-              f"at most {gigabytes(status('VmHWM'))}", flush=True)  # fmt: skip
+              f"at most {gigabytes(peak_memory_bytes())}", flush=True)  # fmt: skip
     assert all(len(s.token_ids) == length for s in samples)
     if args.part != "sampling":
         rewards = [Reward(float(i % 2), {"accuracy": float(i % 2)}) for i in range(each)]
@@ -103,7 +96,7 @@ def main() -> None:
         seconds["training"] = result.seconds_training
         print(f"trained on them in {seconds['training']:,.0f} s, gradient's norm {result.metrics['grad_norm']:.3g}")
     over.set()
-    peak, value_bytes = status("VmHWM"), 4 if dtype == "float32" else 2
+    peak, value_bytes = peak_memory_bytes(), 4 if dtype == "float32" else 2
     told = training_memory(config, value_bytes, max(1, args.micro // length), 64 + length, args.checkpoint)
     print(f"at most {gigabytes(peak)} (goal: {gigabytes(int(GOAL))}); training was told to take {told.describe()}")
     if args.json:
