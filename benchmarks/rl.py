@@ -1,12 +1,13 @@
 """Reinforcement learning side by side with TRL's GRPOTrainer: the same model, prompts, rewards and group sizes.
 
-A small Qwen2-shaped model is made by our own supervised training on worked sums. Then, on the CPU in float32 (see
+Small Qwen2-shaped models are made by our own supervised training on worked sums. Then, on the CPU in float32 (see
 --dtype), in turns in one process:
 
 - capped: an update in which every sample runs to the cap, and so the same work on both sides;
 - natural: an update in which samples end where the model ends them (about half the cap). In both, right and wrong are
   drawn by a checksum, so that no group is alike and both sides train on every sample;
-- learning: the time until the held-out accuracy is reached, for each learning rate of one sweep, for each seed.
+- learning: the time until a held-out accuracy is reached, for each learning rate of one sweep, for each seed, from a
+  model of that seed that can think and answers at once by habit, as a base before R1-Zero does.
 
 An update is split into sampling (the engine's, or `generate` of transformers), training (forward, backward, optimiser)
 and overhead (all the rest: problems, rewards, tensors, logs). TRL is optional: pip install trl datasets transformers.
@@ -23,7 +24,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -58,7 +59,9 @@ class Plan:
     hidden: int = 128
     layers: int = 3
     steps: int = 800
-    """Of supervised training."""
+    """Of supervised training, for the timed updates."""
+    base_steps: int = 1200
+    """The same, for the bases of learning."""
     level: int = 9
     """Of the sums, in supervised training up to it and in RL at it."""
     prompts: int = 32
@@ -66,19 +69,19 @@ class Plan:
     cap: int = 64
     timed: int = 5
     rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
-    gain: float = 0.25
+    gain: float = 0.5
     """What is to be reached: so much above the held-out accuracy before RL."""
     updates: int = 60
     """Within which it is to be reached."""
-    look: int = 5
+    look: int = 2
     """Updates between two looks at held-out accuracy, which are on nobody's clock."""
     problems: int = 200
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
 QUICK = Plan(
-    hidden=64, layers=2, steps=150, level=3, prompts=8, samples=4, cap=32, timed=2, rates=(1e-3,), gain=0.05, updates=4,
-    look=2, problems=32, seeds=(0,),
+    hidden=64, layers=2, steps=150, base_steps=150, level=3, prompts=8, samples=4, cap=32, timed=2, rates=(1e-3,),
+    gain=0.05, updates=4, problems=32, seeds=(0,),
 )  # fmt: skip
 
 
@@ -126,7 +129,11 @@ def the_task(plan: Plan, coin: bool = False) -> Task:
     return task
 
 
-def make_checkpoint(plan: Plan, folder: Path, seed: int) -> None:
+THINKING = CorpusConfig(thinking_share=0.95, habit_share=0.95, gold_decay=1.0, gap_share=0.0)
+HABIT = replace(THINKING, thinking_share=0.6, habit_share=0.12)
+
+
+def make_checkpoint(plan: Plan, folder: Path, seed: int, steps: int, corpus: CorpusConfig) -> None:
     """Supervised training on worked sums, from nothing."""
     task = the_task(plan)
     tokenizer = build_tokenizer([task])
@@ -138,12 +145,11 @@ def make_checkpoint(plan: Plan, folder: Path, seed: int) -> None:
     model.initialise(seed)
     llm = LLM(model, tokenizer)
     optimizer = Optimizer(model, OptimizerConfig())
-    corpus = CorpusConfig(thinking_share=0.95, habit_share=0.95, gold_decay=1.0, gap_share=0.0)
     for step, batch in enumerate(batches([task], tokenizer, corpus, seed, 0)):
-        if step == plan.steps:
+        if step == steps:
             break
         pretraining_loss(model, batch, llm.forbidden)[0].backward()
-        optimizer.step(min(1.0, (step + 1) / 20, (plan.steps - step) / plan.steps * 1.2))
+        optimizer.step(min(1.0, (step + 1) / 20, (steps - step) / steps * 1.2))
     save_model(folder, config, optimizer.masters(model))
     tokenizer.save(folder)
 
@@ -224,9 +230,7 @@ class Trl:
         single = the_task(plan)
         single.difficulties = range(plan.level, plan.level + 1)
         problems = drawn(single, plan, seed, updates)
-        rows = [
-            {"prompt": [{"role": "user", "content": p.prompt}], "place": place} for place, p in enumerate(problems)
-        ]
+        rows = [{"prompt": [{"role": "user", "content": p.prompt}], "place": place} for place, p in enumerate(problems)]
         theirs = PreTrainedTokenizerFast.from_pretrained(folder)  # Auto takes Qwen2's own words
         ids = theirs.apply_chat_template(rows[0]["prompt"], add_generation_prompt=True, return_dict=False)
         assert ids == self.tokenizer.chat(rows[0]["prompt"]), "the prompts are not the same"
@@ -371,7 +375,8 @@ def learning(folder: Path, plan: Plan, seed: int, with_trl: bool) -> tuple[float
             runs.append(other)
         for run in runs[-(1 + with_trl) :]:
             end = f"{run.reached:.0f} s" if run.reached is not None else f"not in {run.seconds:.0f} s"
-            print(f"  seed {seed}, lr {lr:g}, {run.side}: {before:.2f} -> {target:.2f} {end} ({run.updates} updates)")
+            words = f"seed {seed}, lr {lr:g}, {run.side}: {before:.2f} -> {target:.2f} {end} ({run.updates} updates)"
+            print(f"  {words}", flush=True)
     return before, target, runs
 
 
@@ -391,25 +396,26 @@ def main() -> None:
         "machine": platform.processor() or platform.machine(), "matrix_flops_per_second": rates,
         "dtype": "float32", "plan": vars(plan) | {"seeds": seeds}, "updates": {}, "learning": [],
     }  # fmt: skip
+    print(f"{plan.prompts} x {plan.samples} samples of up to {plan.cap} tokens; float32 on both sides.")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "model"
-        make_checkpoint(plan, folder, 0)
-        model = load_model(folder)
-        print(f"Model: {parameters(model.config).total:,} parameters, held-out accuracy "
-              f"{accuracy(model, Tokenizer.load(folder), plan):.2f}; {plan.prompts} x {plan.samples} samples of up to "
-              f"{plan.cap} tokens; float32 on both sides.")  # fmt: skip
-        for part in ("capped", "natural"):
-            if part in args.parts:
-                clocks = update_times(folder, plan, part == "capped", with_trl)
-                data["updates"][part] = shown(part, clocks, plan)
-        if "learning" in args.parts:
-            print("\nlearning")
-            for seed in seeds:
-                before, target, runs = learning(folder, plan, seed, with_trl)
-                data["learning"].append(
-                    {"seed": seed, "before": before, "target": target, "runs": [vars(run) for run in runs]}
-                )
-            told(data["learning"])
+        folder = Path(scratch) / "timed"
+        timed_parts = [part for part in ("capped", "natural") if part in args.parts]
+        if timed_parts:
+            make_checkpoint(plan, folder, 0, plan.steps, THINKING)
+            print(f"Model: {parameters(load_model(folder).config).total:,} parameters.")
+        for part in timed_parts:
+            clocks = update_times(folder, plan, part == "capped", with_trl)
+            data["updates"][part] = shown(part, clocks, plan)
+        for seed in seeds if "learning" in args.parts else ():
+            folder = Path(scratch) / f"base{seed}"
+            make_checkpoint(plan, folder, seed, plan.base_steps, HABIT)
+            before, target, runs = learning(folder, plan, seed, with_trl)
+            data["learning"].append(
+                {"seed": seed, "before": before, "target": target, "runs": [asdict(r) for r in runs]}
+            )
+            if args.json:  # a long part: what is measured is kept
+                args.json.write_text(json.dumps(data, indent=2) + "\n")
+    told(data["learning"])
     if args.json:
         args.json.write_text(json.dumps(data, indent=2) + "\n")
 
