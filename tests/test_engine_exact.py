@@ -158,7 +158,7 @@ def test_guesses_are_taken_where_text_repeats() -> None:
     plain, guessing = LLM(model, TOKENIZER), LLM(model, TOKENIZER, EngineConfig(speculate="ngram"))
     (expected,), (output,) = plain.generate([prompt], params), guessing.generate([prompt], params)
     assert output.outputs == expected.outputs
-    assert guessing.engine.drafted >= guessing.engine.accepted > 0
+    assert guessing.engine.drafts.drafted >= guessing.engine.drafts.accepted > 0
 
 
 def test_new_weights_are_noticed() -> None:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from hadal.cost.memory import gigabytes
-from hadal.engine.drafts import look_up
+from hadal.engine.drafts import Drafts
+from hadal.engine.graphs import Graphs, can_record, cuda_recorder
 from hadal.engine.lanes import Lane, Pass, run_size
 from hadal.engine.memory import cache_budget
 from hadal.engine.params import SamplingParams
@@ -28,8 +29,7 @@ from hadal.engine.sampler import Choice, Sampler
 from hadal.engine.table import Table
 from hadal.errors import UserError
 from hadal.models.decoder import Decoder
-from hadal.models.deepseek import Deepseek
-from hadal.ops.exact import exactly, stable_rows
+from hadal.ops.exact import exactly, padded_rows, stable_rows
 from hadal.text.tokenizer import Tokenizer
 
 
@@ -50,6 +50,8 @@ class EngineConfig:
     """Tokens that are guessed from the text."""
     room: int = 256
     """Columns behind its prompt that a sequence's first run has, at most; it moves when they are full."""
+    graphs: bool | None = None
+    """Record the steps that come again and replay them (`hadal.engine.graphs`); None: on a GPU."""
     keep_prompts: bool = True
     keep_replies: bool = False
     """Whether the prefix store takes prompts, and what was generated on them (for the next turn of a chat)."""
@@ -97,28 +99,26 @@ class Engine:
         self.waiting: deque[Job] = deque()
         self.reading: Reading | None = None
         self.context = model.config.max_position_embeddings
-        self.predictor = self._predictor()
-        self.layers, self.widths = len(model.layers) + (self.predictor is not None), model.cache_widths()
-        column = self.layers * sum(heads * width for heads, width in self.widths) * model.dtype.itemsize
-        budget = cache_budget(self.config.cache_bytes) // column
-        self.runs = Runs(budget, 1 + self.guesses, self.layers, self.widths, like)
-        self.column_bytes = column
+        self.drafts = Drafts(self.config.speculate, self.config.draft, model, self.table, self.sampler)
+        layers, widths = len(model.layers) + self.drafts.layers, model.cache_widths()
+        self.column_bytes = layers * sum(heads * width for heads, width in widths) * model.dtype.itemsize
+        budget = cache_budget(self.config.cache_bytes) // self.column_bytes
+        self.runs = Runs(budget, 1 + self.drafts.count, layers, widths, like)
         # Packed matrices see to their rows themselves, each operator by what it needs.
         self.pads = self.config.exact and model.packed_head is None
-        self.drafted = self.accepted = 0
-        """Tokens that were guessed ahead, and those that came out so."""
+        self.graphs = self._recordings()
         self._requests = 0
         self._read_last = False
         self._version = -1
         self._top: dict[int, list[dict[int, float]]] = {}
 
-    def _predictor(self) -> Deepseek | None:
-        """The model, where its prediction module is to guess."""
-        if self.config.speculate != "mtp":
+    def _recordings(self) -> Graphs | None:
+        on_gpu = self.device.type == "cuda"
+        wanted = on_gpu if self.config.graphs is None else self.config.graphs
+        if not wanted or not can_record(self.model, self.config.exact):
             return None
-        if not isinstance(self.model, Deepseek) or not self.model.config.num_nextn_predict_layers:
-            raise UserError("The model has no module that predicts a token ahead.", "Use speculate ngram, or none.")
-        return self.model
+        record = cuda_recorder() if on_gpu else lambda work: work  # elsewhere a step is only done again
+        return Graphs(self.model, self.context, self.config.exact, self.pads, record)
 
     def budget(self) -> str:
         """The memory of the cache in words."""
@@ -213,6 +213,8 @@ class Engine:
         if version != self._version or self.model.training:
             self._version = version
             self.runs.store.clear()
+        if self.graphs is not None:
+            self.graphs.refresh()
 
     def release(self) -> None:
         """Give back the memory of runs, where nothing is under way."""
@@ -260,11 +262,6 @@ class Engine:
         most = len(sequence.request.prompt) + sequence.request.limit
         return run_size(min(most, length + self.config.room) + self.runs.overhang)
 
-    @property
-    def guesses(self) -> int:
-        """Tokens that a step guesses ahead."""
-        return {None: 0, "ngram": self.config.draft, "mtp": 1}[self.config.speculate]
-
     def _read(self) -> None:
         """One chunk of the prompts that are being read; when it was the last, their sequences begin to run."""
         r = self.reading
@@ -280,13 +277,13 @@ class Engine:
             ids[row, : len(part)] = torch.tensor(part, device=self.device)
         hidden = self.model(ids, Pass([r.lane], [begin], self.context, self.config.exact))
         ends = (r.total - 1 >= begin) & (r.total - 1 < begin + tokens)
-        if self.predictor is not None:  # it reads each token with the one that follows
+        if self.drafts.predictor is not None:  # it reads each token with the one that follows
             following = torch.cat([ids[:, 1:], ids[:, :1]], dim=1)
             for row, (job, start) in enumerate(zip(r.jobs, begin.tolist(), strict=True)):
                 if start + tokens < len(job.tokens):
                     following[row, -1] = job.tokens[start + tokens]
-            ahead = Pass([r.lane], [begin], self.context, self.config.exact, first_layer=self.layers - 1)
-            self.predictor.mtp_hidden(hidden, following, ahead)
+            ahead = Pass([r.lane], [begin], self.context, self.config.exact, first_layer=self.runs.layers - 1)
+            self.drafts.read(hidden, following, ahead)
         rows = ends.nonzero()[:, 0]
         r.last[rows] = hidden[rows, (r.total - 1 - begin)[rows]]
         r.done = torch.minimum(r.total, begin + tokens)
@@ -341,7 +338,7 @@ class Engine:
         spare = stable_rows(N) - N if self.pads else 0
         logits = self.model.logits(torch.cat([hidden_ND, hidden_ND.new_zeros(spare, hidden_ND.shape[1])]))
         self._advance(slots, logits[:N])
-        if self.predictor is not None:
+        if self.drafts.predictor is not None:
             ran = self.table.length[slots] - 1
             self._predict(slots, hidden_ND[:, None], ran, torch.ones_like(slots))
 
@@ -353,17 +350,12 @@ class Engine:
             self._put_off()
         lanes = self.runs.busy()
         slots = self.runs.slots()
-        guessed = self._guess(slots)
+        guessed = self.drafts.guess(slots)
         ids = torch.cat([self.table.last_tokens(slots)[:, None], guessed.clamp(min=0)], dim=1)
         N, T = ids.shape
-        spare = 0
-        while self.pads and stable_rows((N + spare) * T) != (N + spare) * T:
-            spare += 1
-        if spare:
-            ids = torch.cat([ids, ids.new_zeros(spare, T)])
         lengths = [self.table.length[lane.slots] for lane in lanes]
-        hidden = self.model(ids, Pass(lanes, lengths, self.context, self.config.exact, spare))
-        logits = self.model.logits(hidden.flatten(0, 1)).view(N + spare, T, -1)
+        replayed = self.graphs.run(lanes, ids, lengths) if self.graphs is not None else None
+        hidden, logits = self._pass(lanes, ids, lengths) if replayed is None else replayed
         begin = torch.cat(lengths)
         checked = torch.zeros_like(begin)
         alive = torch.arange(N, device=self.device)
@@ -373,55 +365,24 @@ class Engine:
             tokens, gone = self._advance(slots[alive], logits[alive, place])
             if place + 1 < T:
                 right = (guessed[alive, place] == tokens) & ~gone
-                self.accepted += int(right.sum())
+                self.drafts.accepted += int(right.sum())
                 alive = alive[right]
             if len(alive) == 0:
                 break
-        if self.predictor is not None:
+        if self.drafts.predictor is not None:
             self._predict(slots, hidden[:N], begin, checked)
 
-    def _guess(self, slots: Tensor) -> Tensor:
-        """Guessed tokens [N, K], -1 where there is none."""
-        out = torch.full((len(slots), self.guesses), -1, dtype=torch.long, device=self.device)
-        if self.predictor is not None:
-            out[:, 0] = self.table.guess[slots]
-        elif self.guesses:
-            for row, slot in enumerate(slots.tolist()):
-                sequence = self.table.sequences[slot]
-                assert sequence is not None
-                found = look_up(sequence.request.prompt + self.table.generated(sequence), self.guesses)
-                out[row, : len(found)] = torch.tensor(found, dtype=torch.long, device=self.device)
-        self.drafted += int((out >= 0).sum())
-        return out
+    def _pass(self, lanes: List[Lane], ids_NT: Tensor, lengths: List[Tensor]) -> tuple[Tensor, Tensor]:
+        """Hidden states and logits of a step, with spare rows behind those of the lanes, that exactness may need."""
+        N, T = ids_NT.shape
+        spare = padded_rows(N, T) - N if self.pads else 0
+        if spare:
+            ids_NT = torch.cat([ids_NT, ids_NT.new_zeros(spare, T)])
+        hidden = self.model(ids_NT, Pass(lanes, lengths, self.context, self.config.exact, spare))
+        return hidden, self.model.logits(hidden.flatten(0, 1)).view(N + spare, T, -1)
 
     def _predict(self, slots: Tensor, hidden_NTD: Tensor, begin_N: Tensor, count_N: Tensor) -> None:
-        """Let the prediction module guess each sequence's token after the one just drawn.
-
-        It reads the hidden states of the last `count` tokens that were checked, from column `begin` on, each with the
-        token that follows. Sequences that have ended meanwhile are left out, others in the lanes are passed over.
-        """
-        assert self.predictor is not None
-        lanes = self.runs.busy()
-        if not lanes:
-            return
-        running = self.runs.slots()
-        T = hidden_NTD.shape[1]
-        row_of = torch.full((len(self.table.sequences),), -1, dtype=torch.long, device=self.device)
-        row_of[slots] = torch.arange(len(slots), device=self.device)
-        row = row_of[running]
-        known = row >= 0
-        hidden = hidden_NTD[row.clamp(min=0)]
-        count = torch.where(known, count_N[row.clamp(min=0)], 1)
-        begin = torch.where(known, begin_N[row.clamp(min=0)], self.table.length[running])
-        place = (self.table.made[running] - count)[:, None] + torch.arange(T, device=self.device)
-        following = self.table.tokens[running[:, None], place.clamp(0, self.table.tokens.shape[1] - 1)]
-        parts = list(begin.split([len(lane) for lane in lanes]))
-        ahead = Pass(lanes, parts, self.context, self.config.exact, first_layer=self.layers - 1)
-        out = self.predictor.mtp_hidden(hidden, following, ahead)
-        at = torch.arange(len(running), device=self.device)
-        logits = self.model.logits(out[at, count - 1])
-        guess = self.sampler.choose(self.table, running, logits).tokens
-        self.table.guess[running] = torch.where(known, guess, self.table.guess[running])
+        self.drafts.predict(self.runs, slots, hidden_NTD, begin_N, count_N, self.context, self.config.exact)
 
     def _advance(self, slots: Tensor, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
         """Choose a token for each slot, note it, and finish what has come to its end; tokens and who has ended."""

@@ -9,6 +9,17 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
+from hadal.engine.lanes import Pass
+from hadal.engine.runs import Runs
+from hadal.engine.sampler import Sampler
+from hadal.engine.table import Table
+from hadal.errors import UserError
+from hadal.models.decoder import Decoder
+from hadal.models.deepseek import Deepseek
+
 LONGEST, SHORTEST = 4, 2
 """Tokens at the end of a text that are looked up in it."""
 
@@ -27,3 +38,74 @@ def look_up(tokens: Sequence[int], count: int) -> list[int]:
                 return list(tokens[begin : begin + count])
             end = at + len(tail) - 1
     return []
+
+
+class Drafts:
+    """Guesses for all running sequences: from their texts ("ngram", `count` tokens) or by the model's own module that
+    predicts a token ahead ("mtp", one token, which keeps a cache layer of its own behind the model's).
+
+    `drafted` and `accepted` count the tokens that were guessed and those that came out so. UserError for a model that
+    has no such module.
+    """
+
+    def __init__(self, how: str | None, count: int, model: Decoder, table: Table, sampler: Sampler) -> None:
+        self.predictor: Deepseek | None = None
+        if how == "mtp":
+            if not isinstance(model, Deepseek) or not model.config.num_nextn_predict_layers:
+                raise UserError("The model has no module that predicts a token ahead.", "Use speculate ngram, or none.")
+            self.predictor = model
+        self.count = {None: 0, "ngram": count, "mtp": 1}[how]
+        self.layers = 1 if self.predictor is not None else 0
+        """Layers of cache that guessing needs."""
+        self.table, self.sampler = table, sampler
+        self.drafted = self.accepted = 0
+
+    def guess(self, slots_N: Tensor) -> Tensor:
+        """Guessed tokens [N, count], -1 where there is none."""
+        out = torch.full((len(slots_N), self.count), -1, dtype=torch.long, device=slots_N.device)
+        if self.predictor is not None:
+            out[:, 0] = self.table.guess[slots_N]
+        elif self.count:
+            for row, slot in enumerate(slots_N.tolist()):
+                sequence = self.table.sequences[slot]
+                assert sequence is not None
+                found = look_up(sequence.request.prompt + self.table.generated(sequence), self.count)
+                out[row, : len(found)] = torch.tensor(found, dtype=torch.long, device=out.device)
+        self.drafted += int((out >= 0).sum())
+        return out
+
+    def read(self, hidden_PTD: Tensor, following_PT: Tensor, columns: Pass) -> None:
+        """Let the module read a chunk of prompts: the model's hidden states, each with the token that follows."""
+        assert self.predictor is not None
+        self.predictor.mtp_hidden(hidden_PTD, following_PT, columns)
+
+    def predict(
+        self, runs: Runs, slots_N: Tensor, hidden_NTD: Tensor, begin_N: Tensor, count_N: Tensor, positions: int,
+        exact: bool,
+    ) -> None:  # fmt: skip
+        """Let the module guess each sequence's token after the one just drawn.
+
+        It reads the hidden states of the last `count` tokens that were checked, from column `begin` on, each with the
+        token that follows. Sequences that have ended meanwhile are left out, others in the lanes are passed over.
+        """
+        assert self.predictor is not None
+        lanes, table = runs.busy(), self.table
+        if not lanes:
+            return
+        running = runs.slots()
+        T = hidden_NTD.shape[1]
+        row_of = torch.full((len(table.sequences),), -1, dtype=torch.long, device=running.device)
+        row_of[slots_N] = torch.arange(len(slots_N), device=running.device)
+        row = row_of[running]
+        known = row >= 0
+        hidden = hidden_NTD[row.clamp(min=0)]
+        count = torch.where(known, count_N[row.clamp(min=0)], 1)
+        begin = torch.where(known, begin_N[row.clamp(min=0)], table.length[running])
+        place = (table.made[running] - count)[:, None] + torch.arange(T, device=running.device)
+        following = table.tokens[running[:, None], place.clamp(0, table.tokens.shape[1] - 1)]
+        parts = list(begin.split([len(lane) for lane in lanes]))
+        columns = Pass(lanes, parts, positions, exact, first_layer=runs.layers - 1)
+        out = self.predictor.mtp_hidden(hidden, following, columns)
+        logits = self.predictor.logits(out[torch.arange(len(running), device=running.device), count - 1])
+        guess = self.sampler.choose(table, running, logits).tokens
+        table.guess[running] = torch.where(known, guess, table.guess[running])

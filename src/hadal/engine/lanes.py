@@ -125,16 +125,22 @@ class Pass(Columns):
         steps = torch.arange(tokens, device=self.start.device)
         self.masks, self.at, self._places = [], [], {}
         for lane, length in zip(self.lanes, self.lengths, strict=True):
-            longest = int(length.max())
-            end = min(max(longest + tokens, COLUMNS), lane.size)
+            end, alike = self._extent(lane, length, tokens)
             lane.fill(end)
             at = length[:, None] + steps
             self.at.append(at)
-            # One mask for all rows, which says no more than causality, spares attention most of the masking.
-            alike = end == longest + tokens and tokens > 1 and int(length.min()) == longest
             hidden = torch.arange(end, device=length.device) > (at[0, :, None] if alike else at[:, :, None])
             self.masks.append(torch.zeros(hidden.shape, dtype=dtype, device=at.device).masked_fill_(hidden, -torch.inf))
         return self.masks[0]
+
+    def _extent(self, lane: Lane, length: Tensor, tokens: int) -> tuple[int, bool]:
+        """How many columns of a lane are looked at, and whether one mask does for all its rows.
+
+        One mask, which says no more than causality, spares attention most of the masking.
+        """
+        longest = int(length.max())
+        end = min(max(longest + tokens, COLUMNS), lane.size)
+        return end, end == longest + tokens and tokens > 1 and int(length.min()) == longest
 
     def advance(self, tokens: int) -> None:
         """Whoever runs the pass counts the columns: not all of them are kept."""

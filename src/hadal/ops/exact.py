@@ -53,6 +53,13 @@ def stable_rows(n: int) -> int:
     return _stable(torch.get_num_threads())[n] if n < _TRIED else n
 
 
+def padded_rows(rows: int, tokens: int) -> int:
+    """The least number of rows, of so many tokens each, whose tokens are stable rows."""
+    while stable_rows(rows * tokens) != rows * tokens:
+        rows += 1
+    return rows
+
+
 _exact: ContextVar[bool] = ContextVar("exact", default=False)
 
 
