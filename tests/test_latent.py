@@ -125,6 +125,22 @@ def test_gradients_flow_through_the_absorbed_form(monkeypatch: pytest.MonkeyPatc
         assert (grad - grads[1][name]).norm() < 1e-4 * grad.norm(), name
 
 
+@torch.no_grad()
+def test_both_forms_round_alike_in_bf16() -> None:
+    """Sampling absorbs and training expands: what differs between them, importance ratios take for learning."""
+    model = fresh(V3).bfloat16()
+    attention = model.layers[0].attention
+    generator = torch.Generator().manual_seed(0)
+    q, latent, key = (
+        torch.randn(shape, generator=generator).bfloat16()
+        for shape in ((2, 9, attention.heads, 20), (2, 1, 9, 24), (2, 1, 9, 8))
+    )
+    bias = torch.full((9, 9), -torch.inf).triu(1).bfloat16()
+    absorbed, expanded = (form(4 * q, latent, key, bias) for form in (attention.absorbed, attention.expanded))
+    assert absorbed.dtype == expanded.dtype == torch.bfloat16
+    assert (absorbed == expanded).float().mean() > 0.98
+
+
 class Literal:
     """The prediction module as the paper writes it, one position, head and expert at a time, in float64.
 
