@@ -145,6 +145,17 @@ def model(run):
     return Model(run)
 
 
+def test_guessing_ahead_says_the_same_and_how_often_it_was_right(run, model):
+    from hadal.engine import EngineConfig
+
+    guessing = Model(run, config=EngineConfig(speculate="ngram"))
+    question = "How many r in strawberry? " * 3
+    model.asked = guessing.asked = 0
+    plain, reply = (each.reply(question, False, lambda *_: None) for each in (model, guessing))
+    assert (reply.response, reply.tokens) == (plain.response, plain.tokens)
+    assert plain.drafted == 0 and reply.drafted >= reply.accepted
+
+
 def converse(model, lines, width=80, terminal=False):
     stream = io.StringIO()
     console = Console(file=stream, width=width, force_terminal=terminal, highlight=False, legacy_windows=False)

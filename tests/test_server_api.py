@@ -12,7 +12,9 @@ import pytest
 from serving import CONTEXT, QUESTION, hadal_server, make_run
 
 from hadal.engine import LLM, SamplingParams
+from hadal.errors import UserError
 from hadal.server import streams
+from hadal.server.launch import Settings, prepare
 
 ASK = [{"role": "user", "content": QUESTION}]
 
@@ -290,6 +292,22 @@ def test_metrics_count_what_was_done(url, client):
     assert counter("hadal_completion_tokens_total") == before[0] + usage.completion_tokens
     assert counter("hadal_time_to_first_token_seconds_count") == before[1] + 1
     assert counter("hadal_cost_usd_total") > 0
+
+
+def test_guessing_ahead_changes_no_token_and_is_counted(run, url, tmp_path):
+    circle = {"messages": [{"role": "user", "content": "3 + 4 = 7 ; " * 8}], "temperature": 0, "max_tokens": 60}
+    plain = httpx.post(f"{url}/v1/chat/completions", json=circle, timeout=60).json()
+    with hadal_server(tmp_path / "h.db", models=[str(run)], speculate="ngram") as guessing:
+        reply = httpx.post(f"{guessing}/v1/chat/completions", json=circle, timeout=60).json()
+        lines = httpx.get(f"{guessing}/metrics").text.splitlines()
+    assert reply["choices"] == plain["choices"] and plain["usage"]["completion_tokens"] > 10
+    drafted, accepted = (
+        max(float(line.split()[-1]) for line in lines if line.startswith(f"hadal_draft_tokens_{name}{{"))
+        for name in ("total", "accepted_total")
+    )
+    assert drafted >= accepted > 0
+    with pytest.raises(UserError, match="predicts a token ahead"):
+        prepare(Settings(db=tmp_path / "other.db", models=[str(run)], speculate="mtp"), lambda line: None)
 
 
 def test_health_and_the_openapi_document(url):

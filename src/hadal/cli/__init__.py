@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hadal import __version__
 from hadal.cli.ablate import add_ablate
-from hadal.cli.arguments import Parser, add_overrides, nearest, positive, whole
+from hadal.cli.arguments import Parser, add_engine, add_overrides, nearest, positive, whole
 from hadal.cli.evaluate import add_eval
 from hadal.cli.finetune import add_sft
 from hadal.cli.models import add_model, add_verify
@@ -283,24 +283,25 @@ def _add_threads(command: argparse.ArgumentParser) -> None:
 
 
 def _sampling_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16", "float16", "int8", "int4"), default="auto",
-        help="how weights are held (default: auto, the fastest here at full quality)",
-    )  # fmt: skip
+    add_engine(command)
     command.add_argument("--budget", type=whole(0), metavar="N", help="tokens that a thought may have")
 
 
 def chat(options: argparse.Namespace) -> None:
+    from hadal.engine import EngineConfig
     from hadal.terminal.chat import chat
 
-    chat(options.model, options.dtype, options.budget)
+    config = EngineConfig(exact=not options.fast, speculate=options.speculate)
+    chat(options.model, options.dtype, options.budget, config)
 
 
 def ask(options: argparse.Namespace) -> None:
+    from hadal.engine import EngineConfig
     from hadal.terminal.chat import ask
 
     thinking = True if options.think else False if options.direct else None
-    ask(options.model, options.question, thinking, options.json, options.dtype, options.budget)
+    config = EngineConfig(exact=not options.fast, speculate=options.speculate)
+    ask(options.model, options.question, thinking, options.json, options.dtype, options.budget, config)
 
 
 def tasks(options: argparse.Namespace) -> None:

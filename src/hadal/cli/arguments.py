@@ -86,3 +86,21 @@ def add_overrides(command: Parser, of: str = "the recipe") -> None:
 
 Add = Callable[[str, Callable[[argparse.Namespace], int | None], str, str], Parser]
 """Makes the parser of a command from its name, function, purpose and example."""
+
+
+# Options that several commands share
+
+
+def add_engine(command: argparse.ArgumentParser) -> None:
+    """How the engine holds weights and generates: --dtype, --speculate, --fast."""
+    command.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16", "int8", "int4"), default="auto",
+        help="how weights are held (default: auto, the fastest here at full quality)",
+    )  # fmt: skip
+    command.add_argument(
+        "--speculate", choices=("ngram", "mtp"), metavar="HOW",
+        help="guess tokens ahead, which changes none: ngram from the text so far, mtp by a DeepSeek model's own module",
+    )  # fmt: skip
+    command.add_argument(
+        "--fast", action="store_true", help="let an answer's last bits depend on what runs beside it, for speed"
+    )

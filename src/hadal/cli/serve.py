@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from hadal.cli.arguments import Add, positive, size, whole
+from hadal.cli.arguments import Add, add_engine, positive, size, whole
 
 
 def add_serve(add: Add) -> None:
@@ -33,10 +33,7 @@ def add_serve(add: Add) -> None:
     command.add_argument("--origin", action="append", default=[], dest="origins", metavar="URL",
                          help="a web page elsewhere that may use the API, such as https://chat.example")  # fmt: skip
     command.add_argument("--db", type=Path, metavar="PATH", help="the history (default: in ~/.local/share/hadal)")
-    command.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16", "float16", "int8", "int4"), default="auto",
-        help="how weights are held (default: auto, the fastest here at full quality)",
-    )  # fmt: skip
+    add_engine(command)
     command.add_argument("--cache", type=size, metavar="SIZE", help="memory of each model's cache, such as 2GB")
     command.add_argument(
         "--max-tokens", type=whole(1), metavar="N", help="most tokens of one answer (default: the context)"

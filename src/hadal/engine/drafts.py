@@ -52,7 +52,7 @@ class Drafts:
         self.predictor: Deepseek | None = None
         if how == "mtp":
             if not isinstance(model, Deepseek) or not model.config.num_nextn_predict_layers:
-                raise UserError("The model has no module that predicts a token ahead.", "Use speculate ngram, or none.")
+                raise UserError("The model has no module that predicts a token ahead.", "Speculate by ngram instead.")
             self.predictor = model
         self.count = {None: 0, "ngram": count, "mtp": 1}[how]
         self.layers = 1 if self.predictor is not None else 0

@@ -60,8 +60,10 @@ def make_app(
     @app.get("/metrics", tags=["API"], response_class=PlainTextResponse, responses=documented(401, 403))
     async def metrics(request: Request) -> PlainTextResponse:
         """Counters in Prometheus' text form."""
-        waiting = {m.card.id: m.waiting for m in context.models.local if isinstance(m, LocalModel)}
-        return PlainTextResponse(context.meter.text(waiting), media_type="text/plain; version=0.0.4; charset=utf-8")
+        local = [m for m in context.models.local if isinstance(m, LocalModel)]
+        waiting, drafts = {m.card.id: m.waiting for m in local}, {m.card.id: m.drafts for m in local}
+        text = context.meter.text(waiting, drafts)
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/{path:path}", include_in_schema=False)
     async def static(path: str) -> Response:

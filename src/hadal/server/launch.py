@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 
@@ -49,6 +49,8 @@ class Settings:
     api_key: str | None = None
     db: Path | None = None
     dtype: str = "auto"
+    speculate: Literal["ngram", "mtp"] | None = None
+    fast: bool = False
     cache: int | None = None
     max_tokens: int | None = None
     max_running: int = 256
@@ -99,7 +101,10 @@ def prepare(settings: Settings, say: Callable[[str], None]) -> Context:
     try:
         # A run is two models, itself and its base, and all share what is free.
         cache = cache_budget(None) // max(2 * len(settings.models), 1) if settings.cache is None else settings.cache
-        config = EngineConfig(rows=settings.max_running, keep_replies=True, cache_bytes=cache)
+        config = EngineConfig(
+            rows=settings.max_running, keep_replies=True, cache_bytes=cache, exact=not settings.fast,
+            speculate=settings.speculate,
+        )  # fmt: skip
         for given in settings.models:
             local += load(given, dtype=settings.dtype, config=config, waiting=settings.max_waiting,
                           most_tokens=settings.max_tokens, say=say)  # fmt: skip

@@ -45,6 +45,12 @@ class LocalModel(Model):
     def waiting(self) -> int:
         return len(self.llm.engine.waiting)
 
+    @property
+    def drafts(self) -> tuple[int, int]:
+        """Tokens guessed ahead, and those that came out so."""
+        drafts = self.llm.engine.drafts
+        return drafts.drafted, drafts.accepted
+
     def check(self, ask: Ask) -> None:
         try:
             self.llm.engine.check([*self._prompt(ask), *ask.resume], self._params(ask))

@@ -90,8 +90,9 @@ class Meter:
         recent = [second for second in self._recent if at - second <= WINDOW]
         return sum(self._recent[second] for second in recent) / max(at - min(recent), 1.0) if recent else 0.0
 
-    def text(self, waiting: Mapping[str, int]) -> str:
-        """The page that Prometheus reads. waiting: requests of each model that no token was computed of."""
+    def text(self, waiting: Mapping[str, int], drafts: Mapping[str, tuple[int, int]]) -> str:
+        """The page that Prometheus reads. waiting: requests of each model that no token was computed of; drafts: tokens
+        that each model guessed ahead, and those that came out so."""
         out: list[str] = []
 
         def family(name: str, kind: str, about: str, values: Mapping[str, float]) -> None:
@@ -111,6 +112,11 @@ class Meter:
         family("prompt_cache_hit_tokens_total", "counter", "Tokens of prompts found in the cache.", by("cached"))
         family("completion_tokens_total", "counter", "Tokens generated.", by("completion"))
         family("reasoning_tokens_total", "counter", "Tokens generated in thoughts.", by("reasoning"))
+        for place, name, about in (
+            (0, "draft_tokens_total", "Tokens guessed ahead."),
+            (1, "draft_tokens_accepted_total", "Those of them that were the model's own."),
+        ):
+            family(name, "counter", about, {_labels(model=m): counts[place] for m, counts in drafts.items()})
         family(
             "cost_usd_total",
             "counter",

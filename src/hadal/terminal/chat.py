@@ -31,7 +31,7 @@ from hadal.terminal.view import count
 from hadal.text.parse import Delta, TokenParser
 
 if TYPE_CHECKING:  # torch is loaded when a model is
-    from hadal.engine import LLM
+    from hadal.engine import LLM, EngineConfig
     from hadal.tasks import Problem, Task
 
 Kind = Literal["thought", "answer"]
@@ -69,6 +69,9 @@ class Reply:
     stopped: bool = False
     right: bool | None = None
     gold: str | None = None
+    drafted: int = 0
+    accepted: int = 0
+    """Tokens that were guessed ahead, and those of them that came out so."""
 
     def as_dict(self) -> dict[str, Any]:
         """What `hadal ask --json` prints."""
@@ -142,11 +145,13 @@ def save(path: Path, name: str, replies: list[Reply]) -> None:
 class Model:
     """A finished run with its tasks, ready to be asked."""
 
-    def __init__(self, model: str | Path, dtype: str = "auto", budget: int | None = None) -> None:
+    def __init__(
+        self, model: str | Path, dtype: str = "auto", budget: int | None = None, config: "EngineConfig | None" = None
+    ) -> None:
         from hadal.models.hub import resolve
 
         self.run = resolve(model)
-        self.dtype, self.budget = dtype, budget
+        self.dtype, self.budget, self.config = dtype, budget, config
         self.given = str(model)
         self.record = record_of(self.run)
         self.notes: list[str] = []
@@ -166,7 +171,7 @@ class Model:
     def _load(self) -> "LLM":
         from hadal.engine import LLM
 
-        return LLM.load(self.run, form=self.dtype, say=self.notes.append)
+        return LLM.load(self.run, form=self.dtype, config=self.config, say=self.notes.append)
 
     def examples(self) -> list[str]:
         """Up to five held-out questions, one of each task."""
@@ -195,7 +200,8 @@ class Model:
         reply = Reply(question, "" if opened else None, "", "", 0, 0, 0.0, 0.0)
         ids: list[int] = [tokenizer.think_id] if opened else []
         parser = TokenParser(tokenizer, opened)
-        began = time.perf_counter()
+        drafts, began = self.llm.engine.drafts, time.perf_counter()
+        before = drafts.drafted, drafts.accepted
 
         def hear(deltas: list[Delta]) -> None:
             if parser.in_thought or any(delta.kind in ("thought", "moved") for delta in deltas):
@@ -216,6 +222,7 @@ class Model:
                     break
             hear(parser.finish(not reply.stopped))
         reply.seconds = time.perf_counter() - began
+        reply.drafted, reply.accepted = drafts.drafted - before[0], drafts.accepted - before[1]
         reply.response = tokenizer.decode(ids, special=True)
         found = self.recognise(question)
         if found is not None and not reply.stopped:
@@ -357,6 +364,8 @@ class Chat:
         if not written:
             console.print(Text("(stopped)" if reply.stopped else "(no answer)", style="dim"), end="")
         speed = f"{reply.tokens} tokens, {count(reply.tokens / max(reply.seconds, 1e-9))} tok/s"
+        if reply.drafted:
+            speed += f", {reply.accepted} of {reply.drafted} guessed right"
         console.print()
         console.print(Text.assemble(*_verdict(reply), (speed, "dim")))
         if reply.right is None and not reply.stopped and self.model.tasks:
@@ -440,15 +449,17 @@ def tasks_of(record: Mapping[str, Any], note: Callable[[str], None]) -> "list[Ta
     return tasks
 
 
-def chat(run: str | Path, dtype: str = "auto", budget: int | None = None) -> None:
+def chat(
+    run: str | Path, dtype: str = "auto", budget: int | None = None, config: "EngineConfig | None" = None
+) -> None:
     """Opens the run, checkpoint or adapters and talks until the user leaves.
 
-    dtype: how weights are held, as in `LLM.load`; budget: tokens that a thought may have.
+    dtype: how weights are held, and config, as in `LLM.load`; budget: tokens that a thought may have.
     Raises UserError, naming the remedy, where the run is missing, unfinished, damaged or of another version.
     """
     _tolerate(sys.stdin, sys.stdout)
     console = Console(highlight=False)
-    model = Model(run, dtype, budget)
+    model = Model(run, dtype, budget, config)
     conversation = Chat(model, console)
     conversation.greet()
     conversation.loop(_reader(console))
@@ -482,9 +493,9 @@ def _read_plainly() -> str:
 
 def ask(
     run: str | Path, question: str, thinking: bool | None = None, json: bool = False, dtype: str = "auto",
-    budget: int | None = None,
+    budget: int | None = None, config: "EngineConfig | None" = None,
 ) -> None:  # fmt: skip
-    """Asks one question and prints the answer, or one JSON object; dtype and budget as for `chat`.
+    """Asks one question and prints the answer, or one JSON object; dtype, budget and config as for `chat`.
 
     Raises UserError, naming the remedy, for a run that cannot be opened or an empty question.
     """
@@ -492,7 +503,7 @@ def ask(
     if not question:
         raise UserError("the question is empty.", 'Ask one, such as "How many r in strawberry?"')
     _tolerate(sys.stdout)
-    model = Model(run, dtype, budget)
+    model = Model(run, dtype, budget, config)
     if json:
         reply = model.reply(question, thinking, lambda kind, text, reply: None)
         print(jsonlib.dumps(reply.as_dict()))
