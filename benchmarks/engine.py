@@ -29,6 +29,7 @@ from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig, Qwen2
 from hadal.cost.flops import forward_flops, parameters
 from hadal.engine import LLM, EngineConfig, SamplingParams
 from hadal.models.checkpoint import load_model
+from hadal.models.decoder import Decoder
 from hadal.models.packed import choose, pack
 from hadal.tasks import load_tasks
 from hadal.text.tokenizer import Tokenizer
@@ -89,6 +90,23 @@ def peer_call(model: Any, rows: list[list[int]], params: SamplingParams) -> Call
                 torch.log_softmax(logits.float(), -1).gather(1, tokens[:, place : place + 1])
         else:
             assert out.shape == (len(rows) * params.n, ids.shape[1] + params.max_tokens)
+
+    return call
+
+
+def loop_call(model: Decoder, rows: list[list[int]], params: SamplingParams) -> Callable[[], None]:
+    """The least that decoding can be: one batch, one cache made beforehand, the likeliest token or a drawn one."""
+    ids, new = torch.tensor(rows), params.max_tokens or 0
+
+    @torch.no_grad()
+    def call() -> None:
+        cache = model.new_cache(torch.zeros(len(rows), dtype=torch.long), ids.shape[1] + new)
+        hidden = model(ids, cache)
+        for place in range(new):
+            logits = model.logits(hidden[:, -1])
+            token = torch.softmax(logits, -1).multinomial(1) if params.temperature else logits.argmax(-1, keepdim=True)
+            if place + 1 < new:
+                hidden = model(token, cache)
 
     return call
 
@@ -177,6 +195,8 @@ def main() -> None:
                     sides: dict[str, Callable[[], None]] = {"hadal": hadal_call(llm, rows, params)}
                     if peer is not None:
                         sides["peer"] = peer_call(peer, rows, params)
+                    if case == "b512" and params.top_p == 1.0:
+                        sides["loop"] = loop_call(ours, rows, params)
                     times = interleave(sides, 0.0, least)
                     tokens = count * n * new
                     medians = {side: statistics.median(values) for side, values in times.items()}
@@ -189,6 +209,9 @@ def main() -> None:
                         f"{name:10}{case:6}{way:25}{tokens / medians['hadal']:10.1f}{theirs:10.1f}{ratio:7.2f}x"
                         f"{share:16.1%}{least:4}", flush=True,
                     )  # fmt: skip
+                    if "loop" in medians:
+                        print(f"{'':16}a bare loop over a static cache has {tokens / medians['loop']:.1f}, "
+                              f"hadal {medians['loop'] / medians['hadal']:.2f}x of it", flush=True)  # fmt: skip
                     written.append({"model": name, "case": case, "way": way, "seconds": times, "tokens": tokens,
                                     "ratio": ratio, "share": share})  # fmt: skip
             long = prompts(1, 64 if args.quick else min(1024, config.max_position_embeddings // 2), config.vocab_size)
