@@ -19,6 +19,7 @@ from hadal.engine.core import Engine
 from hadal.engine.lanes import run_size
 from hadal.engine.prefix import BLOCK
 from hadal.engine.request import Request
+from hadal.engine.runs import Runs
 from hadal.errors import UserError
 from hadal.models.checkpoint import build
 from hadal.models.decoder import Decoder
@@ -286,3 +287,28 @@ def test_in_any_order_of_events_nothing_leaks_and_every_request_ends(
 
 
 MODEL = make("dense")
+
+
+def test_runs_move_in_parts_where_not_all_fit_twice() -> None:
+    """Four full runs of 64 move to runs of 128, where there is memory for four of those and half of one."""
+    runs = Runs(4 * 128 + 64, 1, layers=2, widths=[(1, 3)], like=torch.zeros(1))
+    lane = runs.lane(64)
+    lane.reserve(4)
+    source = runs.new_lane(64)
+    source.reserve(4)
+    source.fill(64)
+    for part in source.parts:
+        part[:] = torch.arange(4.0).view(1, 4, 1, 1, 1)
+    lane.join(torch.tensor([3, 0, 2, 1]), source, torch.arange(4), 64)
+    assert runs.grow(torch.full((4,), 64))
+    (moved,) = runs.busy()
+    assert moved.size == 128 and sorted(moved.slots.tolist()) == [0, 1, 2, 3] and runs.used() == 4 * 128
+    for row, slot in enumerate(moved.slots.tolist()):
+        assert bool((moved.parts[0][:, row, :, :64] == [3, 0, 2, 1].index(slot)).all())
+    runs.budget -= 128
+    runs.lanes.clear()
+    lane = runs.lane(64)
+    lane.reserve(4)
+    lane.join(torch.tensor([3, 0, 2, 1]), source, torch.arange(4), 64)
+    assert not runs.grow(torch.full((4,), 64)), "one of them has to be put off"
+    assert runs.used() <= runs.budget and runs.running == 4

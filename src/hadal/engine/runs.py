@@ -13,6 +13,9 @@ from hadal.engine.prefix import PrefixStore
 PADDING = 8
 """Tokens of a row in a pass over prompts come in multiples of this, so that no pass has few rows."""
 
+PARTS = 8
+"""Parts at most in which sequences move to longer runs: each copies what is left of their lane."""
+
 
 def reading_size(tokens: int) -> int:
     """Columns for reading so many tokens, with the padding of the last pass."""
@@ -94,22 +97,34 @@ class Runs:
         self.drop(leaving, length)
 
     def grow(self, length: Tensor) -> bool:
-        """Move sequences that have filled their runs to longer ones; False where there is no room for all of them."""
+        """Move sequences that have filled their runs to longer ones; False where there is no room for all of them.
+
+        They move in parts where both runs of all of them do not fit at once: what has moved makes room for the next.
+        """
         for lane in self.busy():
-            full = length[lane.slots] + self.overhang > lane.size
-            count = int(full.sum())
-            if count == 0:
-                continue
-            wider = self.lane(run_size(lane.size + self.overhang))
-            if not self.make_room(max(len(wider) + count - wider.rows, 0) * wider.size):
-                return False
-            rows = full.nonzero()[:, 0]
-            wider.reserve(len(wider) + count)
-            wider.join(lane.slots[rows], lane, rows, lane.size)
-            lane.leave(full, lane.size)
+            while count := int((full := length[lane.slots] + self.overhang > lane.size).sum()):
+                wider = self.lane(run_size(lane.size + self.overhang))
+                moving = self._fitting(wider, count)
+                if moving < max(count // PARTS, 1):
+                    return False
+                rows = full.nonzero()[:moving, 0]
+                leaving = torch.zeros_like(full)
+                leaving[rows] = True
+                wider.reserve(len(wider) + moving)
+                wider.join(lane.slots[rows], lane, rows, lane.size)
+                lane.leave(leaving, lane.size)
             if len(lane) == 0:
                 lane.resize(0)
         return True
+
+    def _fitting(self, lane: Lane, rows: int) -> int:
+        """How many of so many more rows a lane can have, after spare rows elsewhere and kept prefixes were given up."""
+        spare = lane.rows - len(lane)
+        if rows <= spare or self.make_room((rows - spare) * lane.size):
+            return rows
+        more = max(self.budget - self.used(), 0) // lane.size  # spare rows are given back now, the lane's own as well
+        self.make_room(more * lane.size)
+        return more
 
     def slots(self) -> Tensor:
         """The slots of all sequences that have a run, lane by lane."""
