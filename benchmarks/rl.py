@@ -396,6 +396,11 @@ def main() -> None:
         "machine": platform.processor() or platform.machine(), "matrix_flops_per_second": rates,
         "dtype": "float32", "plan": vars(plan) | {"seeds": seeds}, "updates": {}, "learning": [],
     }  # fmt: skip
+
+    def keep() -> None:
+        if args.json:
+            args.json.write_text(json.dumps(data, indent=2) + "\n")
+
     print(f"{plan.prompts} x {plan.samples} samples of up to {plan.cap} tokens; float32 on both sides.")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "timed"
@@ -406,6 +411,7 @@ def main() -> None:
         for part in timed_parts:
             clocks = update_times(folder, plan, part == "capped", with_trl)
             data["updates"][part] = shown(part, clocks, plan)
+            keep()
         for seed in seeds if "learning" in args.parts else ():
             folder = Path(scratch) / f"base{seed}"
             make_checkpoint(plan, folder, seed, plan.base_steps, HABIT)
@@ -413,11 +419,8 @@ def main() -> None:
             data["learning"].append(
                 {"seed": seed, "before": before, "target": target, "runs": [asdict(r) for r in runs]}
             )
-            if args.json:  # a long part: what is measured is kept
-                args.json.write_text(json.dumps(data, indent=2) + "\n")
+            keep()  # a long part
     told(data["learning"])
-    if args.json:
-        args.json.write_text(json.dumps(data, indent=2) + "\n")
 
 
 def trl_is_there() -> bool:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hadal import __version__
 from hadal.cli.ablate import add_ablate
@@ -23,6 +24,9 @@ from hadal.cli.models import add_model, add_verify
 from hadal.cli.rollouts import add_rollouts
 from hadal.cli.serve import add_serve
 from hadal.errors import UserError
+
+if TYPE_CHECKING:  # torch is loaded when a model is
+    from hadal.engine import EngineConfig
 
 CARRIES_ON = {"quickstart", "train", "sft", "eval"}  # commands that resume where they were stopped
 
@@ -287,21 +291,25 @@ def _sampling_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--budget", type=whole(0), metavar="N", help="tokens that a thought may have")
 
 
-def chat(options: argparse.Namespace) -> None:
+def _engine_of(options: argparse.Namespace) -> EngineConfig:
     from hadal.engine import EngineConfig
+
+    return EngineConfig(exact=not options.fast, speculate=options.speculate)
+
+
+def chat(options: argparse.Namespace) -> None:
     from hadal.terminal.chat import chat
 
-    config = EngineConfig(exact=not options.fast, speculate=options.speculate)
-    chat(options.model, options.dtype, options.budget, config)
+    chat(options.model, options.dtype, options.budget, _engine_of(options))
 
 
 def ask(options: argparse.Namespace) -> None:
-    from hadal.engine import EngineConfig
     from hadal.terminal.chat import ask
 
     thinking = True if options.think else False if options.direct else None
-    config = EngineConfig(exact=not options.fast, speculate=options.speculate)
-    ask(options.model, options.question, thinking, options.json, options.dtype, options.budget, config)
+    ask(
+        options.model, options.question, thinking, options.json, options.dtype, options.budget, _engine_of(options)
+    )  # fmt: skip
 
 
 def tasks(options: argparse.Namespace) -> None:

@@ -99,7 +99,9 @@ class Engine:
         self.waiting: deque[Job] = deque()
         self.reading: Reading | None = None
         self.context = model.config.max_position_embeddings
-        self.drafts = Drafts(self.config.speculate, self.config.draft, model, self.table, self.sampler)
+        self.drafts = Drafts(
+            self.config.speculate, self.config.draft, model, self.table, self.sampler, self.config.exact
+        )
         layers, widths = len(model.layers) + self.drafts.layers, model.cache_widths()
         self.column_bytes = layers * sum(heads * width for heads, width in widths) * model.dtype.itemsize
         budget = cache_budget(self.config.cache_bytes) // self.column_bytes
@@ -282,8 +284,7 @@ class Engine:
             for row, (job, start) in enumerate(zip(r.jobs, begin.tolist(), strict=True)):
                 if start + tokens < len(job.tokens):
                     following[row, -1] = job.tokens[start + tokens]
-            ahead = Pass([r.lane], [begin], self.context, self.config.exact, first_layer=self.runs.layers - 1)
-            self.drafts.read(hidden, following, ahead)
+            self.drafts.read([r.lane], [begin], hidden, following)
         rows = ends.nonzero()[:, 0]
         r.last[rows] = hidden[rows, (r.total - 1 - begin)[rows]]
         r.done = torch.minimum(r.total, begin + tokens)
@@ -338,9 +339,9 @@ class Engine:
         spare = stable_rows(N) - N if self.pads else 0
         logits = self.model.logits(torch.cat([hidden_ND, hidden_ND.new_zeros(spare, hidden_ND.shape[1])]))
         self._advance(slots, logits[:N])
-        if self.drafts.predictor is not None:
-            ran = self.table.length[slots] - 1
-            self._predict(slots, hidden_ND[:, None], ran, torch.ones_like(slots))
+        self.drafts.predict(
+            self.runs, slots, hidden_ND[:, None], self.table.length[slots] - 1, torch.ones_like(slots)
+        )
 
     # ---------------------------------------------------------------------------------- decoding
 
@@ -369,8 +370,7 @@ class Engine:
                 alive = alive[right]
             if len(alive) == 0:
                 break
-        if self.drafts.predictor is not None:
-            self._predict(slots, hidden[:N], begin, checked)
+        self.drafts.predict(self.runs, slots, hidden[:N], begin, checked)
 
     def _pass(self, lanes: List[Lane], ids_NT: Tensor, lengths: List[Tensor]) -> tuple[Tensor, Tensor]:
         """Hidden states and logits of a step, with spare rows behind those of the lanes, that exactness may need."""
@@ -380,9 +380,6 @@ class Engine:
             ids_NT = torch.cat([ids_NT, ids_NT.new_zeros(spare, T)])
         hidden = self.model(ids_NT, Pass(lanes, lengths, self.context, self.config.exact, spare))
         return hidden, self.model.logits(hidden.flatten(0, 1)).view(N + spare, T, -1)
-
-    def _predict(self, slots: Tensor, hidden_NTD: Tensor, begin_N: Tensor, count_N: Tensor) -> None:
-        self.drafts.predict(self.runs, slots, hidden_NTD, begin_N, count_N, self.context, self.config.exact)
 
     def _advance(self, slots: Tensor, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
         """Choose a token for each slot, note it, and finish what has come to its end; tokens and who has ended."""

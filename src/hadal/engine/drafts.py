@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hadal.engine.lanes import Pass
+from hadal.engine.lanes import Lane, Pass
 from hadal.engine.runs import Runs
 from hadal.engine.sampler import Sampler
 from hadal.engine.table import Table
@@ -48,7 +48,9 @@ class Drafts:
     has no such module.
     """
 
-    def __init__(self, how: str | None, count: int, model: Decoder, table: Table, sampler: Sampler) -> None:
+    def __init__(
+        self, how: str | None, count: int, model: Decoder, table: Table, sampler: Sampler, exact: bool
+    ) -> None:  # fmt: skip
         self.predictor: Deepseek | None = None
         if how == "mtp":
             if not isinstance(model, Deepseek) or not model.config.num_nextn_predict_layers:
@@ -57,6 +59,7 @@ class Drafts:
         self.count = {None: 0, "ngram": count, "mtp": 1}[how]
         self.layers = 1 if self.predictor is not None else 0
         """Layers of cache that guessing needs."""
+        self.behind, self.positions, self.exact = len(model.layers), model.config.max_position_embeddings, exact
         self.table, self.sampler = table, sampler
         self.drafted = self.accepted = 0
 
@@ -74,23 +77,21 @@ class Drafts:
         self.drafted += int((out >= 0).sum())
         return out
 
-    def read(self, hidden_PTD: Tensor, following_PT: Tensor, columns: Pass) -> None:
-        """Let the module read a chunk of prompts: the model's hidden states, each with the token that follows."""
+    def read(self, lanes: Sequence[Lane], begins: Sequence[Tensor], hidden_BTD: Tensor, following_BT: Tensor) -> Tensor:
+        """What the module makes [B, T, D] of the model's hidden states, each with the token that follows, from each
+        row's column `begin` on."""
         assert self.predictor is not None
-        self.predictor.mtp_hidden(hidden_PTD, following_PT, columns)
+        columns = Pass(lanes, begins, self.positions, self.exact, first_layer=self.behind)
+        return self.predictor.mtp_hidden(hidden_BTD, following_BT, columns)
 
-    def predict(
-        self, runs: Runs, slots_N: Tensor, hidden_NTD: Tensor, begin_N: Tensor, count_N: Tensor, positions: int,
-        exact: bool,
-    ) -> None:  # fmt: skip
-        """Let the module guess each sequence's token after the one just drawn.
+    def predict(self, runs: Runs, slots_N: Tensor, hidden_NTD: Tensor, begin_N: Tensor, count_N: Tensor) -> None:
+        """Let the module, where there is one, guess each sequence's token after the one just drawn.
 
         It reads the hidden states of the last `count` tokens that were checked, from column `begin` on, each with the
         token that follows. Sequences that have ended meanwhile are left out, others in the lanes are passed over.
         """
-        assert self.predictor is not None
         lanes, table = runs.busy(), self.table
-        if not lanes:
+        if self.predictor is None or not lanes:
             return
         running = runs.slots()
         T = hidden_NTD.shape[1]
@@ -103,9 +104,7 @@ class Drafts:
         begin = torch.where(known, begin_N[row.clamp(min=0)], table.length[running])
         place = (table.made[running] - count)[:, None] + torch.arange(T, device=running.device)
         following = table.tokens[running[:, None], place.clamp(0, table.tokens.shape[1] - 1)]
-        parts = list(begin.split([len(lane) for lane in lanes]))
-        columns = Pass(lanes, parts, positions, exact, first_layer=runs.layers - 1)
-        out = self.predictor.mtp_hidden(hidden, following, columns)
+        out = self.read(lanes, begin.split([len(lane) for lane in lanes]), hidden, following)
         logits = self.predictor.logits(out[torch.arange(len(running), device=running.device), count - 1])
         guess = self.sampler.choose(table, running, logits).tokens
         table.guess[running] = torch.where(known, guess, table.guess[running])
