@@ -18,8 +18,9 @@ from hadal.models.decoder import Decoder
 from hadal.models.hub import resolve
 from hadal.models.lora import is_adapter, open_model
 from hadal.models.packed import choose, pack
-from hadal.models.tensor_files import stored_dtype
+from hadal.models.tensor_files import stored_dtype, stored_in_float8
 from hadal.ops.device import pick
+from hadal.ops.float8 import multiplies
 from hadal.text.tokenizer import Tokenizer
 
 WORTH_PACKING = 20_000_000
@@ -49,16 +50,21 @@ class LLM:
 
         form: how its matrices are packed for this CPU (`hadal.models.packed`): float32, bfloat16, float16, int8, int4,
         or auto for the fastest at full quality, which a large model is measured for and a small one left plain. On a
-        GPU a large model is left plain, in the stored dtype or the one that is named. None leaves them plain in `dtype`
-        on the CPU. say: is told the choice and the memory that the cache may take.
+        GPU a large model is left plain, in the stored dtype or the one that is named; auto keeps DeepSeek's FP8 where
+        the GPU multiplies it. None leaves them plain in `dtype` on the CPU. say: is told the choice and the memory that
+        the cache may take.
         """
         folder = resolve(folder)
         tokenizer, defaults = Tokenizer.load(folder), generation_defaults(folder)
         if form is None:
             return cls(open_model(folder, dtype).eval(), tokenizer, config, defaults)
         stored = torch.float32 if is_adapter(folder) else stored_dtype(folder)
-        model = open_model(folder, stored).eval()
+        float8 = form == "auto" and stays_float8(folder)
+        model = open_model(folder, stored, float8).eval()
         size = sum(p.numel() for p in model.parameters())
+        if float8:
+            say("Weights in FP8 as they are stored, which this GPU multiplies.")
+            return cls(model.to("cuda"), tokenizer, config, defaults)
         if form in ("auto", "float32", "bfloat16", "float16") and pick("auto", size) == "cuda":
             own = stored if form == "auto" else getattr(torch, form)
             return cls(model.to("cuda", own), tokenizer, config, defaults)
@@ -178,6 +184,12 @@ def generation_defaults(folder: Path) -> dict[str, Any]:
     if data.get("do_sample") is False:
         found = {name: value for name, value in found.items() if name == "repetition_penalty"} | {"temperature": 0.0}
     return found
+
+
+def stays_float8(folder: Path) -> bool:
+    """Whether a checkpoint's FP8 is not multiplied out here: the model goes to a GPU that multiplies it as it is."""
+    weights = 0 if is_adapter(folder) else stored_in_float8(folder)
+    return pick("auto", weights) == "cuda" and multiplies(torch.device("cuda"))
 
 
 def _is_one(prompts: object) -> bool:

@@ -20,10 +20,11 @@ from torch.overrides import TorchFunctionMode
 
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig, from_dict
 from hadal.errors import UserError
+from hadal.models import float8
 from hadal.models.decoder import Decoder
 from hadal.models.dense import Dense
 from hadal.models.names import copies, module_prefix, to_released
-from hadal.models.tensor_files import FP8_BLOCK, TensorFiles
+from hadal.models.tensor_files import TensorFiles, scale_name
 
 SHARD_BYTES = 5_000_000_000
 COMPANIONS = (
@@ -192,7 +193,7 @@ def _check_quantisation(folder: Path, data: dict[str, Any]) -> None:
     found = data.get("quantization_config")
     if found is None:
         return
-    wanted = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [FP8_BLOCK, FP8_BLOCK]}
+    wanted = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [float8.BLOCK, float8.BLOCK]}
     for key, value in wanted.items():
         if not isinstance(found, dict) or found.get(key, "e4m3" if key == "fmt" else None) != value:
             got = found.get(key) if isinstance(found, dict) else found
@@ -207,8 +208,11 @@ def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if name.endswith("e_score_correction_bias") else dtype
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
-    """A model from a checkpoint folder, its weights in `dtype`."""
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, keep_float8: bool = False) -> Decoder:
+    """A model from a checkpoint folder, its weights in `dtype`.
+
+    keep_float8: leave linear layers and experts that are stored in FP8 as they are, for inference.
+    """
     data = _config_data(folder)
     config = from_dict(data)
     _check_quantisation(folder, data)
@@ -218,18 +222,36 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
             assert isinstance(config, DeepseekConfig)  # many tools drop the module's weights and keep the number
             config = replace(config, num_nextn_predict_layers=0)
         model = outline(config)
-        wanted = model.state_dict()
-        _check_names(files, to_released(wanted, config), config)
-        state = {}
-        for name, like in wanted.items():
-            state[name] = torch.empty(like.shape, dtype=_dtype_of(name, dtype))
-            for part, view in to_released({name: state[name]}, config).items():
-                files.read_into(part, view)
+        _check_names(files, to_released(model.state_dict(), config), config)
+        if keep_float8:
+            _keep_float8(files, model)
+        state = model.state_dict()
+        for name, like in state.items():
+            if like.is_meta:
+                state[name] = torch.empty(like.shape, dtype=_dtype_of(name, dtype))
+                for part, view in to_released({name: state[name]}, config).items():
+                    files.read_into(part, view)
         model.load_state_dict(state, assign=True)
         for copy, name in copies(config).items():
             if copy in files.entries:
                 _check_copy(files, copy, name)
     return model
+
+
+def _keep_float8(files: TensorFiles, model: Decoder) -> None:
+    """Fill an outlined model's matrices that can stay in FP8, and put in their modules' places what multiplies them."""
+    wanted = model.state_dict()
+    for place, names in list(float8.places(model)):
+        parts = to_released({name: wanted[name] for name in names}, model.config)
+        if not all(files.in_whole_blocks(part) for part in parts):
+            continue
+        blocks = [float8.room(wanted[name].shape) for name in names]
+        for name, (raw, scale) in zip(names, blocks, strict=True):
+            for part, view in to_released({name: raw}, model.config).items():
+                files.read_float8(part, view)
+            for part, view in to_released({name: scale}, model.config).items():
+                files.read_into(scale_name(part), view)
+        float8.keep(model, place, blocks)
 
 
 def _check_names(files: TensorFiles, wanted: dict[str, Tensor], config: ModelConfig) -> None:

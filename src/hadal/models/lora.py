@@ -383,10 +383,13 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
-def open_model(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
-    """The model of a checkpoint folder, or of an adapter folder: its base with the adapters merged."""
+def open_model(folder: Path, dtype: torch.dtype = torch.float32, keep_float8: bool = False) -> Decoder:
+    """The model of a checkpoint folder, or of an adapter folder: its base with the adapters merged.
+
+    keep_float8: as for `load_model`; adapters are merged into numbers that have more bits.
+    """
     if not is_adapter(folder):
-        return load_model(folder, dtype)
+        return load_model(folder, dtype, keep_float8)
     data = read_adapter_config(folder)
     base, revision = data.get("base_model_name_or_path"), data.get("revision")
     if not isinstance(base, str) or not base:

@@ -38,7 +38,10 @@ def released_name(name: str, config: ModelConfig) -> str:
 
 
 def to_released(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """hadal's tensors under the released names; of joined ones the parts, as contiguous views into them."""
+    """hadal's tensors under the released names; of joined ones the parts, as contiguous views into them.
+
+    Scales of FP8 blocks divide like the matrices they belong to.
+    """
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
         renamed = released_name(name, config)
@@ -50,7 +53,8 @@ def to_released(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tens
                     out[f"{prefix}.{e}.{part}_proj.weight"] = piece
         elif prefix.endswith("qkv_proj"):
             assert isinstance(config, DenseConfig)
-            q, kv = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+            heads = config.num_attention_heads, config.num_key_value_heads
+            q, kv = (len(tensor) * n // (heads[0] + 2 * heads[1]) for n in heads)
             for letter, piece in zip("qkv", tensor.split([q, kv, kv]), strict=True):
                 out[renamed.replace("qkv_proj", f"{letter}_proj")] = piece
         elif prefix.endswith("gate_up_proj"):

@@ -18,17 +18,16 @@ from torch import Tensor
 
 from hadal.configs.tensor_header import REMEDY, Entry, read_header
 from hadal.errors import UserError
+from hadal.ops.float8 import BLOCK, FLOAT8
 
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3": FLOAT8,
 }
 FP8 = "F8_E4M3"
-FP8_BLOCK = 128
-"""Rows and columns of the blocks that share a scale in DeepSeek's FP8 weights."""
 _PIECE = 1 << 19  # elements that are read, converted and looked at together: they stay in a core's cache
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -40,6 +39,16 @@ def stored_dtype(folder: Path) -> torch.dtype:
         counts[torch.bfloat16 if entry.kind == FP8 else DTYPES[entry.kind]] += math.prod(entry.shape)
     (dtype, _), *_ = counts.most_common(1)
     return dtype if dtype.itemsize <= 4 else torch.float32
+
+
+def stored_in_float8(folder: Path) -> int:
+    """How many of a checkpoint's weights are FP8."""
+    return sum(math.prod(entry.shape) for entry in TensorFiles(folder).entries.values() if entry.kind == FP8)
+
+
+def scale_name(name: str) -> str:
+    """The tensor of an FP8 one's scales."""
+    return name + "_scale_inv"
 
 
 class TensorFiles:
@@ -108,10 +117,22 @@ class TensorFiles:
                 "Do config.json and weights belong together?",
             )
         if entry.kind == FP8:
-            scale = name + "_scale_inv"
+            scale = scale_name(name)
             if len(shape) != 2 or scale not in self.entries:
                 raise UserError(f"{entry.path}: {name} is FP8, without {scale}.", "hadal reads FP8 in scaled blocks.")
-            self.check(scale, (-(-shape[0] // FP8_BLOCK), -(-shape[1] // FP8_BLOCK)))
+            self.check(scale, (-(-shape[0] // BLOCK), -(-shape[1] // BLOCK)))
+
+    def in_whole_blocks(self, name: str) -> bool:
+        """Whether a tensor is FP8, and its last block in each direction is a whole one."""
+        entry = self.entries[name]
+        return entry.kind == FP8 and all(size % BLOCK == 0 for size in entry.shape)
+
+    def read_float8(self, name: str, out: Tensor) -> None:
+        """Fill a contiguous FP8 tensor with an FP8 one's numbers, without its scales; UserError for NaN among them."""
+        entry = self.entries[name]
+        self._read(entry, 0, out)
+        if (out.view(torch.uint8) & 127 == 127).any():  # the format's only values that are not finite
+            raise _not_finite(entry.path, name)
 
     def read_into(self, name: str, out: Tensor) -> None:
         """Fill a contiguous tensor of the same shape and any float dtype; UserError for values that are not finite."""
@@ -125,10 +146,7 @@ class TensorFiles:
             if not _finite(target):
                 if _finite(piece):
                     raise UserError(f"{path}: {name} does not fit {out.dtype}.", "Load it in a wider dtype.")
-                raise UserError(
-                    f"{path}: {name} holds values that are not finite.",
-                    "The checkpoint is broken: download it again, or go back to an earlier one.",
-                )
+                raise _not_finite(path, name)
 
     def pieces(self, name: str, out: Tensor | None = None) -> Iterator[Tensor]:
         """The values, flat and piece by piece, each good until the next; in place in `out` where its dtype allows."""
@@ -148,13 +166,13 @@ class TensorFiles:
     def _dequantised(self, name: str, entry: Entry) -> Iterator[Tensor]:
         """Bands of blocks: each value times its block's scale, in float32."""
         rows, columns = entry.shape
-        scale_entry = self.entries[name + "_scale_inv"]
+        scale_entry = self.entries[scale_name(name)]
         scales = torch.empty(scale_entry.shape)
-        self.read_into(name + "_scale_inv", scales)
-        for band, row in enumerate(range(0, rows, FP8_BLOCK)):
-            raw = torch.empty(min(FP8_BLOCK, rows - row), columns, dtype=DTYPES[FP8])
+        self.read_into(scale_name(name), scales)
+        for band, row in enumerate(range(0, rows, BLOCK)):
+            raw = torch.empty(min(BLOCK, rows - row), columns, dtype=FLOAT8)
             self._read(entry, row * columns, raw)
-            yield (raw.float() * scales[band].repeat_interleave(FP8_BLOCK)[:columns]).view(-1)
+            yield (raw.float() * scales[band].repeat_interleave(BLOCK)[:columns]).view(-1)
 
     def _read(self, entry: Entry, begin: int, out: Tensor) -> None:
         """Bytes of a tensor from element `begin` on."""
@@ -174,6 +192,13 @@ class TensorFiles:
 def _finite(values: Tensor) -> bool:
     """Whether all values are finite; NaN passes through aminmax, which is far faster than isfinite on a CPU."""
     return values.numel() == 0 or all(math.isfinite(end) for end in torch.aminmax(values))
+
+
+def _not_finite(path: Path, name: str) -> UserError:
+    return UserError(
+        f"{path}: {name} holds values that are not finite.",
+        "The checkpoint is broken: download it again, or go back to an earlier one.",
+    )
 
 
 def _refuse_pickles(folder: Path) -> None:

@@ -174,7 +174,8 @@ def routed_experts(
     place_NP = torch.empty_like(place_M)
     place_NP[place_M] = torch.arange(len(place_M), device=place_M.device)
     place_NP = place_NP.view_as(expert_NP)
-    if is_exact() and not torch.is_grad_enabled() and not isinstance(gate_up_EOD, Stack):
+    keeps_rows = isinstance(gate_up_EOD, Stack) and gate_up_EOD.keeps_rows
+    if is_exact() and not torch.is_grad_enabled() and not keeps_rows:
         ends_E, place_NP, rows = _stable_groups(x_ND, expert_NP, token_M, place_NP, ends_E)
     else:
         rows = _Dispatch.apply(x_ND, token_M, place_NP)

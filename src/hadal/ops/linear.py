@@ -207,6 +207,9 @@ def steadily(product: Callable[[Tensor], Tensor], x_NK: Tensor, counts: Sequence
 class Stack:
     """The matrices [E, O, K] of a layer's experts, each packed."""
 
+    keeps_rows: ClassVar[bool] = True
+    """Whether a row gets the same bits in a group of any size, where results must be exact."""
+
     def __init__(self, form: type[Matrix], weight_EOK: Tensor, fast: bool = False) -> None:
         self.matrices = [form(weight_OK) for weight_OK in weight_EOK]
         self.width = weight_EOK.shape[1]
