@@ -59,3 +59,23 @@ def test_wandb_takes_it_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert wandb.run is not None and wandb.run.summary["r1/reward"] == 0.5
     wandb.finish()
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_trackio_reads_what_it_was_told_also_when_a_run_is_carried_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    trackio = pytest.importorskip("trackio")
+    storage = pytest.importorskip("trackio.sqlite_storage").SQLiteStorage
+    for place in ("one", "other"):  # two runs of one name stay two
+        run = tmp_path / place / "run"
+        run.mkdir(parents=True)
+        for line in LINES:
+            ToldLines(run / "metrics.jsonl", ["trackio"], run, {"seed": 0}).append(line)
+            trackio.finish()
+    names = storage.get_runs("hadal")
+    assert len(names) == 2 and all(name.startswith("run-") for name in names)
+    for name in names:
+        logs = storage.get_logs("hadal", name)
+        keys = ("step", "r1/reward", "r1/difficulty/sums")
+        assert [[log[key] for key in keys] for log in logs] == [[1, 0.25, 7], [2, 0.5, 7]]

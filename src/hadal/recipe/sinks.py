@@ -19,15 +19,21 @@ from hadal.files import JsonLines
 Tell = Callable[[dict[str, float], int], None]
 
 
+def _mark(run: Path) -> str:
+    """What tells a run folder from another of the same name."""
+    return blake2b(str(run.resolve()).encode(), digest_size=8).hexdigest()
+
+
 def _wandb(module: Any, run: Path, config: Mapping[str, Any]) -> Tell:
-    name = blake2b(str(run.resolve()).encode(), digest_size=8).hexdigest()
-    opened = module.init(project="hadal", name=run.name, id=name, resume="allow", dir=str(run), config=dict(config))
+    mark = _mark(run)
+    opened = module.init(project="hadal", name=run.name, id=mark, resume="allow", dir=str(run), config=dict(config))
     return lambda values, step: opened.log(values | {"step": step})
 
 
 def _trackio(module: Any, run: Path, config: Mapping[str, Any]) -> Tell:
-    module.init(project="hadal", name=run.name, config=dict(config), resume="allow")
-    return lambda values, step: module.log(values | {"step": step})
+    name = f"{run.name}-{_mark(run)[:6]}"  # a run is found again by its name alone
+    module.init(project="hadal", name=name, config=dict(config), resume="allow")
+    return lambda values, step: module.log(values, step=step)
 
 
 def _tensorboard(module: Any, run: Path, config: Mapping[str, Any]) -> Tell:
