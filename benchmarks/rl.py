@@ -192,7 +192,7 @@ class Hadal:
             self.llm.engine.sampler.forbidden = self.llm.engine.forbidden
         self.task = the_task(plan, coin)
         self.task.difficulties = range(plan.level, plan.level + 1)
-        self.config = RLConfig(prompts=plan.prompts, samples=plan.samples, max_tokens=plan.cap)
+        self.config = RLConfig("grpo", prompts=plan.prompts, samples=plan.samples, max_tokens=plan.cap)
         self.clock = Clock()
         self.llm.generate = timed(lambda: self.clock, "sampling", self.llm.generate)  # type: ignore[method-assign]
         self.step = 0

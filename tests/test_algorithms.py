@@ -6,6 +6,7 @@ import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from hadal.engine import LLM, Sample
 from hadal.errors import UserError
-from hadal.recipe.config import read_recipe
+from hadal.recipe.config import load_recipe_data, read_recipe
+from hadal.recipe.kinds import GrpoConfig
 from hadal.tasks import BUILT_IN, Rng
 from hadal.tasks.words import build_tokenizer
 from hadal.train import algorithms
@@ -322,10 +324,19 @@ def test_what_an_algorithm_does_not_have_is_told(table: dict[str, Any], told: li
 
 def test_a_run_from_before_options_is_read_as_it_was() -> None:
     old = {"baseline": 1.0, "clip_low": 0.2, "clip_high": 0.28, "algorithm": "grpo", "prompts": 5}
-    new = read_recipe({"tasks": ["letters"], "grpo": {"prompts": 5}})
+    new = read_recipe({"tasks": ["letters"], "grpo": {"algorithm": "grpo", "prompts": 5}})
     assert read_recipe({"tasks": ["letters"], "grpo": old}) == new
     changed = read_recipe({"tasks": ["letters"], "grpo": {**old, "baseline": 0.9}})
     assert changed.grpo.options == {"baseline": 0.9} and changed.grpo.settings.baseline == 0.9
+
+
+def test_recipes_here_name_the_algorithm_they_were_measured_with() -> None:
+    shipped = [Path(entry.name).stem for entry in resources.files("hadal.recipes").iterdir() if ".toml" in entry.name]
+    recipes = {name: read_recipe(load_recipe_data(name)) for name in shipped}
+    stages = {(name, stage.name): stage.config for name, recipe in recipes.items() for stage in recipe.stages}
+    used = {place: config.algorithm for place, config in stages.items() if isinstance(config, GrpoConfig)}
+    assert len(used) >= 10 and set(used.values()) == {"grpo"}, used
+    assert read_recipe({"tasks": ["letters"]}).grpo.algorithm == "dr_grpo"
 
 
 # Side by side with TRL

@@ -35,7 +35,8 @@ Item = tuple[list[int], Sample, float]
 class RLConfig:
     """Sizes and knobs of an update."""
 
-    algorithm: str = "grpo"
+    algorithm: str = "dr_grpo"
+    """The best at equal work on the quickstart (docs/log.md); hadal's own recipes ask for R1's."""
     options: dict[str, Any] = field(default_factory=dict)
     """Of the algorithm, where it shall not have its own way: `hadal.train.algorithms`."""
     prompts: int = 32
