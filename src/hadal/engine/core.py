@@ -29,7 +29,8 @@ from hadal.engine.sampler import Choice, Sampler
 from hadal.engine.table import Table
 from hadal.errors import UserError
 from hadal.models.decoder import Decoder
-from hadal.ops.exact import exactly, padded_rows, stable_rows
+from hadal.models.packed import stable_in
+from hadal.ops.exact import exactly, padded_rows
 from hadal.text.tokenizer import Tokenizer
 
 
@@ -106,8 +107,7 @@ class Engine:
         self.column_bytes = layers * sum(heads * width for heads, width in widths) * model.dtype.itemsize
         budget = cache_budget(self.config.cache_bytes) // self.column_bytes
         self.runs = Runs(budget, 1 + self.drafts.count, layers, widths, like)
-        # Packed matrices see to their rows themselves, each operator by what it needs.
-        self.pads = self.config.exact and model.packed_head is None
+        self.stable = stable_in(model) if self.config.exact else lambda count: count
         self.graphs = self._recordings()
         self._requests = 0
         self._read_last = False
@@ -120,7 +120,7 @@ class Engine:
         if not wanted or not can_record(self.model, self.config.exact):
             return None
         record = cuda_recorder() if on_gpu else lambda work: work  # elsewhere a step is only done again
-        return Graphs(self.model, self.context, self.config.exact, self.pads, record)
+        return Graphs(self.model, self.context, self.config.exact, self.stable, record)
 
     def budget(self) -> str:
         """The memory of the cache in words."""
@@ -336,7 +336,7 @@ class Engine:
     def _first_tokens(self, slots: Tensor, hidden_ND: Tensor) -> None:
         """The token behind each prompt, from the hidden state of the prompt's last one."""
         N = len(slots)
-        spare = stable_rows(N) - N if self.pads else 0
+        spare = self.stable(N) - N
         logits = self.model.logits(torch.cat([hidden_ND, hidden_ND.new_zeros(spare, hidden_ND.shape[1])]))
         self._advance(slots, logits[:N])
         self.drafts.predict(
@@ -359,23 +359,26 @@ class Engine:
         hidden, logits = self._pass(lanes, ids, lengths) if replayed is None else replayed
         begin = torch.cat(lengths)
         checked = torch.zeros_like(begin)
-        alive = torch.arange(N, device=self.device)
+        # All sequences are asked for one token, and those that were guessed right for the next.
+        rows = torch.arange(N, device=self.device)
+        alive: Tensor | slice = slice(N)
         for place in range(T):
             self.table.length[slots[alive]] += 1
             checked[alive] += 1
             tokens, gone = self._advance(slots[alive], logits[alive, place])
-            if place + 1 < T:
-                right = (guessed[alive, place] == tokens) & ~gone
-                self.drafts.accepted += int(right.sum())
-                alive = alive[right]
-            if len(alive) == 0:
+            if place + 1 == T:
+                break
+            right = (guessed[alive, place] == tokens) & ~gone
+            self.drafts.accepted += int(right.sum())
+            alive = going = rows[alive][right]
+            if len(going) == 0:
                 break
         self.drafts.predict(self.runs, slots, hidden[:N], begin, checked)
 
     def _pass(self, lanes: List[Lane], ids_NT: Tensor, lengths: List[Tensor]) -> tuple[Tensor, Tensor]:
         """Hidden states and logits of a step, with spare rows behind those of the lanes, that exactness may need."""
         N, T = ids_NT.shape
-        spare = padded_rows(N, T) - N if self.pads else 0
+        spare = padded_rows(N, T, self.stable) - N
         if spare:
             ids_NT = torch.cat([ids_NT, ids_NT.new_zeros(spare, T)])
         hidden = self.model(ids_NT, Pass(lanes, lengths, self.context, self.config.exact, spare))

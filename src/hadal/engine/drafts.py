@@ -66,9 +66,11 @@ class Drafts:
     def guess(self, slots_N: Tensor) -> Tensor:
         """Guessed tokens [N, count], -1 where there is none."""
         out = torch.full((len(slots_N), self.count), -1, dtype=torch.long, device=slots_N.device)
+        if not self.count:
+            return out
         if self.predictor is not None:
             out[:, 0] = self.table.guess[slots_N]
-        elif self.count:
+        else:
             for row, slot in enumerate(slots_N.tolist()):
                 sequence = self.table.sequences[slot]
                 assert sequence is not None

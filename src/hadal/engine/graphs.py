@@ -78,8 +78,10 @@ class _Shape:
 class Graphs:
     """The recordings of an engine's decoding, by where its lanes lie and how many rows they have."""
 
-    def __init__(self, model: Decoder, positions: int, exact: bool, pads: bool, record: Recorder) -> None:
-        self.model, self.positions, self.exact, self.pads, self.record = model, positions, exact, pads, record
+    def __init__(
+        self, model: Decoder, positions: int, exact: bool, stable: Callable[[int], int], record: Recorder
+    ) -> None:  # fmt: skip
+        self.model, self.positions, self.exact, self.stable, self.record = model, positions, exact, stable, record
         self.shapes: OrderedDict[tuple[int, ...], _Shape] = OrderedDict()
         self.weights: list[int] = []
 
@@ -109,7 +111,7 @@ class Graphs:
         shape.lanes = lanes
         if shape.replay is None:
             rows, tokens = sum(counts), ids_NT.shape[1]
-            rows = padded_rows(rows, tokens) if self.pads else rows
+            rows = padded_rows(rows, tokens, self.stable)
             shape.ids, shape.length = ids_NT.new_zeros(rows, tokens), lengths[0].new_zeros(rows)
         # Row by row where each lane's begin.
         begins = [sum(counts[:i]) for i in range(len(counts))]

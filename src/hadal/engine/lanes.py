@@ -152,6 +152,8 @@ class Pass(Columns):
         if self.exact and tokens * group < QUERIES:  # the last query again, to have enough
             q_BTHK = _repeated(q_BTHK, -(-QUERIES // group))
             self.masks = [_repeated(mask, q_BTHK.shape[1]) for mask in self.masks]  # a row each: tokens are few
+        if len(self.counts) == 1 and not self.spare:
+            return form(q_BTHK, *self._write(0, layer, new), self.masks[0])[:, :tokens]
         parts, begin = [], 0
         for lane, count in enumerate(self.counts):
             rows = slice(begin, begin + count)

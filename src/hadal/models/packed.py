@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -28,7 +29,8 @@ from hadal.models.decoder import Decoder, full_weight
 from hadal.models.deepseek import Experts, Router
 from hadal.models.lora import LoraExperts
 from hadal.ops import quant
-from hadal.ops.linear import FORMS, Matrix, Stack, kind_of, measure, usable, works
+from hadal.ops.exact import stable_rows
+from hadal.ops.linear import FORMS, Matrix, Stack, kind_of, measure, rows_alike, usable, works
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -175,6 +177,18 @@ def repack(packed: Decoder, model: Decoder) -> Repacked:
 def packed_bytes(model: nn.Module) -> int:
     """Bytes of a model's packed matrices."""
     return sum(module.nbytes for module in model.modules() if isinstance(module, PackedLinear | PackedExperts))
+
+
+def stable_in(model: Decoder) -> Callable[[int], int]:
+    """For a count of a step's tokens, the next one at which no linear layer has to add rows to be exact.
+
+    A packed model with experts takes any: tokens that nobody asked for would have experts read that nobody needs.
+    """
+    if model.packed_head is None:
+        return stable_rows
+    forms = {module.form.form for module in model.layers.modules() if isinstance(module, PackedLinear)}
+    alone = len(forms) == 1 and not any(isinstance(module, PackedExperts) for module in model.modules())
+    return partial(rows_alike, forms.pop()) if alone else lambda count: count
 
 
 def resolve(form: str) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from hadal.ops.exact import COLUMNS, QUERIES, SUMMED, is_exact
+from hadal.ops.function import run
 
 BLOCK = 64
 """Queries that `blockwise_attend` takes at a time."""
@@ -73,7 +74,7 @@ def weighted_sum(weights_NMS: Tensor, values_NSV: Tensor) -> Tensor:
 
 def blockwise_attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float) -> Tensor:
     """The same function as `attend`, `BLOCK` queries at a time over the columns that these can see."""
-    return _by_token(_Blockwise.apply(*_by_key_head(q_BTHK, k_BJSK, v_BJSV), bias, scale), len(q_BTHK))
+    return _by_token(run(_Blockwise, *_by_key_head(q_BTHK, k_BJSK, v_BJSV), bias, scale), len(q_BTHK))
 
 
 def fused_attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float) -> Tensor:
@@ -187,7 +188,10 @@ class _SwiGLU(Function):
 
 def swiglu(gate_up_2F: Tensor) -> Tensor:
     """silu(gate) * up for a last axis that holds [gate | up] (arXiv 2002.05202)."""
-    return _SwiGLU.apply(gate_up_2F)
+    if torch.is_grad_enabled():
+        return run(_SwiGLU, gate_up_2F)
+    gate, up = gate_up_2F.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)  # in place: of a long prompt, memory that is new costs more than the product
 
 
 def plain_swiglu(gate_up_2F: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ trying, once for each thread count, and rows are padded to it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -53,9 +53,9 @@ def stable_rows(n: int) -> int:
     return _stable(torch.get_num_threads())[n] if n < _TRIED else n
 
 
-def padded_rows(rows: int, tokens: int) -> int:
-    """The least number of rows, of so many tokens each, whose tokens are stable rows."""
-    while stable_rows(rows * tokens) != rows * tokens:
+def padded_rows(rows: int, tokens: int, stable: Callable[[int], int] = stable_rows) -> int:
+    """The least number of rows, of so many tokens each, whose tokens are as many as `stable` leaves as they are."""
+    while stable(rows * tokens) != rows * tokens:
         rows += 1
     return rows
 

@@ -21,6 +21,7 @@ from torch.autograd import Function
 
 from hadal.ops.attention import plain_swiglu, swiglu
 from hadal.ops.exact import is_exact, stable_rows
+from hadal.ops.function import run
 from hadal.ops.linear import Stack
 
 
@@ -131,7 +132,7 @@ class _GroupedLinear(Function):
 
 def loop_linear(x_MK: Tensor, weight_EOK: Tensor, ends_E: Tensor) -> Tensor:
     """The same function as `grouped_linear` for any dtype and width, in a loop over the experts."""
-    return _LoopLinear.apply(x_MK, weight_EOK, ends_E)
+    return run(_LoopLinear, x_MK, weight_EOK, ends_E)
 
 
 def grouped_linear(x_MK: Tensor, weight_EOK: Tensor | Stack, ends_E: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ def grouped_linear(x_MK: Tensor, weight_EOK: Tensor | Stack, ends_E: Tensor) -> 
     if isinstance(weight_EOK, Stack):
         return weight_EOK.linear(x_MK, ends_E)
     form = _GroupedLinear if takes_grouped(x_MK, weight_EOK) else _LoopLinear
-    return form.apply(x_MK, weight_EOK, ends_E)
+    return run(form, x_MK, weight_EOK, ends_E)
 
 
 def _stable_groups(
@@ -178,7 +179,7 @@ def routed_experts(
     if is_exact() and not torch.is_grad_enabled() and not keeps_rows:
         ends_E, place_NP, rows = _stable_groups(x_ND, expert_NP, token_M, place_NP, ends_E)
     else:
-        rows = _Dispatch.apply(x_ND, token_M, place_NP)
+        rows = run(_Dispatch, x_ND, token_M, place_NP)
     hidden = swiglu(linear(rows, gate_up_EOD, ends_E))
     out = linear(hidden, down_EDI, ends_E)
-    return _Combine.apply(out, weight_NP, token_M, place_NP)
+    return run(_Combine, out, weight_NP, token_M, place_NP)

@@ -204,6 +204,12 @@ def steadily(product: Callable[[Tensor], Tensor], x_NK: Tensor, counts: Sequence
     return product(F.pad(x_NK, (0, 0, 0, counts[count] - count)))[:count]
 
 
+def rows_alike(form: str, count: int) -> int:
+    """The least number of rows, `count` or more, at which `Matrix.rows` adds none of its own."""
+    counts = row_counts(form, torch.get_num_threads())
+    return counts[count] if count < len(counts) else count
+
+
 class Stack:
     """The matrices [E, O, K] of a layer's experts, each packed."""
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from hadal.configs.rope import Llama3Scaling, RopeScaling
+from hadal.ops.function import run
 
 
 def plain_rms_norm(x_D: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -53,7 +54,7 @@ class _RMSNorm(Function):
 
 def rms_norm(x_D: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last axis; the same function as `plain_rms_norm`."""
-    return _RMSNorm.apply(x_D, weight_D, eps)
+    return run(_RMSNorm, x_D, weight_D, eps)
 
 
 def rotary_frequencies(dim: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
@@ -121,7 +122,7 @@ class _Rotate(Function):
 
 def rotate(x_K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """RoPE of families without q/k norm; the same function as `plain_rotate`."""
-    return _Rotate.apply(x_K, cos, sin)
+    return run(_Rotate, x_K, cos, sin)
 
 
 def plain_norm_rotate(x_BTHK: Tensor, weight_HK: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
@@ -147,7 +148,7 @@ class _NormRotate(Function):
 
 def norm_rotate(x_BTHK: Tensor, weight_HK: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
     """Per-head RMSNorm, then RoPE; the same function as `plain_norm_rotate`."""
-    return _NormRotate.apply(x_BTHK, weight_HK, cos, sin, eps)
+    return run(_NormRotate, x_BTHK, weight_HK, cos, sin, eps)
 
 
 def plain_rotate_pairs(x_K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -189,4 +190,4 @@ class _RotatePairs(Function):
 
 def rotate_pairs(x_K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """RoPE in interleaved pairs; the same function as `plain_rotate_pairs`. cos and sin broadcast to [..., R/2]."""
-    return _RotatePairs.apply(x_K, cos, sin)
+    return run(_RotatePairs, x_K, cos, sin)
