@@ -20,7 +20,7 @@ from hadal.cost.memory import gigabytes
 from hadal.engine.drafts import Drafts
 from hadal.engine.graphs import Graphs, can_record, cuda_recorder
 from hadal.engine.lanes import Lane, Pass, run_size
-from hadal.engine.memory import cache_budget
+from hadal.engine.memory import cache_budget, chunk_size
 from hadal.engine.params import SamplingParams
 from hadal.engine.prefix import BLOCK, PrefixStore
 from hadal.engine.request import Finish, Request, Sample, Sequence
@@ -42,7 +42,7 @@ class EngineConfig:
     rows: int = 1024
     """Sequences that decode at once."""
     chunk: int = 2048
-    """Tokens of prompts that a step reads."""
+    """Tokens of prompts that a step reads at most; of a wide model on a CPU it reads fewer (`chunk_size`)."""
     exact: bool = True
     """What a request gets does not depend on others, on chunks, on the prefix store or on speculation."""
     speculate: Literal["ngram", "mtp"] | None = None
@@ -107,6 +107,7 @@ class Engine:
         self.column_bytes = layers * sum(heads * width for heads, width in widths) * model.dtype.itemsize
         budget = cache_budget(self.config.cache_bytes) // self.column_bytes
         self.runs = Runs(budget, 1 + self.drafts.count, layers, widths, like)
+        self.chunk = chunk_size(self.config.chunk, model)
         self.stable = stable_in(model) if self.config.exact else lambda count: count
         self.graphs = self._recordings()
         self._requests = 0
@@ -269,7 +270,7 @@ class Engine:
         r = self.reading
         assert r is not None
         left = int((r.total - r.done).max())
-        most = max(self.config.chunk // len(r.jobs) // PADDING, 1) * PADDING
+        most = max(self.chunk // len(r.jobs) // PADDING, 1) * PADDING
         tokens = min(-(-left // PADDING) * PADDING, most)
         # A row that is done is padding, which has to stay inside the lane.
         begin = torch.minimum(r.done, torch.tensor(r.lane.size - tokens, device=self.device)).clamp(min=0)
