@@ -61,13 +61,12 @@ def ask(
 ) -> list[list[Verdict]]:
     """params.n verdicts for each problem."""
     prompts = [llm.tokenizer.chat([{"role": "user", "content": p.prompt}], params.thinking) for p in problems]
-    opening = THINK if params.thinking else ""
 
     def judge(problem: Problem, output: RequestOutput) -> list[Verdict]:
         task = tasks[problem.meta["task"]]
         out = []
         for sample in output.outputs:
-            text = opening + sample.text
+            text = params.opening + sample.text
             right = task.score(problem, text).total > 0.5
             out.append(Verdict(problem, text, len(sample.token_ids), text.startswith(THINK), right))
         return out

@@ -14,7 +14,6 @@ from hadal.models.cache import Continuations, SharedPrefix
 from hadal.models.decoder import Decoder
 from hadal.rewards import Response, RewardConfig, score_group
 from hadal.tasks import Problem, Reward, Task
-from hadal.text.tokenizer import THINK
 from hadal.train.losses import policy
 
 
@@ -43,11 +42,10 @@ def sample_groups(
 ) -> list[Group]:
     """params.n scored samples for each (task name, problem)."""
     prompts = [llm.tokenizer.chat([{"role": "user", "content": p.prompt}], params.thinking) for _, p in problems]
-    opening = THINK if params.thinking else ""
     limit = params.max_tokens or llm.model.config.max_position_embeddings
     groups = []
     for (name, problem), output in zip(problems, llm.generate(prompts, params.spread(len(prompts))), strict=True):
-        responses = [Response(opening + s.text, s.token_ids, limit) for s in output.outputs]
+        responses = [Response(params.opening + s.text, s.token_ids, limit) for s in output.outputs]
         rewards = score_group(tasks[name], problem, responses, config)
         groups.append(Group(name, problem, output.prompt_token_ids, output.outputs, rewards))
     return groups

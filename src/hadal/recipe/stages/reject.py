@@ -83,7 +83,6 @@ def _ask_model(
         return
     llm = run.engine(run.load(source).to(run.dtype).eval())
     thinking = True if config.thinking else None
-    opening = THINK if config.thinking else ""
     params = SamplingParams(config.temperature, config.top_p, config.max_tokens, thinking=thinking, n=config.samples)
     numbers = list(problems)
     for at in range(0, len(numbers), TOGETHER):
@@ -91,7 +90,7 @@ def _ask_model(
         prompts = [llm.tokenizer.chat([{"role": "user", "content": problems[i].prompt}], thinking) for i in part]
         each = [replace(params, seed=_seed(run, stage, i)) for i in part]
         for number, output in zip(part, llm.generate(prompts, each), strict=True):
-            yield number, [opening + sample.text for sample in output.outputs]
+            yield number, [params.opening + sample.text for sample in output.outputs]
 
 
 def _ask_endpoint(
