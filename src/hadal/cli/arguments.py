@@ -91,12 +91,17 @@ Add = Callable[[str, Callable[[argparse.Namespace], int | None], str, str], Pars
 # Options that several commands share
 
 
-def add_engine(command: argparse.ArgumentParser) -> None:
-    """How the engine holds weights and generates: --dtype, --speculate, --fast."""
+def add_dtype(command: argparse.ArgumentParser) -> None:
+    """--dtype: how the engine holds weights."""
     command.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16", "float16", "int8", "int4"), default="auto",
         help="how weights are held (default: auto, the fastest here at full quality)",
     )  # fmt: skip
+
+
+def add_engine(command: argparse.ArgumentParser) -> None:
+    """How the engine holds weights and generates: --dtype, --speculate, --fast."""
+    add_dtype(command)
     command.add_argument(
         "--speculate", choices=("ngram", "mtp"), metavar="HOW",
         help="guess tokens ahead, which changes none: ngram from the text so far, mtp by a DeepSeek model's own module",

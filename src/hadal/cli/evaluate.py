@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hadal.cli.arguments import Add, positive, whole
+from hadal.cli.arguments import Add, add_dtype, positive, whole
 from hadal.errors import UserError
 
 
@@ -53,10 +53,7 @@ def add_eval(add: Add) -> None:
     command.add_argument(
         "--connections", type=whole(1), default=16, metavar="N", help="requests at once to a server (default: 16)"
     )
-    command.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16", "float16", "int8", "int4"), default="auto",
-        help="how weights are held (default: auto, the fastest here at full quality)",
-    )  # fmt: skip
+    add_dtype(command)
     command.add_argument("--failures", action="store_true", help="browse the wrong answers, problem by problem")
     command.add_argument("--json", action="store_true", help="the results as one JSON object on stdout")
 
