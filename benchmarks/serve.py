@@ -51,7 +51,7 @@ BARE = """
 import json, sys, time
 from hadal.engine import LLM, EngineConfig, SamplingParams
 from hadal.engine.llm import generation_defaults
-from hadal.terminal.chat import R1_SAMPLING
+from hadal.terminal.model import R1_SAMPLING
 from pathlib import Path
 folder, streams, most = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 questions = json.loads(sys.argv[4])

@@ -14,14 +14,13 @@ from hadal.terminal import chat as chat_module
 from hadal.terminal.chat import (
     Chat,
     Command,
-    Model,
-    Reply,
     fold,
     parse_command,
     save,
     transcript,
 )
 from hadal.terminal.clean import clean, one_line, strip_controls
+from hadal.terminal.model import Model, Reply
 from hadal.text.tokenizer import Tokenizer
 
 # ------------------------------------------------------------------------------------- stripping

@@ -19,7 +19,7 @@ from hadal.errors import UserError
 from hadal.server.faults import refusal_of
 from hadal.server.models import EFFORT_BUDGETS, EFFORTS, Ask, Card, Control, Delta, End, Event, Model, Phase, Usage
 from hadal.tasks import Task
-from hadal.terminal.chat import R1_SAMPLING, record_of, tasks_of
+from hadal.terminal.model import R1_SAMPLING, record_of, tasks_of
 from hadal.terminal.view import count
 from hadal.text.parse import Delta as Part
 from hadal.text.parse import StreamDecoder, TokenParser
