@@ -4,13 +4,16 @@
 
 --bin is a build of llama.cpp with llama-batched-bench and llama-quantize; `pip install gguf` writes its files. Both
 read prompts of 64 tokens and draw --new behind each; llama.cpp's bench feeds random tokens and samples nothing, hadal
-is greedy. Times are of prompts and new tokens together.
+is greedy. Times are of prompts and new tokens together. Beside them stands what each side's weights lose: the
+divergence of their logits from those of the weights as they were, both by hadal's model in float32, for which
+llama.cpp's matrices are multiplied out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -26,11 +29,16 @@ from engine import hadal_call, prompts, shape
 from hadal.configs.models import Qwen2Config
 from hadal.engine import LLM, EngineConfig, SamplingParams
 from hadal.models.checkpoint import load_model
+from hadal.models.decoder import Decoder
 from hadal.models.packed import choose, pack
 from hadal.text.tokenizer import Tokenizer
 
 PAIRS = {"F16": "auto", "Q8_0": "int8", "Q4_K_M": "int4"}
 """llama.cpp's type, and the form that hadal packs."""
+FIXED = {
+    "model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}  # fmt: skip
 NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
@@ -54,11 +62,9 @@ def write_gguf(folder: Path, config: Qwen2Config, out: Path) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("none")
-    fixed = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
-             "lm_head.weight": "output.weight"}  # fmt: skip
     for file in sorted(folder.glob("*.safetensors")):
         for name, tensor in load_file(file).items():
-            to = fixed.get(name)
+            to = FIXED.get(name)
             if to is None:
                 _, _, layer, rest = name.split(".", 3)
                 module, kind = rest.rsplit(".", 1)
@@ -69,6 +75,37 @@ def write_gguf(folder: Path, config: Qwen2Config, out: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def multiplied_out(file: Path, source: Path, folder: Path) -> None:
+    """A checkpoint of the float32 matrices that a GGUF file's stand for; source: the one it was made of."""
+    import gguf
+    from safetensors.torch import save_file
+
+    released = {ours: theirs for theirs, ours in NAMES.items()}
+    tensors: dict[str, torch.Tensor] = {}
+    for tensor in gguf.GGUFReader(file).tensors:
+        values = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+        if tensor.name.startswith("blk."):
+            _, layer, module, kind = tensor.name.split(".")
+            tensors[f"model.layers.{layer}.{released[module]}.{kind}"] = values
+        else:
+            tensors[next(theirs for theirs, ours in FIXED.items() if ours == tensor.name)] = values
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    shutil.copyfile(source / "config.json", folder / "config.json")
+
+
+@torch.no_grad()
+def logprobs(model: Decoder, vocabulary: int) -> torch.Tensor:
+    """Of every token [N, V] behind each of 512 random ones, four texts."""
+    ids = torch.tensor(prompts(4, 128, vocabulary))
+    return torch.log_softmax(model.logits(model(ids)), -1).flatten(0, 1)
+
+
+def divergence(reference_NV: torch.Tensor, got_NV: torch.Tensor) -> float:
+    """Mean over the tokens, in nats."""
+    return float((reference_NV.exp() * (reference_NV - got_NV)).sum(-1).mean())
 
 
 def batched_bench(binaries: Path, file: Path, batches: list[int], new: int, threads: int) -> dict[int, float]:
@@ -104,7 +141,8 @@ def main() -> None:
     new, rounds = args.new or (8 if args.quick else 32), args.rounds or (1 if args.quick else 3)
     batches = [b for b in args.batches if b < 64] if args.quick else args.batches
     written: list[dict[str, Any]] = []
-    print(f"\n{'':8}{'batch':>6}{'type':>8}{'form':>18}{'hadal':>9}{'llama.cpp':>11}{'ratio':>8}{'n':>4}")
+    print(f"\n{'':8}{'batch':>6}{'type':>8}{'form':>18}{'hadal':>9}{'llama.cpp':>11}{'ratio':>8}{'n':>4}"
+          f"{'lost by hadal, llama.cpp':>28}")  # fmt: skip
     for name in args.models:
         config = shape(name, args.quick)
         assert isinstance(config, Qwen2Config)
@@ -112,14 +150,20 @@ def main() -> None:
             folder, plain = Path(place) / "model", Path(place) / "F16.gguf"
             save_random(folder, config, torch.bfloat16)
             write_gguf(folder, config, plain)
+            reference = logprobs(load_model(folder).eval(), config.vocab_size)
             for kind in args.types:
                 file = plain
                 if kind != "F16":
                     file = Path(place) / f"{kind}.gguf"
                     subprocess.run([args.bin / "llama-quantize", plain, file, kind], capture_output=True, check=True)
+                multiplied_out(file, folder, Path(place) / f"{kind}-floats")
+                theirs_lose = divergence(reference, logprobs(load_model(Path(place) / f"{kind}-floats").eval(),
+                                                             config.vocab_size))  # fmt: skip
+                shutil.rmtree(Path(place) / f"{kind}-floats")
                 ours = load_model(folder, torch.bfloat16).eval()
                 form = choose(config, torch.bfloat16).form if PAIRS[kind] == "auto" else PAIRS[kind]
                 pack(ours, form)
+                ours_lose = divergence(reference, logprobs(ours, config.vocab_size))
                 llm = LLM(ours, Tokenizer.from_words([]), EngineConfig(keep_prompts=False))
                 llm.engine.sampler.forbidden = llm.engine.sampler.forbidden[:0]
                 params = SamplingParams(temperature=0, ignore_eos=True, max_tokens=new)
@@ -137,10 +181,11 @@ def main() -> None:
                     mine, peer = (statistics.median(times[side][batch]) for side in ("hadal", "peer"))
                     print(
                         f"{name:8}{batch:6}{kind:>8}{form:>18}{batch * new / mine:9.1f}{batch * new / peer:11.1f}"
-                        f"{peer / mine:7.2f}x{rounds:4}", flush=True,
+                        f"{peer / mine:7.2f}x{rounds:4}{ours_lose:14.2e},{theirs_lose:13.2e}", flush=True,
                     )  # fmt: skip
                     written.append({"model": name, "batch": batch, "type": kind, "form": form, "tokens": batch * new,
-                                    "seconds": {side: times[side][batch] for side in times}})  # fmt: skip
+                                    "seconds": {side: times[side][batch] for side in times},
+                                    "divergence": {"hadal": ours_lose, "peer": theirs_lose}})  # fmt: skip
     if args.json:
         about = {"torch": torch.__version__, "threads": args.threads, "rates": rates, "quick": args.quick}
         args.json.write_text(json.dumps(about | {"results": written}, indent=1) + "\n")
