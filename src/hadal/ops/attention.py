@@ -189,7 +189,7 @@ class _SwiGLU(Function):
 def swiglu(gate_up_2F: Tensor) -> Tensor:
     """silu(gate) * up for a last axis that holds [gate | up] (arXiv 2002.05202)."""
     if torch.is_grad_enabled():
-        return run(_SwiGLU, gate_up_2F)
+        return _SwiGLU.apply(gate_up_2F)
     gate, up = gate_up_2F.chunk(2, dim=-1)
     return F.silu(gate).mul_(up)  # in place: of a long prompt, memory that is new costs more than the product
 
