@@ -108,10 +108,11 @@ def interleave(
     seconds: float,
     least: int = 3,
     clock: Callable[[], float] = time.perf_counter,
+    warm_up: bool = True,
 ) -> dict[str, list[float]]:
-    """Seconds of each call of each side, in turns, until `seconds` are over; the first turn is warm-up."""
+    """Seconds of each call of each side, in turns, until `seconds` are over; one turn before them warms up."""
     times: dict[str, list[float]] = {name: [] for name in sides}
-    end = None
+    end = None if warm_up else time.perf_counter() + seconds
     while end is None or min(map(len, times.values())) < least or time.perf_counter() < end:
         for name, call in sides.items():
             began = clock()

@@ -147,6 +147,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--trained", nargs="+", type=Path, metavar="RUN", help="only the mismatch, of grown models")
     parser.add_argument("--new", type=int, help="tokens to generate (default: 64; 8 with --quick)")
+    parser.add_argument("--turns", type=int, help="of both sides, for each row (default: 3; 1 with --quick)")
     parser.add_argument("--form", default="auto", help="how hadal packs: auto, int8, int4, ..., or '' for not at all")
     parser.add_argument("--fast", action="store_true", help="hadal without its exactness")
     parser.add_argument("--threads", type=int, default=0)
@@ -164,7 +165,7 @@ def main() -> None:
         return
     rates, dtype = measured_rates(args)
     transformers = transformers_or_none()
-    new, least = args.new or (8 if args.quick else 64), 1 if args.quick else 3
+    new, least = args.new or (8 if args.quick else 64), args.turns or (1 if args.quick else 3)
     cases = args.cases if not args.quick else [c for c in args.cases if c in ("b1", "b8")]
     written: list[dict[str, Any]] = []
     print(f"\n{'':10}{'case':6}{'':25}{'hadal':>10}{'peer':>10}{'ratio':>8}{'of matrix rate':>16}{'n':>4}")
@@ -197,7 +198,7 @@ def main() -> None:
                         sides["peer"] = peer_call(peer, rows, params)
                     if case == "b512" and params.top_p == 1.0:
                         sides["loop"] = loop_call(ours, rows, params)
-                    times = interleave(sides, 0.0, least)
+                    times = interleave(sides, 0.0, least, warm_up=case != "rl")  # which takes minutes a turn
                     tokens = count * n * new
                     medians = {side: statistics.median(values) for side, values in times.items()}
                     flops = tokens * forward_flops(config, 64 + new / 2)
