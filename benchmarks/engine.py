@@ -53,6 +53,8 @@ WAYS = {
     "temperature 1, logprobs": SamplingParams(ignore_eos=True, logprobs=0, seed=0),
     "0.6, top-p 0.95": SamplingParams(0.6, 0.95, ignore_eos=True, seed=0),
 }
+LOGITS = 4 * 1024**3
+"""Bytes of logits that the peer may keep."""
 CASES = {"b1": (1, 1), "b8": (8, 1), "b64": (64, 1), "rl": (32, 16), "b512": (512, 1)}
 
 
@@ -75,21 +77,48 @@ def hadal_call(llm: LLM, rows: list[list[int]], params: SamplingParams) -> Calla
 
 
 def peer_call(model: Any, rows: list[list[int]], params: SamplingParams) -> Callable[[], None]:
+    """transformers' generate; with log-probabilities as hadal has them, where all the logits fit, which it keeps."""
     ids = torch.tensor(rows)
+    held = len(rows) * params.n * (params.max_tokens or 0) * model.config.vocab_size * 4
+    logprobs = params.logprobs is not None and held <= LOGITS
 
     def call() -> None:
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=params.temperature > 0,
             temperature=params.temperature or None, top_k=0, top_p=params.top_p, num_return_sequences=params.n,
-            max_new_tokens=params.max_tokens, pad_token_id=0, output_logits=params.logprobs is not None,
-            return_dict_in_generate=params.logprobs is not None,
+            max_new_tokens=params.max_tokens, pad_token_id=0, output_logits=logprobs,
+            return_dict_in_generate=logprobs,
         )  # fmt: skip
-        if params.logprobs is not None:  # of the tokens drawn, as the other side gives them
+        if logprobs:  # of the tokens drawn, as the other side gives them
             tokens = out.sequences[:, ids.shape[1] :]
             for place, logits in enumerate(out.logits):
                 torch.log_softmax(logits.float(), -1).gather(1, tokens[:, place : place + 1])
         else:
             assert out.shape == (len(rows) * params.n, ids.shape[1] + params.max_tokens)
+
+    return call
+
+
+def continuous_call(model: Any, rows: list[list[int]], params: SamplingParams) -> Callable[[], None]:
+    """transformers' continuous batching, told how much it has to hold: each sequence fits one page of its cache.
+
+    Each call starts its thread and makes its cache anew, for about half a second.
+    """
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    config = GenerationConfig(
+        do_sample=params.temperature > 0, temperature=params.temperature or None, top_k=0, top_p=params.top_p,
+        num_return_sequences=params.n, max_new_tokens=params.max_tokens, pad_token_id=0, eos_token_id=-1,
+    )  # fmt: skip
+    batching = ContinuousBatchingConfig(
+        page_size=len(rows[0]) + (params.max_tokens or 0), num_blocks=len(rows) * params.n + 1, max_batch_tokens=1024,
+        return_logprobs=params.logprobs is not None,
+    )  # fmt: skip
+
+    def call() -> None:
+        out = model.generate_batch(rows, generation_config=config, continuous_batching_config=batching, warmup=False)
+        assert len(out) == len(rows) * params.n
+        assert all(len(o.generated_tokens) == params.max_tokens for o in out.values())
 
     return call
 
@@ -147,7 +176,8 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--trained", nargs="+", type=Path, metavar="RUN", help="only the mismatch, of grown models")
     parser.add_argument("--new", type=int, help="tokens to generate (default: 64; 8 with --quick)")
-    parser.add_argument("--turns", type=int, help="of both sides, for each row (default: 3; 1 with --quick)")
+    parser.add_argument("--turns", type=int, help="for each row, none before them to warm up (default: 3 after one)")
+    parser.add_argument("--continuous", action="store_true", help="also transformers' continuous batching")
     parser.add_argument("--form", default="auto", help="how hadal packs: auto, int8, int4, ..., or '' for not at all")
     parser.add_argument("--fast", action="store_true", help="hadal without its exactness")
     parser.add_argument("--threads", type=int, default=0)
@@ -196,9 +226,11 @@ def main() -> None:
                     sides: dict[str, Callable[[], None]] = {"hadal": hadal_call(llm, rows, params)}
                     if peer is not None:
                         sides["peer"] = peer_call(peer, rows, params)
+                        if args.continuous:
+                            sides["continuous"] = continuous_call(peer, rows, params)
                     if case == "b512" and params.top_p == 1.0:
                         sides["loop"] = loop_call(ours, rows, params)
-                    times = interleave(sides, 0.0, least, warm_up=case != "rl")  # which takes minutes a turn
+                    times = interleave(sides, 0.0, least, warm_up=args.turns is None)
                     tokens = count * n * new
                     medians = {side: statistics.median(values) for side, values in times.items()}
                     flops = tokens * forward_flops(config, 64 + new / 2)
@@ -213,6 +245,9 @@ def main() -> None:
                     if "loop" in medians:
                         print(f"{'':16}a bare loop over a static cache has {tokens / medians['loop']:.1f}, "
                               f"hadal {medians['loop'] / medians['hadal']:.2f}x of it", flush=True)  # fmt: skip
+                    if "continuous" in medians:
+                        print(f"{'':16}continuous batching has {tokens / medians['continuous']:.1f}, "
+                              f"hadal {medians['continuous'] / medians['hadal']:.2f}x of it", flush=True)  # fmt: skip
                     written.append({"model": name, "case": case, "way": way, "seconds": times, "tokens": tokens,
                                     "ratio": ratio, "share": share})  # fmt: skip
             long = prompts(1, 64 if args.quick else min(1024, config.max_position_embeddings // 2), config.vocab_size)

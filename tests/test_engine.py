@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hadal.configs.models import DeepseekConfig, DenseConfig
 from hadal.engine import LLM, EngineConfig, SamplingParams
-from hadal.engine.sampling import inverse_draw, keep_top_p, noise
+from hadal.engine.sampling import SMALL, inverse_draw, keep_top_k, keep_top_p, noise
 from hadal.errors import UserError
 from hadal.models.checkpoint import build, save_model
 from hadal.models.decoder import Decoder
@@ -200,6 +200,23 @@ def test_draws_follow_the_exact_distribution(temperature: float, top_p: float) -
     assert (counts[probabilities == 0] == 0).all()
     if len(kept) > 1:
         assert _chi_square(counts, probabilities) < 4
+
+
+@pytest.mark.parametrize("vocabulary", [300, SMALL + 904])
+@pytest.mark.parametrize("scale", [0.0, 0.2, 3.0, 20.0])  # from all alike to one for sure
+def test_filters_keep_what_sorting_everything_would(vocabulary: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(6, vocabulary, generator=generator) * scale * 4).round() / 4  # with many equals
+    logits[0, : vocabulary // 2] = -torch.inf
+    probability = torch.softmax(logits, -1)
+    top_p, k = torch.tensor([0.95, 0.9999, 0.5, 1e-6, 0.99, 0.1]), torch.tensor([50, 1, 0, vocabulary, 7, 200])
+    for row, order in enumerate(probability.argsort(dim=-1, descending=True, stable=True)):
+        sums = probability[row, order].double().cumsum(0)
+        within = int((sums < float(top_p[row]) * float(probability[row].sum(dtype=torch.float64))).sum()) + 1
+        most = int(k[row]) or vocabulary
+        for kept, count in ((keep_top_p(probability, top_p), within), (keep_top_k(probability, k), most)):
+            expected = torch.zeros(vocabulary).index_copy_(0, order[:count], probability[row, order[:count]])
+            assert torch.equal(kept[row], expected)
 
 
 def test_the_engine_samples_the_models_distribution(llm: LLM) -> None:

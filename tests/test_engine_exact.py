@@ -293,9 +293,9 @@ def test_runs_move_in_parts_where_not_all_fit_twice() -> None:
     """Four full runs of 64 move to runs of 128, where there is memory for four of those and half of one."""
     runs = Runs(4 * 128 + 64, 1, layers=2, widths=[(1, 3)], like=torch.zeros(1))
     lane = runs.lane(64)
-    lane.reserve(4)
+    lane.resize(4)
     source = runs.new_lane(64)
-    source.reserve(4)
+    source.resize(4)
     source.fill(64)
     for part in source.parts:
         part[:] = torch.arange(4.0).view(1, 4, 1, 1, 1)
@@ -308,7 +308,25 @@ def test_runs_move_in_parts_where_not_all_fit_twice() -> None:
     runs.budget -= 128
     runs.lanes.clear()
     lane = runs.lane(64)
-    lane.reserve(4)
+    lane.resize(4)
     lane.join(torch.tensor([3, 0, 2, 1]), source, torch.arange(4), 64)
     assert not runs.grow(torch.full((4,), 64)), "one of them has to be put off"
     assert runs.used() <= runs.budget and runs.running == 4
+
+
+def test_a_lane_that_grows_row_by_row_is_seldom_copied_and_never_past_the_budget() -> None:
+    def sizes(budget: int) -> list[int]:
+        runs = Runs(budget, 1, layers=1, widths=[(1, 1)], like=torch.zeros(1))
+        lane, source = runs.lane(64), runs.new_lane(64)
+        source.resize(1)
+        found = []
+        for slot in range(100):
+            assert runs.make_room(64)
+            runs.reserve(lane, 1)
+            lane.join(torch.tensor([slot]), source, torch.tensor([0]), 8)
+            assert runs.used() <= budget
+            found.append(lane.rows)
+        return found
+
+    assert len(set(sizes(1000 * 64))) < 15, "with a copy for each new row the time grows with its square"
+    assert sizes(100 * 64)[-1] == 100, "the last rows fit where there is room for just as many"

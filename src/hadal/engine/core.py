@@ -250,7 +250,7 @@ class Engine:
         # The last token is always computed: what comes next is read from it.
         hits = [self.runs.store.find(job.keys[: (len(job.tokens) - 1) // BLOCK]) for job in jobs]
         self.runs.reading = lane = self.runs.new_lane(reading_size(width))
-        lane.reserve(len(jobs))
+        lane.resize(len(jobs))
         for row, (job, hit) in enumerate(zip(jobs, hits, strict=True)):
             self.runs.store.read(job.keys[:hit], lane, row)
             if not job.resumed:
@@ -321,7 +321,7 @@ class Engine:
             self.table.add(new, [self.tokenizer.in_thought(sequence.request.prompt) for sequence in new])
             slots = torch.tensor([sequence.slot for sequence, _ in who], device=self.device)
             source = torch.tensor([row for _, row in who], device=self.device)
-            lane.reserve(len(lane) + len(who))
+            self.runs.reserve(lane, len(who))
             columns = int(r.total[source].max())
             lane.join(slots, r.lane, source, columns)
             self.table.length[slots] = r.total[source]

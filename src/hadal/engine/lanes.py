@@ -60,11 +60,6 @@ class Lane:
             self.parts[i] = room
         self.ready = ready if used else 0
 
-    def reserve(self, rows: int) -> None:
-        """Have room for this many rows."""
-        if rows > self.rows:
-            self.resize(rows)
-
     def fill(self, columns: int) -> None:
         """Make this many columns ready."""
         if columns > self.ready:

@@ -77,6 +77,17 @@ class Runs:
             self.lanes[size] = self.new_lane(size)
         return self.lanes[size]
 
+    def reserve(self, lane: Lane, more: int) -> None:
+        """Have memory for so many rows more, which fit the budget.
+
+        A lane that has rows gets some to spare where much of the budget is free: it is copied each time it gets more,
+        and sequences come to it a few at a time.
+        """
+        rows = len(lane) + more
+        if rows > lane.rows:
+            free = self.budget - self.used() - (rows - lane.rows) * lane.size - self.store.columns
+            lane.resize(rows + max(min(len(lane) // 2, free // (2 * lane.size)), 0))
+
     def busy(self) -> list[Lane]:
         """Lanes with sequences, shortest runs first."""
         return [lane for _, lane in sorted(self.lanes.items()) if len(lane)]
@@ -110,7 +121,7 @@ class Runs:
                 rows = full.nonzero()[:moving, 0]
                 leaving = torch.zeros_like(full)
                 leaving[rows] = True
-                wider.reserve(len(wider) + moving)
+                self.reserve(wider, moving)
                 wider.join(lane.slots[rows], lane, rows, lane.size)
                 lane.leave(leaving, lane.size)
             if len(lane) == 0:

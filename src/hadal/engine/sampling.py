@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 BLOCKS = (256, 128, 64, 32, 16, 8, 4, 2, 1)
+SMALL = 4096
+"""Tokens of a vocabulary that are sorted sooner than told apart."""
 
 
 def _wrapped(value: int) -> int:
@@ -61,34 +63,54 @@ def keep_top_k(probability_NV: Tensor, k_N: Tensor) -> Tensor:
     """Only the k likeliest (0: all); of equals those with the lower id."""
     V = probability_NV.shape[1]
     count_N = torch.where(k_N > 0, k_N, V).clamp(max=V)
-    return _keep(probability_NV, _descending(probability_NV), count_N)
+    return _keep(probability_NV, _largest(probability_NV, int(count_N.max()) + 1), count_N)
 
 
 def keep_top_p(probability_NV: Tensor, top_p_N: Tensor) -> Tensor:
     """Only the smallest most likely set of mass `top_p`, not renormalised; of equals those with the lower id."""
-    descending_NV = _descending(probability_NV)
-    sums_NV = descending_NV.cumsum(-1, dtype=torch.float64)
-    wanted_N1 = top_p_N.double()[:, None] * probability_NV.sum(-1, keepdim=True, dtype=torch.float64)
-    count_N = (torch.searchsorted(sums_NV, wanted_N1)[:, 0] + 1).clamp(max=sums_NV.shape[1])
-    return _keep(probability_NV, descending_NV, count_N)
+    V = probability_NV.shape[1]
+    mass_N1 = probability_NV.sum(-1, keepdim=True, dtype=torch.float64)
+    top_p_N1 = top_p_N.double()[:, None]
+    most = V
+    if V > SMALL:
+        # The tokens below `least` have together at most half of the mass that is left out, so none of them is in the
+        # set. Of a trained model they are nearly all, which saves most of the sorting.
+        least_N1 = (1 - top_p_N1) * mass_N1 / (2 * V)
+        most = int((probability_NV >= least_N1.to(probability_NV.dtype)).sum(-1).max()) + 1
+    largest_NM = _largest(probability_NV, most)
+    sums_NM = largest_NM.cumsum(-1, dtype=torch.float64)
+    count_N = (torch.searchsorted(sums_NM, top_p_N1 * mass_N1)[:, 0] + 1).clamp(max=sums_NM.shape[1])
+    return _keep(probability_NV, largest_NM, count_N)
 
 
-def _descending(x_NV: Tensor) -> Tensor:
-    """Each row's numbers from the largest on. On a CPU numpy sorts them, ten times as fast as torch does."""
+def _largest(x_NV: Tensor, most: int) -> Tensor:
+    """Each row's `most` largest numbers [N, M], or all where that is less work, from the largest on.
+
+    On a CPU numpy sorts them, ten times as fast as torch does, and sets the largest apart in a fifth of that.
+    """
+    rest = x_NV.shape[1] - most
     if x_NV.device.type != "cpu":
-        return x_NV.sort(dim=-1, descending=True)[0]
-    return torch.from_numpy(np.sort(x_NV.numpy(), axis=-1)).flip(-1)
+        return x_NV.topk(most, dim=-1)[0] if rest > 0 else x_NV.sort(dim=-1, descending=True)[0]
+    numbers = x_NV.numpy()
+    if rest > most:
+        numbers = np.partition(numbers, rest, axis=-1)[:, rest:]
+    return torch.from_numpy(np.sort(numbers, axis=-1)).flip(-1)
 
 
-def _keep(x_NV: Tensor, descending_NV: Tensor, count_N: Tensor) -> Tensor:
-    """The `count` largest of each row, zeros elsewhere; of equals those that come first."""
-    least_N1 = descending_NV.gather(1, count_N[:, None] - 1)
+def _keep(x_NV: Tensor, largest_NM: Tensor, count_N: Tensor) -> Tensor:
+    """The `count` largest of each row, zeros elsewhere; of equals those that come first.
+
+    largest: from the largest on, one more than `count` where there are more.
+    """
+    count_N1 = count_N[:, None]
+    least_N1 = largest_NM.gather(1, count_N1 - 1)
     kept = x_NV >= least_N1
-    if bool((kept.sum(-1) > count_N).any()):  # equals at the border
+    after_N1 = largest_NM.gather(1, count_N1.clamp(max=largest_NM.shape[1] - 1))
+    if bool(((after_N1 == least_N1) & (count_N1 < largest_NM.shape[1])).any()):  # equals at the border
         above, equal = x_NV > least_N1, x_NV == least_N1
-        room_N1 = count_N[:, None] - above.sum(-1, keepdim=True)
+        room_N1 = count_N1 - above.sum(-1, keepdim=True)
         kept = above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room_N1))
-    return x_NV.masked_fill(~kept, 0.0)
+    return torch.where(kept, x_NV, 0.0)
 
 
 def keep_min_p(probability_NV: Tensor, min_p_N: Tensor) -> Tensor:
