@@ -53,6 +53,7 @@ WAYS = {
     "temperature 1, logprobs": SamplingParams(ignore_eos=True, logprobs=0, seed=0),
     "0.6, top-p 0.95": SamplingParams(0.6, 0.95, ignore_eos=True, seed=0),
 }
+BESIDE = {"loop": "a bare loop over a static cache", "continuous": "continuous batching"}
 LOGITS = 4 * 1024**3
 """Bytes of logits that the peer may keep."""
 CASES = {"b1": (1, 1), "b8": (8, 1), "b64": (64, 1), "rl": (32, 16), "b512": (512, 1)}
@@ -242,12 +243,10 @@ def main() -> None:
                         f"{name:10}{case:6}{way:25}{tokens / medians['hadal']:10.1f}{theirs:10.1f}{ratio:7.2f}x"
                         f"{share:16.1%}{least:4}", flush=True,
                     )  # fmt: skip
-                    if "loop" in medians:
-                        print(f"{'':16}a bare loop over a static cache has {tokens / medians['loop']:.1f}, "
-                              f"hadal {medians['loop'] / medians['hadal']:.2f}x of it", flush=True)  # fmt: skip
-                    if "continuous" in medians:
-                        print(f"{'':16}continuous batching has {tokens / medians['continuous']:.1f}, "
-                              f"hadal {medians['continuous'] / medians['hadal']:.2f}x of it", flush=True)  # fmt: skip
+                    for side, words in BESIDE.items():
+                        if side in medians:
+                            print(f"{'':16}{words} has {tokens / medians[side]:.1f}, "
+                                  f"hadal {medians[side] / medians['hadal']:.2f}x of it", flush=True)  # fmt: skip
                     written.append({"model": name, "case": case, "way": way, "seconds": times, "tokens": tokens,
                                     "ratio": ratio, "share": share})  # fmt: skip
             long = prompts(1, 64 if args.quick else min(1024, config.max_position_embeddings // 2), config.vocab_size)

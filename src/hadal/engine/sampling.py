@@ -88,9 +88,9 @@ def _largest(x_NV: Tensor, most: int) -> Tensor:
 
     On a CPU numpy sorts them, ten times as fast as torch does, and sets the largest apart in a fifth of that.
     """
-    rest = x_NV.shape[1] - most
+    rest = max(x_NV.shape[1] - most, 0)
     if x_NV.device.type != "cpu":
-        return x_NV.topk(most, dim=-1)[0] if rest > 0 else x_NV.sort(dim=-1, descending=True)[0]
+        return x_NV.topk(x_NV.shape[1] - rest, dim=-1)[0]
     numbers = x_NV.numpy()
     if rest > most:
         numbers = np.partition(numbers, rest, axis=-1)[:, rest:]
