@@ -181,6 +181,16 @@ def test_a_row_has_the_same_bits_in_every_batch(form: str, shape: tuple[int, int
         assert torch.equal(matrix.rows(x[begin : begin + count]), whole[begin : begin + count]), count
 
 
+@pytest.mark.parametrize("form", [form for form in HERE if FORMS[form].leading])
+def test_a_row_has_the_same_bits_along_several_axes(form: str, threads: int) -> None:
+    matrix, x = FORMS[form](gaussian(97, 48)), gaussian(40, 48, 9, seed=1).to(FORMS[form].dtype).mT
+    bias = gaussian(97, seed=2).to(x.dtype)
+    whole = matrix.rows(x.reshape(-1, 48), bias).view(40, 9, 97)
+    for count in (1, 2, 3, 40):
+        assert torch.equal(matrix.rows(x[:count], bias), whole[:count]), count
+        assert torch.equal(matrix.rows(x[:count, :1], bias), whole[:count, :1]), count
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("form", HERE)
 @pytest.mark.parametrize("shape", [(4864, 896), (896, 4864), (20000, 384), (2048, 2048)])

@@ -26,6 +26,7 @@ from hadal.models.deepseek import Deepseek, routers, update_router_biases
 from hadal.ops.attention import plain_swiglu, swiglu
 from hadal.ops.experts import grouped_linear, loop_linear, plain_experts, routed_experts, takes_grouped
 from hadal.ops.norm import (
+    both_halves,
     norm_rotate,
     plain_norm_rotate,
     plain_rms_norm,
@@ -140,12 +141,14 @@ def _scaled_tables() -> tuple[Tensor, Tensor]:
 PAIRS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[tuple[int, ...], ...]]] = {
     "rms_norm": (lambda x, w: rms_norm(x, w, 1e-6), lambda x, w: plain_rms_norm(x, w, 1e-6), ((2, 5, 6), (6,))),
     "norm_rotate": (
-        lambda x, w: norm_rotate(x, w, *_tables(), 1e-6),
+        lambda x, w: norm_rotate(x, w, *both_halves(*_tables()), 1e-6),
         lambda x, w: plain_norm_rotate(x, w, *_tables(), 1e-6),
         ((2, 5, 3, 6), (3, 6)),
     ),
     "rotate": (
-        lambda x: rotate(x, *_scaled_tables()), lambda x: plain_rotate(x, *_scaled_tables()), ((2, 5, 3, 6),),
+        lambda x: rotate(x, *both_halves(*_scaled_tables())),
+        lambda x: plain_rotate(x, *_scaled_tables()),
+        ((2, 5, 3, 6),),
     ),
     "rotate_pairs": (
         lambda x: rotate_pairs(x, *_tables()), lambda x: plain_rotate_pairs(x, *_tables()), ((2, 5, 3, 9),),

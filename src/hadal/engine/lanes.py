@@ -32,14 +32,20 @@ class Lane:
     """Runs of `size` columns. Row b belongs to the sequence in slot `slots[b]`; rows behind the last are spare.
 
     `parts` are the tensors [L, R, J, size, C] of all layers, one for each that a layer keeps (keys and values, or
-    latents and rotated keys). `ready`: columns that hold numbers in every row in use. Columns that a row has not come
-    to are multiplied with a weight of 0, which must not meet a NaN.
+    latents and rotated keys); `layers` has them for each layer, [R, J, size, C], and as columns [R * J * size, C].
+    `ready`: columns that hold numbers in every row in use. Columns that a row has not come to are multiplied with a
+    weight of 0, which must not meet a NaN.
     """
 
     def __init__(self, size: int, layers: int, widths: Sequence[tuple[int, int]], like: Tensor) -> None:
         self.size, self.ready = size, 0
         self.slots = torch.empty(0, dtype=torch.long, device=like.device)
-        self.parts = [like.new_empty(layers, 0, heads, size, width) for heads, width in widths]
+        self._take([like.new_empty(layers, 0, heads, size, width) for heads, width in widths])
+
+    def _take(self, parts: list[Tensor]) -> None:
+        """Be these parts. Views of each layer are made here once: a step would take as long for them as for a norm."""
+        self.parts = parts
+        self.layers = [[(kept, kept.flatten(0, 2)) for kept in layer] for layer in zip(*parts, strict=True)]
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -54,10 +60,10 @@ class Lane:
         if rows == self.rows:
             return
         used, ready = len(self), self.ready
-        for i, part in enumerate(self.parts):
-            room = part.new_empty(len(part), rows, *part.shape[2:])
-            room[:, :used, :, :ready] = part[:, :used, :, :ready]
-            self.parts[i] = room
+        room = [part.new_empty(len(part), rows, *part.shape[2:]) for part in self.parts]
+        for new, old in zip(room, self.parts, strict=True):
+            new[:, :used, :, :ready] = old[:, :used, :, :ready]
+        self._take(room)
         self.ready = ready if used else 0
 
     def fill(self, columns: int) -> None:
@@ -109,6 +115,8 @@ class Pass(Columns):
         self.at: list[Tensor] = []
         self.masks: list[Tensor] = []
         self._places: dict[tuple[int, int], Tensor] = {}
+        self._nothing: Tensor | None = None
+        """What the spare rows attend to."""
 
     def positions(self, tokens: int) -> Tensor:
         steps = torch.arange(tokens, device=self.start.device)
@@ -147,28 +155,31 @@ class Pass(Columns):
         if self.exact and tokens * group < QUERIES:  # the last query again, to have enough
             q_BTHK = _repeated(q_BTHK, -(-QUERIES // group))
             self.masks = [_repeated(mask, q_BTHK.shape[1]) for mask in self.masks]  # a row each: tokens are few
-        if len(self.counts) == 1 and not self.spare:
-            return form(q_BTHK, *self._write(0, layer, new), self.masks[0])[:, :tokens]
         parts, begin = [], 0
         for lane, count in enumerate(self.counts):
-            rows = slice(begin, begin + count)
-            columns = self._write(lane, layer, [part[rows] for part in new])
-            parts.append(form(q_BTHK[rows], *columns, self.masks[lane])[:, :tokens])
+            if count < len(q_BTHK):
+                rows = slice(begin, begin + count)
+                columns = self._write(lane, layer, [part[rows] for part in new])
+                parts.append(form(q_BTHK[rows], *columns, self.masks[lane]))
+            else:
+                parts.append(form(q_BTHK, *self._write(lane, layer, new), self.masks[lane]))
             begin += count
         if self.spare:
-            parts.append(parts[0].new_zeros(self.spare, *parts[0].shape[1:]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+            if self._nothing is None:
+                self._nothing = parts[0].new_zeros(self.spare, *parts[0].shape[1:])
+            parts.append(self._nothing)
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return out if out.shape[1] == tokens else out[:, :tokens]
 
     def _write(self, lane: int, layer: int, new: Sequence[Tensor]) -> list[Tensor]:
         """Take in a layer's new columns of a lane; its tensors up to the last column that anyone sees."""
         out, end = [], self.masks[lane].shape[-1]
-        for part, fresh in zip(self.lanes[lane].parts, new, strict=True):
-            kept = part[self.first_layer + layer]
+        for (kept, columns), fresh in zip(self.lanes[lane].layers[self.first_layer + layer], new, strict=True):
             heads, tokens = fresh.shape[1:3]
             if (lane, heads) not in self._places:
-                row = torch.arange(self.counts[lane] * heads, device=part.device).view(-1, heads, 1)
+                row = torch.arange(self.counts[lane] * heads, device=kept.device).view(-1, heads, 1)
                 self._places[lane, heads] = (row * kept.shape[2] + self.at[lane][:, None, :tokens]).flatten()
-            kept.flatten(0, 2).index_copy_(0, self._places[lane, heads], fresh.reshape(-1, fresh.shape[3]))
+            columns.index_copy_(0, self._places[lane, heads], fresh.reshape(-1, fresh.shape[3]))
             out.append(kept[: self.counts[lane], :, :end])
         return out
 

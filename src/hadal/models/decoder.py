@@ -146,7 +146,7 @@ class Decoder(nn.Module):
     def _surroundings(
         self, tokens: int, cache: Columns | None, positions_BT: Tensor | None, documents_BT: Tensor | None = None
     ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """cos and sin [., T, 1, R/2] of the next tokens, and what each may look at."""
+        """The rotary tables of the next tokens, and what each may look at."""
         bias = causal_bias(tokens, self.dtype, self.cos.device) if cache is None else cache.bias(tokens, self.dtype)
         if documents_BT is not None:
             bias = bias.masked_fill(documents_BT[:, :, None] != documents_BT[:, None, :], float("-inf"))
@@ -156,7 +156,11 @@ class Decoder(nn.Module):
             cos, sin = self.cos[:tokens, None], self.sin[:tokens, None]
         else:
             cos, sin = self.cos[positions_BT][:, :, None], self.sin[positions_BT][:, :, None]
-        return (cos.to(self.dtype), sin.to(self.dtype)), bias
+        return self.rotary(cos.to(self.dtype), sin.to(self.dtype)), bias
+
+    def rotary(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """A pass's tables [., T, 1, R/2] as the layers take them."""
+        return cos, sin
 
     def head_weight(self) -> Tensor:
         """The head's matrix [V, D]."""

@@ -15,7 +15,7 @@ from hadal.configs.models import DenseConfig
 from hadal.models.cache import Columns
 from hadal.models.decoder import Decoder, Norm
 from hadal.ops.attention import attend, swiglu
-from hadal.ops.norm import norm_rotate, rotate
+from hadal.ops.norm import both_halves, norm_rotate, rotate
 
 
 class Attention(nn.Module):
@@ -96,3 +96,6 @@ class Dense(Decoder):
 
     def cache_widths(self) -> list[tuple[int, int]]:
         return self.widths
+
+    def rotary(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        return both_halves(cos, sin)

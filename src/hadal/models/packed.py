@@ -66,17 +66,18 @@ class PackedLinear(nn.Module):
         return torch.cat([block.dense() for block in self.blocks]) if len(self.blocks) > 1 else self.blocks[0].dense()
 
     def forward(self, x_D: Tensor) -> Tensor:
-        x_NK = x_D.reshape(-1, self.in_features).to(self.form.dtype)
+        x = x_D.to(self.form.dtype) if self.form.leading else x_D.reshape(-1, self.in_features).to(self.form.dtype)
         bias = None if self.bias is None else self.bias.to(self.form.dtype)
         if len(self.blocks) == 1:
-            y = self._multiply(self.blocks[0], x_NK, bias)
+            y = self._multiply(self.blocks[0], x, bias)
         else:
-            y = torch.cat([self._multiply(block, x_NK, None) for block in self.blocks], dim=1)
+            y = torch.cat([self._multiply(block, x, None) for block in self.blocks], dim=-1)
             y = y if bias is None else y.add_(bias)
-        return y.view(*x_D.shape[:-1], y.shape[1]).to(self.out or x_D.dtype)
+        y = y.to(self.out or x_D.dtype)
+        return y if self.form.leading else y.view(*x_D.shape[:-1], y.shape[1])
 
-    def _multiply(self, block: Matrix, x_NK: Tensor, bias_O: Tensor | None) -> Tensor:
-        return block(x_NK, bias_O) if self.fast else block.rows(x_NK, bias_O)
+    def _multiply(self, block: Matrix, x: Tensor, bias_O: Tensor | None) -> Tensor:
+        return block(x, bias_O) if self.fast else block.rows(x, bias_O)
 
 
 class PackedExperts(nn.Module):

@@ -1,9 +1,9 @@
 """Attention and the gated feed-forward product, in the form that is fastest where they run.
 
-Attention has three forms of one function. On a CPU short passes are two batched products (torch's own
+Attention has four forms of one function. On a CPU short passes are two batched products (torch's own
 scaled_dot_product_attention is two to four times slower there when single tokens are decoded, and in bf16 when
-trained), and longer ones go block by block, skip what causality hides and keep no weights for the backward pass.
-On a GPU it is torch's. docs/log.md has the figures behind the choice.
+trained), those of single tokens with fewer steps between, and longer ones go block by block, skip what causality
+hides and keep no weights for the backward pass. On a GPU it is torch's. docs/log.md has the figures behind the choice.
 """
 
 from __future__ import annotations
@@ -33,8 +33,19 @@ def attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: 
     """
     if q_BTHK.device.type == "cuda":
         return fused_attend(q_BTHK, k_BJSK, v_BJSV, bias, scale)
-    form = blockwise_attend if q_BTHK.shape[1] > LONG else plain_attend
+    T = q_BTHK.shape[1]
+    form = single_attend if T == 1 else plain_attend if T <= LONG else blockwise_attend
     return form(q_BTHK, k_BJSK, v_BJSV, bias, scale)
+
+
+def single_attend(q_B1HK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """The same function as `attend` for one query a row, whose heads lie side by side: little is left to arrange."""
+    B, _, H, K = q_B1HK.shape
+    J, S = k_BJSK.shape[1:3]
+    k_NSK, v_NSV = k_BJSK.reshape(B * J, S, K), v_BJSV.reshape(B * J, S, -1)
+    mask_N1S = bias.expand(B, J, S).reshape(B * J, 1, S)
+    scores = torch.baddbmm(mask_N1S, q_B1HK.reshape(B * J, H // J, K), k_NSK.mT, alpha=scale)
+    return weighted_sum(torch.softmax(scores, dim=-1), v_NSV).reshape(B, 1, -1)
 
 
 def plain_attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float) -> Tensor:

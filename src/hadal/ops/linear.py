@@ -36,13 +36,15 @@ class Matrix:
     dtype: ClassVar[torch.dtype]
     tolerance: ClassVar[float]
     """Bound on the relative error of a product of Gaussian numbers, in the L2 norm, that `works` asks for."""
+    leading: ClassVar[bool] = False
+    """Whether rows may lie along several axes, [..., K], and get the bits that they would get along one."""
     nbytes: int
 
     def __init__(self, weight_OK: Tensor) -> None:
         raise NotImplementedError
 
     def __call__(self, x_NK: Tensor, bias_O: Tensor | None = None) -> Tensor:
-        """x W^T + b, [N, O]."""
+        """x W^T + b, [N, O]; [..., K] to [..., O] for forms that are `leading`."""
         raise NotImplementedError
 
     def dense(self) -> Tensor:
@@ -104,6 +106,8 @@ class PlainFloat16(Matrix):
 class _Onednn(Matrix):
     """oneDNN's linear layer over a matrix in its own blocked layout."""
 
+    leading = True
+
     def __init__(self, weight_OK: Tensor) -> None:
         weight = weight_OK.detach().to(self.dtype).contiguous()
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR)
@@ -124,7 +128,7 @@ class OnednnBfloat16(_Onednn):
 class FbgemmFloat16(Matrix):
     """FBGEMM's product: weights are read in float16 and multiplied in float32."""
 
-    form, dtype, tolerance = "float16:fbgemm", torch.float32, 1e-3
+    form, dtype, tolerance, leading = "float16:fbgemm", torch.float32, 1e-3, True
 
     def __init__(self, weight_OK: Tensor) -> None:
         self._packed = torch.ops.quantized.linear_prepack_fp16(_float16(weight_OK).float(), None)
@@ -192,16 +196,19 @@ def alike(product: Callable[[Tensor], Tensor], x_NK: Tensor) -> tuple[int, ...]:
     return tuple(reversed(counts))
 
 
-def steadily(product: Callable[[Tensor], Tensor], x_NK: Tensor, counts: Sequence[int]) -> Tensor:
-    """product(x) for a product of rows, in counts of rows alone that `alike` found to be safe."""
-    count, probed = len(x_NK), len(counts) - 1
+def steadily(product: Callable[[Tensor], Tensor], x_K: Tensor, counts: Sequence[int]) -> Tensor:
+    """product(x) for a product of rows [..., K], in counts of rows alone that `alike` found to be safe."""
+    rows = x_K.shape[:-1]
+    count, probed = rows.numel(), len(counts) - 1
     if count > probed:
         if counts[probed // 2 :] == tuple(range(probed // 2, probed + 1)):
-            return product(x_NK)  # only small counts are special
-        return torch.cat([steadily(product, part, counts) for part in x_NK.split(probed)])
-    if counts[count] == count:
-        return product(x_NK)
-    return product(F.pad(x_NK, (0, 0, 0, counts[count] - count)))[:count]
+            return product(x_K)  # only small counts are special
+        out = torch.cat([steadily(product, part, counts) for part in x_K.flatten(0, -2).split(probed)])
+    elif counts[count] == count:
+        return product(x_K)
+    else:
+        out = product(F.pad(x_K.flatten(0, -2), (0, 0, 0, counts[count] - count)))[:count]
+    return out.view(*rows, -1)
 
 
 def rows_alike(form: str, count: int) -> int:

@@ -92,14 +92,14 @@ def rotary_tables(positions: int, dim: int, theta: float, scaling: RopeScaling |
     return angles.cos() * factor, angles.sin() * factor
 
 
-def _rotate(x_K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def both_halves(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """From tables [..., K/2], what each of K channels is multiplied with, itself and as the other of its pair."""
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+def _rotate(x_K: Tensor, cos_K: Tensor, sin_K: Tensor) -> Tensor:
     """Rotate channel i against channel i + K/2 (the half-split convention of the dense families)."""
-    half = x_K.shape[-1] // 2
-    a, b = x_K[..., :half], x_K[..., half:]
-    out = torch.empty_like(x_K)
-    torch.addcmul(a * cos, b, sin, value=-1, out=out[..., :half])
-    torch.addcmul(b * cos, a, sin, out=out[..., half:])
-    return out
+    return (x_K * cos_K).addcmul_(x_K.roll(x_K.shape[-1] // 2, -1), sin_K)
 
 
 def plain_rotate(x_K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -110,9 +110,9 @@ def plain_rotate(x_K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 class _Rotate(Function):
     @staticmethod
-    def forward(ctx: Any, x_K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotate(x_K, cos, sin)
+    def forward(ctx: Any, x_K: Tensor, cos_K: Tensor, sin_K: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_K, sin_K)
+        return _rotate(x_K, cos_K, sin_K)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -120,9 +120,9 @@ class _Rotate(Function):
         return _rotate(grads[0], cos, -sin), None, None
 
 
-def rotate(x_K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE of families without q/k norm; the same function as `plain_rotate`."""
-    return run(_Rotate, x_K, cos, sin)
+def rotate(x_K: Tensor, cos_K: Tensor, sin_K: Tensor) -> Tensor:
+    """RoPE of families without q/k norm, tables from `both_halves`; otherwise the same function as `plain_rotate`."""
+    return run(_Rotate, x_K, cos_K, sin_K)
 
 
 def plain_norm_rotate(x_BTHK: Tensor, weight_HK: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
@@ -132,11 +132,11 @@ def plain_norm_rotate(x_BTHK: Tensor, weight_HK: Tensor, cos: Tensor, sin: Tenso
 
 class _NormRotate(Function):
     @staticmethod
-    def forward(ctx: Any, x_BTHK: Tensor, weight_HK: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x_BTHK: Tensor, weight_HK: Tensor, cos_K: Tensor, sin_K: Tensor, eps: float) -> Tensor:
         inverse = _inverse_rms(x_BTHK, eps)
         xhat = x_BTHK * inverse
-        ctx.save_for_backward(xhat, inverse, weight_HK, cos, sin)
-        return _rotate(xhat * weight_HK, cos, sin)
+        ctx.save_for_backward(xhat, inverse, weight_HK, cos_K, sin_K)
+        return _rotate(xhat * weight_HK, cos_K, sin_K)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
@@ -146,9 +146,9 @@ class _NormRotate(Function):
         return _rms_backward(grad * weight, xhat, inverse), grad_weight, None, None, None
 
 
-def norm_rotate(x_BTHK: Tensor, weight_HK: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
-    """Per-head RMSNorm, then RoPE; the same function as `plain_norm_rotate`."""
-    return run(_NormRotate, x_BTHK, weight_HK, cos, sin, eps)
+def norm_rotate(x_BTHK: Tensor, weight_HK: Tensor, cos_K: Tensor, sin_K: Tensor, eps: float) -> Tensor:
+    """Per-head RMSNorm, then RoPE, tables from `both_halves`; otherwise the same function as `plain_norm_rotate`."""
+    return run(_NormRotate, x_BTHK, weight_HK, cos_K, sin_K, eps)
 
 
 def plain_rotate_pairs(x_K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
