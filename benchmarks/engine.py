@@ -79,14 +79,14 @@ def hadal_call(llm: LLM, rows: list[list[int]], params: SamplingParams) -> Calla
 
 def peer_call(model: Any, rows: list[list[int]], params: SamplingParams) -> Callable[[], None]:
     """transformers' generate; with log-probabilities as hadal has them, where all the logits fit, which it keeps."""
-    ids = torch.tensor(rows)
-    held = len(rows) * params.n * (params.max_tokens or 0) * model.config.vocab_size * 4
+    ids = torch.tensor(rows).repeat_interleave(params.n, 0)  # as it does itself, where it samples
+    held = len(ids) * (params.max_tokens or 0) * model.config.vocab_size * 4
     logprobs = params.logprobs is not None and held <= LOGITS
 
     def call() -> None:
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=params.temperature > 0,
-            temperature=params.temperature or None, top_k=0, top_p=params.top_p, num_return_sequences=params.n,
+            temperature=params.temperature or None, top_k=0, top_p=params.top_p,
             max_new_tokens=params.max_tokens, pad_token_id=0, output_logits=logprobs,
             return_dict_in_generate=logprobs,
         )  # fmt: skip
@@ -95,7 +95,7 @@ def peer_call(model: Any, rows: list[list[int]], params: SamplingParams) -> Call
             for place, logits in enumerate(out.logits):
                 torch.log_softmax(logits.float(), -1).gather(1, tokens[:, place : place + 1])
         else:
-            assert out.shape == (len(rows) * params.n, ids.shape[1] + params.max_tokens)
+            assert out.shape == (len(ids), ids.shape[1] + params.max_tokens)
 
     return call
 
