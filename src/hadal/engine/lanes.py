@@ -40,12 +40,12 @@ class Lane:
     def __init__(self, size: int, layers: int, widths: Sequence[tuple[int, int]], like: Tensor) -> None:
         self.size, self.ready = size, 0
         self.slots = torch.empty(0, dtype=torch.long, device=like.device)
-        self._take([like.new_empty(layers, 0, heads, size, width) for heads, width in widths])
+        self.parts = [like.new_empty(layers, 0, heads, size, width) for heads, width in widths]
+        self._view_layers()
 
-    def _take(self, parts: list[Tensor]) -> None:
-        """Be these parts. Views of each layer are made here once: a step would take as long for them as for a norm."""
-        self.parts = parts
-        self.layers = [[(kept, kept.flatten(0, 2)) for kept in layer] for layer in zip(*parts, strict=True)]
+    def _view_layers(self) -> None:
+        """Make the views of each layer, once: a step would take as long for them as for a norm."""
+        self.layers = [[(kept, kept.flatten(0, 2)) for kept in layer] for layer in zip(*self.parts, strict=True)]
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -60,10 +60,12 @@ class Lane:
         if rows == self.rows:
             return
         used, ready = len(self), self.ready
-        room = [part.new_empty(len(part), rows, *part.shape[2:]) for part in self.parts]
-        for new, old in zip(room, self.parts, strict=True):
-            new[:, :used, :, :ready] = old[:, :used, :, :ready]
-        self._take(room)
+        self.layers = []  # what they show is given back part by part
+        for i, part in enumerate(self.parts):
+            room = part.new_empty(len(part), rows, *part.shape[2:])
+            room[:, :used, :, :ready] = part[:, :used, :, :ready]
+            self.parts[i] = room
+        self._view_layers()
         self.ready = ready if used else 0
 
     def fill(self, columns: int) -> None:
