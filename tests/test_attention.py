@@ -13,7 +13,15 @@ from torch import Tensor
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.cost import memory
 from hadal.models.checkpoint import build, save_model
-from hadal.ops.attention import BLOCK, LONG, blockwise_attend, causal_bias, fused_attend, plain_attend
+from hadal.ops.attention import (
+    BLOCK,
+    LONG,
+    blockwise_attend,
+    causal_bias,
+    fused_attend,
+    plain_attend,
+    single_attend,
+)  # fmt: skip
 
 T = LONG + BLOCK // 2  # past the length at which `attend` changes its form, and no multiple of its blocks
 CASES = {
@@ -22,6 +30,8 @@ CASES = {
     "columns before": (70, 105, 4, 1, 8, 8, True),
     "padded fronts": (T, T, 2, 2, 8, 4, True),
     "one block": (5, 9, 2, 1, 4, 4, True),
+    "one query": (1, 9, 4, 2, 8, 6, True),
+    "one column": (1, 1, 4, 2, 8, 6, False),
 }
 
 
@@ -60,6 +70,7 @@ def test_every_form_of_attention_equals_a_loop_over_queries(case: str) -> None:
     reference = literal(q, k, v, starts, 0.3)
     wanted = [reference, *torch.autograd.grad(reference, (q, k, v), upstream)]
     forms: list[Callable[..., Tensor]] = [plain_attend, blockwise_attend, fused_attend]
+    forms += [single_attend] if tokens == 1 else []
     for form in forms:
         out = form(q, k, v, bias, 0.3)
         for mine, right in zip([out, *torch.autograd.grad(out, (q, k, v), upstream)], wanted, strict=True):

@@ -159,12 +159,10 @@ class Pass(Columns):
             self.masks = [_repeated(mask, q_BTHK.shape[1]) for mask in self.masks]  # a row each: tokens are few
         parts, begin = [], 0
         for lane, count in enumerate(self.counts):
+            query, *fresh = q_BTHK, *new
             if count < len(q_BTHK):
-                rows = slice(begin, begin + count)
-                columns = self._write(lane, layer, [part[rows] for part in new])
-                parts.append(form(q_BTHK[rows], *columns, self.masks[lane]))
-            else:
-                parts.append(form(q_BTHK, *self._write(lane, layer, new), self.masks[lane]))
+                query, *fresh = (part[begin : begin + count] for part in (q_BTHK, *new))
+            parts.append(form(query, *self._write(lane, layer, fresh), self.masks[lane]))
             begin += count
         if self.spare:
             if self._nothing is None:
