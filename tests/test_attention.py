@@ -21,7 +21,7 @@ from hadal.ops.attention import (
     fused_attend,
     plain_attend,
     single_attend,
-)  # fmt: skip
+)
 
 T = LONG + BLOCK // 2  # past the length at which `attend` changes its form, and no multiple of its blocks
 CASES = {
