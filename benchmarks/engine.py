@@ -6,6 +6,7 @@ the first token, and the mismatch between the log-probabilities that the sampler
 
     python benchmarks/engine.py --quick
     python benchmarks/engine.py --models 0.5B --cases b1 b64 --ways greedy
+    python benchmarks/engine.py --models 1.5B --cases rl --rl 8 16 --turns 1
     python benchmarks/engine.py --trained runs/dense-seed0 runs/deepseek-seed0
 """
 
@@ -178,6 +179,7 @@ def main() -> None:
     parser.add_argument("--trained", nargs="+", type=Path, metavar="RUN", help="only the mismatch, of grown models")
     parser.add_argument("--new", type=int, help="tokens to generate (default: 64; 8 with --quick)")
     parser.add_argument("--turns", type=int, help="for each row, none before them to warm up (default: 3 after one)")
+    parser.add_argument("--rl", nargs=2, type=int, metavar=("PROMPTS", "SAMPLES"), help="of RL's case (default: 32 16)")
     parser.add_argument("--continuous", action="store_true", help="also transformers' continuous batching")
     parser.add_argument("--form", default="auto", help="how hadal packs: auto, int8, int4, ..., or '' for not at all")
     parser.add_argument("--fast", action="store_true", help="hadal without its exactness")
@@ -220,7 +222,7 @@ def main() -> None:
                 peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
                 peer.generation_config.eos_token_id = None
             for case in cases:
-                count, n = CASES[case]
+                count, n = args.rl if case == "rl" and args.rl else CASES[case]
                 rows = prompts(count, 64, config.vocab_size)
                 for way in args.ways:
                     params = replace(WAYS[way], max_tokens=new, n=n)
