@@ -12,6 +12,10 @@ from hadal.engine.sampling import inverse_draw, keep_min_p, keep_top_k, keep_top
 from hadal.engine.table import MODES, Table
 from hadal.text.tokenizer import END_THINK, THINK, Tokenizer
 
+AT_ONCE = 1 << 20
+"""Logits that a CPU draws from together: what they become takes megabytes, which twice as many rows would find no
+longer in caches, and which the allocator gives back to the system so that every page of them is made anew."""
+
 
 @dataclass
 class Choice:
@@ -49,12 +53,18 @@ class Sampler:
         careful = table.careful[slots]
         if bool(careful.any()):
             edited, top = self._careful(table, slots, logits_NV, careful.nonzero()[:, 0].tolist())
-        tokens, weights = self._draw(table, slots, edited)
+        rows = max(AT_ONCE // logits_NV.shape[1], 1) if logits_NV.device.type == "cpu" else len(slots)
+        parts = zip(slots.split(rows), logits_NV.split(rows), edited.split(rows), strict=True)
+        tokens, forced, logprobs = map(torch.cat, zip(*(self._chosen(table, *part) for part in parts), strict=True))
+        return Choice(tokens, logprobs, forced, broken, top)
+
+    def _chosen(self, table: Table, slots: Tensor, logits_NV: Tensor, edited_NV: Tensor) -> tuple[Tensor, ...]:
+        """Tokens [N], whether a thought's budget forced them, and their log-probabilities."""
+        tokens, weights = self._draw(table, slots, edited_NV)
         thought = table.thought[slots]
         forced = (thought >= table.budget[slots]) & (tokens != self.end_think) & (thought >= 0)
         tokens = torch.where(forced, self.end_think, tokens)
-        logprobs = self._logprobs(table.mode[slots], tokens, logits_NV, edited, weights)
-        return Choice(tokens, logprobs, forced, broken, top)
+        return tokens, forced, self._logprobs(table.mode[slots], tokens, logits_NV, edited_NV, weights)
 
     def account(self, table: Table, slots: Tensor, tokens: Tensor) -> None:
         """Count thoughts' tokens: from the one after `<think>` up to `</think>`."""
