@@ -221,6 +221,12 @@ def test_a_large_vocabulary_is_filtered_like_a_small_one() -> None:
             assert ((kept > 0).sum(-1) == top_k).all() and torch.equal(kept.amax(-1), p.amax(-1))
 
 
+def test_a_row_that_leaves_no_token_is_filtered_beside_others() -> None:
+    p = torch.softmax(torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0)), -1)
+    both = keep_top_p(torch.stack([p[0], torch.full((20_000,), torch.nan)]), torch.tensor([0.9, 0.9]))
+    assert torch.equal(both[0], keep_top_p(p[:1], torch.tensor([0.9]))[0]) and int((both[0] > 0).sum()) > 1
+
+
 @settings(deadline=None)
 @given(
     weights=st.lists(st.sampled_from([0.0, 1e-6, 0.25, 1.0, 3.0]), min_size=1, max_size=70),

@@ -13,8 +13,8 @@ from hadal.engine.table import MODES, Table
 from hadal.text.tokenizer import END_THINK, THINK, Tokenizer
 
 AT_ONCE = 1 << 20
-"""Logits that a CPU draws from together: what they become takes megabytes, which twice as many rows would find no
-longer in caches, and which the allocator gives back to the system so that every page of them is made anew."""
+"""Logits that a CPU draws from together. What is made of more leaves the caches, and the allocator gives such memory
+back to the system, which then makes every page of it anew."""
 
 
 @dataclass
