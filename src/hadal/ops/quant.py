@@ -93,15 +93,20 @@ class PlainInt8(Matrix):
 
 
 class WeightOnlyInt8(Matrix):
-    """torch's product of bf16 rows with 8-bit weights."""
+    """torch's product of bf16 rows with 8-bit weights.
+
+    With AVX512 it reads inputs in sixteens whatever their number, and past the end of memory, so others are filled up.
+    """
 
     form, dtype, tolerance = "int8:weight_only", torch.bfloat16, 2e-2
 
     def __init__(self, weight_OK: Tensor) -> None:
-        self.q_OK, self.scale_O = quantise_int8(weight_OK, scales=torch.bfloat16)
+        self.fill = -weight_OK.shape[1] % 16
+        self.q_OK, self.scale_O = quantise_int8(F.pad(weight_OK, (0, self.fill)), scales=torch.bfloat16)
         self.nbytes = self.q_OK.nbytes + self.scale_O.nbytes
 
     def __call__(self, x_NK: Tensor, bias_O: Tensor | None = None) -> Tensor:
+        x_NK = F.pad(x_NK, (0, self.fill)) if self.fill else x_NK
         y = torch._weight_int8pack_mm(x_NK, self.q_OK, self.scale_O)
         return y if bias_O is None else y.add_(bias_O)
 
