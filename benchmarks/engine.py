@@ -31,7 +31,7 @@ from hadal.cost.flops import forward_flops, parameters
 from hadal.engine import LLM, EngineConfig, SamplingParams
 from hadal.models.checkpoint import load_model
 from hadal.models.decoder import Decoder
-from hadal.models.packed import choose, pack
+from hadal.models.packed import choose, pack, resolve
 from hadal.tasks import load_tasks
 from hadal.text.tokenizer import Tokenizer
 
@@ -170,6 +170,51 @@ def trained_mismatch(run: Path, dtype: torch.dtype) -> dict[str, float]:
     return gap
 
 
+def chosen_form(name: str, config: ModelConfig, args: argparse.Namespace, rows: int) -> str:
+    """How hadal packs for a case of so many sequences, as `LLM.load` does where it is told of them; '' for not."""
+    if args.form != "auto":
+        return resolve(args.form) if args.form else ""
+    choice = choose(config, torch.bfloat16, rows=(rows,), fast=args.fast)
+    print(f"{name:10}{choice.reason}", flush=True)
+    return choice.form
+
+
+def packed(folder: Path, form: str, fast: bool, dtype: torch.dtype) -> LLM:
+    """The engine over the checkpoint's model, packed, or left plain in `dtype`."""
+    model = load_model(folder, torch.bfloat16).eval()
+    if form:
+        pack(model, form, fast=fast)
+    else:
+        model = model.to(dtype)
+    llm = LLM(model, Tokenizer.from_words([]), EngineConfig(exact=not fast))
+    llm.engine.sampler.forbidden = llm.engine.sampler.forbidden[:0]  # the model's whole vocabulary is real here
+    return llm
+
+
+def beside_the_cases(
+    name: str, config: ModelConfig, args: argparse.Namespace, llm: LLM, peer: Any, turns: int
+) -> list[dict[str, Any]]:
+    """Of one form: a long prompt's speed, and the mismatch of sampler and trainer."""
+    long = prompts(1, 64 if args.quick else min(1024, config.max_position_embeddings // 2), config.vocab_size)
+    one = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
+    settings = llm.engine.config
+    llm.engine.config = replace(settings, keep_prompts=False)
+    sides = {"hadal": hadal_call(llm, long, one)}
+    if peer is not None:
+        sides["peer"] = peer_call(peer, long, one)
+    medians = {side: statistics.median(v) for side, v in interleave(sides, 0.0, turns).items()}
+    llm.engine.config = settings
+    shown = ", ".join(f"{side} {len(long[0]) / seconds:.0f} tokens/s" for side, seconds in medians.items())
+    print(f"{name:10}prompt of {len(long[0])} to the first token: {shown}", flush=True)
+    written: list[dict[str, Any]] = [{"model": name, "case": "prompt", "seconds": medians, "tokens": len(long[0])}]
+    if not args.quick or name == "1M":
+        params = SamplingParams(max_tokens=64, ignore_eos=True, logprobs=0, seed=1, n=8)
+        gap = mismatch(llm, prompts(4, 16, config.vocab_size), params)
+        print(f"{name:10}sampler against trainer: mean {gap['mean']:.1e}, most {gap['most']:.1e}", flush=True)
+        written.append({"model": name, "case": "mismatch", **gap})
+    return written
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two layers of each shape, few tokens; under a minute")
@@ -206,23 +251,17 @@ def main() -> None:
         config = shape(name, args.quick)
         with tempfile.TemporaryDirectory() as folder:
             save_random(Path(folder), config, torch.bfloat16)  # as such checkpoints are published
-            ours = load_model(Path(folder), torch.bfloat16).eval()
-            if args.form == "auto":
-                choice = choose(config, torch.bfloat16)
-                print(f"{name:10}{choice.reason}")
-                pack(ours, choice.form, fast=args.fast)
-            elif args.form:
-                pack(ours, args.form, fast=args.fast)
-            else:
-                ours = ours.to(getattr(torch, dtype))
-            llm = LLM(ours, Tokenizer.from_words([]), EngineConfig(exact=not args.fast))
-            llm.engine.sampler.forbidden = llm.engine.sampler.forbidden[:0]  # the model's whole vocabulary is real here
-            peer = None
+            peer, form, llm = None, "", None
             if transformers:
                 peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
                 peer.generation_config.eos_token_id = None
             for case in cases:
                 count, n = args.rl if case == "rl" and args.rl else CASES[case]
+                before, form = form, chosen_form(name, config, args, count * n)
+                if llm is None or form != before:
+                    llm = None  # not two at once
+                    llm = packed(Path(folder), form, args.fast, getattr(torch, dtype))
+                    written += beside_the_cases(name, config, args, llm, peer, least)
                 rows = prompts(count, 64, config.vocab_size)
                 for way in args.ways:
                     params = replace(WAYS[way], max_tokens=new, n=n)
@@ -232,7 +271,7 @@ def main() -> None:
                         if args.continuous:
                             sides["continuous"] = continuous_call(peer, rows, params)
                     if case == "b512" and params.top_p == 1.0:
-                        sides["loop"] = loop_call(ours, rows, params)
+                        sides["loop"] = loop_call(llm.model, rows, params)
                     times = interleave(sides, 0.0, least, warm_up=args.turns is None)
                     tokens = count * n * new
                     medians = {side: statistics.median(values) for side, values in times.items()}
@@ -251,21 +290,6 @@ def main() -> None:
                                   f"hadal {medians[side] / medians['hadal']:.2f}x of it", flush=True)  # fmt: skip
                     written.append({"model": name, "case": case, "way": way, "seconds": times, "tokens": tokens,
                                     "ratio": ratio, "share": share})  # fmt: skip
-            long = prompts(1, 64 if args.quick else min(1024, config.max_position_embeddings // 2), config.vocab_size)
-            one = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
-            llm.engine.config = replace(llm.engine.config, keep_prompts=False)
-            sides = {"hadal": hadal_call(llm, long, one)}
-            if peer is not None:
-                sides["peer"] = peer_call(peer, long, one)
-            medians = {side: statistics.median(v) for side, v in interleave(sides, 0.0, least).items()}
-            shown = ", ".join(f"{side} {len(long[0]) / seconds:.0f} tokens/s" for side, seconds in medians.items())
-            print(f"{name:10}prompt of {len(long[0])} to the first token: {shown}")
-            written.append({"model": name, "case": "prompt", "seconds": medians, "tokens": len(long[0])})
-            if not args.quick or name == "1M":
-                params = SamplingParams(max_tokens=64, ignore_eos=True, logprobs=0, seed=1, n=8)
-                gap = mismatch(llm, prompts(4, 16, config.vocab_size), params)
-                print(f"{name:10}sampler against trainer: mean {gap['mean']:.1e}, most {gap['most']:.1e}")
-                written.append({"model": name, "case": "mismatch", **gap})
             written.append({"model": name, "parameters": parameters(config).total})
     if args.json:
         about = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__,

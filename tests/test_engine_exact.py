@@ -39,6 +39,11 @@ def make(arch: str) -> Decoder:
             VOCABULARY, 96, 2, num_attention_heads=6, num_key_value_heads=2, intermediate_size=160, head_dim=16,
             max_position_embeddings=CONTEXT,
         )  # fmt: skip
+    elif arch == "wide":  # one key head; sums of thousands, which libraries cut differently for one row
+        config = DenseConfig(
+            VOCABULARY, 448, 2, num_attention_heads=7, num_key_value_heads=1, intermediate_size=2304, head_dim=64,
+            max_position_embeddings=CONTEXT,
+        )  # fmt: skip
     else:
         config = DeepseekConfig(
             VOCABULARY, 96, 3, intermediate_size=128, moe_intermediate_size=64, kv_lora_rank=32, qk_nope_head_dim=16,
@@ -127,6 +132,22 @@ def test_packed_matrices_keep_their_bits_too(model: Decoder, form: str) -> None:
     llm = LLM(packed, TOKENIZER, EngineConfig(chunk=64, speculate="ngram"))
     assert [o.outputs for o in llm.generate(PROMPTS, params)] == alone
     assert [o.outputs for o in llm.generate(PROMPTS, params)] == alone
+
+
+@pytest.mark.parametrize("form", ["", "bfloat16:plain", "bfloat16", "float32"])
+@pytest.mark.parametrize("arch", ["dense", "deepseek", "wide"])
+def test_nor_do_bf16_and_long_sums_depend_on_company(arch: str, form: str) -> None:
+    """bf16 hides most of what another order of addition changes, but not for long: log-probabilities are compared."""
+    model, one = make(arch).bfloat16(), replace(PARAMS, n=1)
+    if form:
+        model, _ = packed_copy(model, form)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        alone = [LLM(model, TOKENIZER).generate([prompt], one)[0].outputs for prompt in PROMPTS]
+        assert [o.outputs for o in LLM(model, TOKENIZER).generate(PROMPTS, one)] == alone
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_sequences_that_are_put_off_lose_nothing(model: Decoder, alone: list[RequestOutput]) -> None:

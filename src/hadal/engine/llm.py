@@ -44,7 +44,7 @@ class LLM:
     @classmethod
     def load(
         cls, folder: Path | str, dtype: torch.dtype = torch.float32, config: EngineConfig | None = None,
-        form: str | None = None, say: Callable[[str], None] = lambda line: None,
+        form: str | None = None, say: Callable[[str], None] = lambda line: None, rows: Sequence[int] = (1, 64),
     ) -> LLM:  # fmt: skip
         """The model of a run folder, checkpoint folder or Hugging Face id, or of adapters, merged into their base.
 
@@ -52,7 +52,7 @@ class LLM:
         or auto for the fastest at full quality, which a large model is measured for and a small one left plain. On a
         GPU a large model is left plain, in the stored dtype or the one that is named; auto keeps DeepSeek's FP8 where
         the GPU multiplies it. None leaves them plain in `dtype` on the CPU. say: is told the choice and the memory that
-        the cache may take.
+        the cache may take. rows: tokens of a step that auto shall be fast with, one for a chat, many for rollouts.
         """
         folder = resolve(folder)
         tokenizer, defaults = Tokenizer.load(folder), generation_defaults(folder)
@@ -71,7 +71,7 @@ class LLM:
         if form == "auto":
             if size < WORTH_PACKING:
                 return cls(model.float(), tokenizer, config, defaults)
-            choice = choose(model.config, stored, fast=config is not None and not config.exact)
+            choice = choose(model.config, stored, rows=rows, fast=config is not None and not config.exact)
             say(choice.reason)
             form = choice.form
         pack(model, form, fast=config is not None and not config.exact)

@@ -57,7 +57,7 @@ def subject(
     if not list(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no weights.", "Give a finished run, a checkpoint or adapters.")
     identity = {"kind": "weights", "name": model, "weights": fingerprint(folder), "dtype": dtype}
-    return Subject(model, identity, lambda say: LocalSampler(LLM.load(folder, form=dtype, say=say)))
+    return Subject(model, identity, lambda say: LocalSampler(LLM.load(folder, form=dtype, say=say, rows=(64,))))
 
 
 def _telling(remote: RemoteSampler, say: Say) -> RemoteSampler:

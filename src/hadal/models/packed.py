@@ -197,7 +197,7 @@ def stable_in(model: Decoder) -> Callable[[int], int]:
     A packed model with experts takes any: tokens that nobody asked for would have experts read that nobody needs.
     """
     if model.packed_head is None:
-        return stable_rows
+        return partial(stable_rows, dtype=model.dtype)
     forms = {module.form.form for module in model.layers.modules() if isinstance(module, PackedLinear)}
     alone = len(forms) == 1 and not any(isinstance(module, PackedExperts) for module in model.modules())
     return partial(rows_alike, forms.pop()) if alone else lambda count: count
@@ -319,9 +319,9 @@ def choose(
         f"{form} takes {' and '.join(f'{t / b:.1f}x' for t, b in zip(times[form], times[best], strict=True))}"
         for form in others
     )
-    counts = " and ".join(map(str, rows))
+    counts = " and ".join(map(str, rows)) + (" row" if list(rows) == [1] else " rows")
     fastest = "the fastest here of full quality" if kind == "auto" else "the fastest of its kind here"
-    return Choice(best, f"Weights as {best}, {fastest}; with {counts} rows {slower}.")
+    return Choice(best, f"Weights as {best}, {fastest}; with {counts} {slower}.")
 
 
 _FULL_QUALITY = {

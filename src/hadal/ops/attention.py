@@ -8,6 +8,7 @@ hides and keep no weights for the backward pass. On a GPU it is torch's. docs/lo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,13 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from hadal.ops.exact import COLUMNS, QUERIES, SUMMED, is_exact
+from hadal.ops.exact import COLUMNS, QUERIES, SUMMED, is_exact, stable_rows
 from hadal.ops.function import run
 
 BLOCK = 64
 """Queries that `blockwise_attend` takes at a time."""
 LONG = 128
 """Passes of more queries go block by block on a CPU."""
+WIDENED = 1 << 19
+"""Numbers of keys and values that are made float32 together."""
 
 
 def attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float) -> Tensor:
@@ -35,7 +38,35 @@ def attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: 
         return fused_attend(q_BTHK, k_BJSK, v_BJSV, bias, scale)
     T = q_BTHK.shape[1]
     form = single_attend if T == 1 else plain_attend if T <= LONG else blockwise_attend
+    if is_exact() and not torch.is_grad_enabled():
+        return _exact_attend(form, q_BTHK, k_BJSK, v_BJSV, bias, scale)
     return form(q_BTHK, k_BJSK, v_BJSV, bias, scale)
+
+
+def _exact_attend(
+    form: Callable[..., Tensor], q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float
+) -> Tensor:
+    """The same function by `form`, and each row's bits are those it gets beside any other.
+
+    In float32, where sums have the orders that `hadal.ops.exact` knows: in bf16 a small product goes another way than a
+    large one, and a softmax's sum depends on the columns behind it. Rows go through in as many at a time as leave
+    their wider keys and values in the caches. One matrix is multiplied as two, where libraries have a way of its own.
+    """
+    (B, T, H, _), J = q_BTHK.shape, k_BJSK.shape[1]
+    dtype = q_BTHK.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    rows = B if wide == dtype else max(WIDENED // (k_BJSK[0].numel() + v_BJSV[0].numel()), 1)
+    out = []
+    for begin in range(0, B, rows):
+        part = slice(begin, begin + rows)
+        q, k, v = (x[part].to(wide) for x in (q_BTHK, k_BJSK, v_BJSV))
+        mask = (bias if bias.dim() == 2 else bias[part]).to(wide)
+        count = len(q)
+        if count == J == 1 and stable_rows(T * H) != T * H:
+            q, k, v = (x.expand(2, *x.shape[1:]) for x in (q, k, v))
+            mask = mask if mask.dim() == 2 else mask.expand(2, *mask.shape[1:])
+        out.append(form(q, k, v, mask, scale)[:count].to(dtype))
+    return out[0] if len(out) == 1 else torch.cat(out)
 
 
 def single_attend(q_B1HK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float) -> Tensor:

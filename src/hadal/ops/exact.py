@@ -2,7 +2,7 @@
 
 Libraries choose another algorithm for few rows, and threads share rows out, so a request's tokens could depend on
 what else is in its batch. For every size there is a somewhat larger one where that does not happen: it is found by
-trying, once for each thread count, and rows are padded to it.
+trying (`hadal.ops.linear`), once for each thread count, and rows are padded to it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from hadal.ops.linear import FORMS, rows_alike
 
 QUERIES = 4
 """Fewest queries of a key head, and the size of every group of an expert, that batched products treat alike."""
@@ -26,31 +27,12 @@ VECTOR = 16
 """Rows that make a number of elements which fills torch's vectors, whatever the width."""
 UNDIVIDED = 32768
 """Elements up to which torch leaves an elementwise function to one thread."""
-_TRIED = 64
-_SHAPES = ((128, 96), (896, 256))
 
 
-@cache
-def _stable(threads: int) -> tuple[int, ...]:
-    """For 0 to `_TRIED` rows, how many must be computed."""
-    generator = torch.Generator().manual_seed(0)
-    good = [True] * (_TRIED + 1)
-    for inputs, outputs in _SHAPES:
-        weight = torch.randn(outputs, inputs, generator=generator)
-        x = torch.randn(8 * _TRIED, inputs, generator=generator)
-        whole = F.linear(x, weight)
-        for n in range(1, _TRIED + 1):
-            good[n] = good[n] and torch.equal(F.linear(x[3 : 3 + n], weight), whole[3 : 3 + n])
-    sizes, size = [0] * (_TRIED + 1), _TRIED
-    for n in range(_TRIED, 0, -1):
-        size = n if good[n] else size
-        sizes[n] = size
-    return tuple(sizes)
-
-
-def stable_rows(n: int) -> int:
+def stable_rows(n: int, dtype: torch.dtype = torch.float32) -> int:
     """The least number of rows, n or more, at which a linear layer gives each row the bits it always gets."""
-    return _stable(torch.get_num_threads())[n] if n < _TRIED else n
+    form = f"{dtype}:plain".removeprefix("torch.")
+    return rows_alike(form, n) if form in FORMS else n
 
 
 def padded_rows(rows: int, tokens: int, stable: Callable[[int], int] = stable_rows) -> int:
@@ -81,7 +63,7 @@ def exactly(wanted: bool) -> Iterator[None]:
 def linear_rows(x_NK: Tensor, weight_OK: Tensor) -> Tensor:
     """F.linear(x, weight); where results must be exact, rows do not depend on how many there are."""
     N = len(x_NK)
-    lacking = stable_rows(N) - N if is_exact() else 0
+    lacking = stable_rows(N, x_NK.dtype) - N if is_exact() else 0
     return F.linear(F.pad(x_NK, (0, 0, 0, lacking)), weight_OK)[:N] if lacking else F.linear(x_NK, weight_OK)
 
 

@@ -148,7 +148,7 @@ def _stable_groups(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Ends, places and rows with each expert's group padded to a count at which rows keep their bits."""
     load_E = torch.diff(ends_E, prepend=ends_E.new_zeros(1))
-    sizes = torch.tensor([stable_rows(n) if n else 0 for n in load_E.tolist()], device=ends_E.device)
+    sizes = torch.tensor([stable_rows(n, x_ND.dtype) for n in load_E.tolist()], device=ends_E.device)
     shift_E = (sizes - load_E).cumsum(0) - (sizes - load_E)
     place = place_NP + shift_E[expert_NP]
     rows = x_ND.new_zeros(int(sizes.sum()), x_ND.shape[1])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import ClassVar
 
@@ -25,6 +25,8 @@ from hadal.errors import UserError
 
 PROBED = 128
 """Row counts that `row_counts` tries; longer inputs are cut where the operator's order of addition varies so far up."""
+PROBES = ((32, 32, PROBED), (64, 64, PROBED), (64, 8192, 16))
+"""[O, K] of the matrices that it tries them on, and up to which: long sums of few rows have an order of their own."""
 PACKED_FOR = 64
 """Rows that oneDNN is told to expect; its layout serves the other counts as well."""
 
@@ -181,18 +183,41 @@ def row_counts(form: str, threads: int) -> tuple[int, ...]:
     threads: what torch.get_num_threads() gives, upon which the answer depends.
     """
     matrix = FORMS[form]
+    tried: list[tuple[int, ...]] = []
+    for O, K, most in PROBES:
+        weight_OK, x_NK = cancelling(O, K, PROBED, matrix.dtype)
+        tried.append(alike(matrix(weight_OK), x_NK, most))
+    return _next(all(counts[n] == n for counts in tried) for n in range(PROBED + 1))
+
+
+def cancelling(O: int, K: int, N: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A float32 matrix [O, K] and rows [N, K] whose products are 0: what they give is how their sums were rounded.
+
+    Sums of bf16 are rounded to 8 bits at the end, which hides most of what another order of addition changes: here
+    nothing else is left of them.
+    """
     generator = torch.Generator().manual_seed(0)
-    packed = matrix(torch.randn(64, 64, generator=generator))
-    return alike(packed, torch.randn(PROBED, 64, generator=generator).to(matrix.dtype))
+    weight, x = torch.randn(O, K // 2, generator=generator), torch.randn(N, K // 2, generator=generator)
+    order = torch.randperm(K, generator=generator)
+    return torch.cat([weight, weight], 1)[:, order], torch.cat([x, -x], 1)[:, order].to(dtype)
 
 
-def alike(product: Callable[[Tensor], Tensor], x_NK: Tensor) -> tuple[int, ...]:
-    """For each count 0..N of x's first rows, the next count whose rows are bit-equal to the product of all."""
+def alike(product: Callable[[Tensor], Tensor], x_NK: Tensor, most: int = PROBED) -> tuple[int, ...]:
+    """For each count 0..N of x's first rows, the next count whose rows are bit-equal to the product of all.
+
+    most: counts above it are taken to be, without a trial.
+    """
     whole = product(x_NK)
-    counts = [len(x_NK)]
-    for count in range(len(x_NK) - 1, -1, -1):
-        equal = torch.equal(product(x_NK[:count].contiguous()), whole[:count])
-        counts.append(count if equal else counts[-1])
+    tried = range(1, min(most, len(x_NK) - 1) + 1)
+    differ = {n for n in tried if not torch.equal(product(x_NK[:n].contiguous()), whole[:n])}
+    return _next(n not in differ for n in range(len(x_NK) + 1))
+
+
+def _next(good: Iterable[bool]) -> tuple[int, ...]:
+    """For each index, itself or the next one that is good, as the last is."""
+    counts: list[int] = []
+    for n, fits in reversed(list(enumerate(good))):
+        counts.append(n if fits or not counts else counts[-1])
     return tuple(reversed(counts))
 
 
@@ -251,10 +276,11 @@ class Stack:
 def measure(
     forms: Sequence[str], shapes: Sequence[tuple[int, int]], rows: Sequence[int], seconds: float, fast: bool = False
 ) -> dict[str, list[float]]:
-    """Median seconds of one pass of `rows[i]` rows over matrices of these shapes [O, K], by form; fastest first.
+    """Least seconds of one pass of `rows[i]` rows over matrices of these shapes [O, K], by form; fastest first.
 
-    The forms take turns, the first is warm-up. Where half of `seconds` is gone after it, packing counted, a form that
-    took twice the fastest times, in the geometric mean over the counts of rows, is out. fast: not each row by `rows`.
+    The forms take turns, the first is warm-up (oneDNN makes its code then). The least counts: what else a machine does
+    only ever adds. Where half of `seconds` is gone after the second turn, packing counted, a form that took twice the
+    fastest times there, in the geometric mean over the counts of rows, is out. fast: not each row by `rows`.
     """
     if not fast:
         for form in forms:
@@ -265,17 +291,17 @@ def measure(
     inputs = {form: [{K: torch.ones(n, K, dtype=FORMS[form].dtype) for K in sizes} for n in rows] for form in forms}
     times: dict[str, list[list[float]]] = {form: [[] for _ in rows] for form in forms}
     going, turn = list(forms), 0
-    while turn < 2 or (time.perf_counter() < end and turn < 20):
+    while turn < 4 or (time.perf_counter() < end and turn < 20):
         for form in going:
             for x, taken in zip(inputs[form], times[form], strict=True):
                 began = time.perf_counter()
                 for (_, K), matrix in zip(shapes, packed[form], strict=True):
                     (matrix if fast else matrix.rows)(x[K])
                 taken.append(time.perf_counter() - began)
-        if turn == 0 and time.perf_counter() > end - seconds / 2:
-            best = [min(times[form][i][0] for form in forms) for i in range(len(rows))]
-            ratios = {f: [t[0] / b for t, b in zip(times[f], best, strict=True)] for f in going}
+        if turn == 1 and time.perf_counter() > end - seconds / 2:
+            best = [min(times[form][i][1] for form in forms) for i in range(len(rows))]
+            ratios = {f: [t[1] / b for t, b in zip(times[f], best, strict=True)] for f in going}
             going = [f for f in going if statistics.geometric_mean(ratios[f]) < 2]
         turn += 1
-    medians = {form: [statistics.median(t[1:] or t) for t in taken] for form, taken in times.items()}
-    return dict(sorted(medians.items(), key=lambda item: statistics.geometric_mean(item[1])))
+    least = {form: [min(t[1:]) for t in taken] for form, taken in times.items()}
+    return dict(sorted(least.items(), key=lambda item: statistics.geometric_mean(item[1])))

@@ -84,7 +84,7 @@ class Model:
     def _load(self) -> LLM:
         from hadal.engine import LLM
 
-        return LLM.load(self.run, form=self.dtype, config=self.config, say=self.notes.append)
+        return LLM.load(self.run, form=self.dtype, config=self.config, say=self.notes.append, rows=(1,))
 
     def examples(self) -> list[str]:
         """Up to five held-out questions, one of each task."""
