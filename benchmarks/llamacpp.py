@@ -33,8 +33,8 @@ from hadal.models.decoder import Decoder
 from hadal.models.packed import choose, pack
 from hadal.text.tokenizer import Tokenizer
 
-PAIRS = {"F16": "auto", "Q8_0": "int8", "Q4_K_M": "int4"}
-"""llama.cpp's type, and the form that hadal packs."""
+PAIRS = {"F16": "auto", "BF16": "auto", "Q8_0": "int8", "Q4_K_M": "int4"}
+"""llama.cpp's type, and the form that hadal packs; auto: what it chooses for each batch."""
 FIXED = {
     "model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
@@ -160,32 +160,38 @@ def main() -> None:
                 theirs_lose = divergence(reference, logprobs(load_model(Path(place) / f"{kind}-floats").eval(),
                                                              config.vocab_size))  # fmt: skip
                 shutil.rmtree(Path(place) / f"{kind}-floats")
-                ours = load_model(folder, torch.bfloat16).eval()
-                form = choose(config, torch.bfloat16).form if PAIRS[kind] == "auto" else PAIRS[kind]
-                pack(ours, form)
-                ours_lose = divergence(reference, logprobs(ours, config.vocab_size))
-                llm = LLM(ours, Tokenizer.from_words([]), EngineConfig(keep_prompts=False))
-                llm.engine.sampler.forbidden = llm.engine.sampler.forbidden[:0]
-                params = SamplingParams(temperature=0, ignore_eos=True, max_tokens=new)
-                calls = {b: hadal_call(llm, prompts(b, 64, config.vocab_size), params) for b in batches}
+                forms = {b: PAIRS[kind] for b in batches}
+                if PAIRS[kind] == "auto":
+                    forms = {b: choose(config, torch.bfloat16, rows=(b,)).form for b in batches}
                 times: dict[str, dict[int, list[float]]] = {s: {b: [] for b in batches} for s in ("hadal", "peer")}
-                for turn in range(rounds + 1):  # the first one warms up
-                    theirs = batched_bench(args.bin, file, batches, new, args.threads)
-                    for batch, call in calls.items():
-                        began = time.perf_counter()
-                        call()
-                        if turn:
-                            times["hadal"][batch].append(time.perf_counter() - began)
-                            times["peer"][batch].append(theirs[batch])
+                ours_lose: dict[str, float] = {}
+                for form in dict.fromkeys(forms.values()):
+                    ours = load_model(folder, torch.bfloat16).eval()
+                    pack(ours, form)
+                    ours_lose[form] = divergence(reference, logprobs(ours, config.vocab_size))
+                    llm = LLM(ours, Tokenizer.from_words([]), EngineConfig(keep_prompts=False))
+                    llm.engine.sampler.forbidden = llm.engine.sampler.forbidden[:0]
+                    params = SamplingParams(temperature=0, ignore_eos=True, max_tokens=new)
+                    sizes = [b for b in batches if forms[b] == form]
+                    calls = {b: hadal_call(llm, prompts(b, 64, config.vocab_size), params) for b in sizes}
+                    for turn in range(rounds + 1):  # the first one warms up
+                        theirs = batched_bench(args.bin, file, sizes, new, args.threads)
+                        for batch, call in calls.items():
+                            began = time.perf_counter()
+                            call()
+                            if turn:
+                                times["hadal"][batch].append(time.perf_counter() - began)
+                                times["peer"][batch].append(theirs[batch])
                 for batch in batches:
                     mine, peer = (statistics.median(times[side][batch]) for side in ("hadal", "peer"))
+                    form = forms[batch]
                     print(
                         f"{name:8}{batch:6}{kind:>8}{form:>18}{batch * new / mine:9.1f}{batch * new / peer:11.1f}"
-                        f"{peer / mine:7.2f}x{rounds:4}{ours_lose:14.2e},{theirs_lose:13.2e}", flush=True,
+                        f"{peer / mine:7.2f}x{rounds:4}{ours_lose[form]:14.2e},{theirs_lose:13.2e}", flush=True,
                     )  # fmt: skip
                     written.append({"model": name, "batch": batch, "type": kind, "form": form, "tokens": batch * new,
                                     "seconds": {side: times[side][batch] for side in times},
-                                    "divergence": {"hadal": ours_lose, "peer": theirs_lose}})  # fmt: skip
+                                    "divergence": {"hadal": ours_lose[form], "peer": theirs_lose}})  # fmt: skip
     if args.json:
         about = {"torch": torch.__version__, "threads": args.threads, "rates": rates, "quick": args.quick}
         args.json.write_text(json.dumps(about | {"results": written}, indent=1) + "\n")
