@@ -109,6 +109,16 @@ def test_constrained_output_stays_inside_its_mask() -> None:
     assert seen == [made[:place] for place in range(12)]
 
 
+def test_a_mask_that_leaves_no_token_ends_that_request_alone() -> None:
+    def allowed(made: Any) -> Tensor:
+        return torch.full((VOCABULARY,), len(made) < 3)
+
+    params = SamplingParams(max_tokens=6, seed=0, ignore_eos=True, logprobs=0)
+    stuck, fine = LLM_.generate([PROMPT, PROMPT], [replace(params, allowed=allowed), params])
+    assert stuck.outputs[0].finish_reason == "error" and "mask" in stuck.outputs[0].error
+    assert fine.outputs == LLM_.generate([PROMPT], params)[0].outputs
+
+
 def test_stop_texts_and_stop_tokens_end_a_response() -> None:
     plain = ids(replace(GREEDY, ignore_eos=True, max_tokens=40))
     text = TOKENIZER.decode(plain, special=True)

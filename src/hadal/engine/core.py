@@ -399,7 +399,7 @@ class Engine:
             self._top.setdefault(int(slots[row]), []).append(likeliest)
         ended = torch.isin(choice.tokens, self.ends) & table.ends[slots]
         full = table.made[slots] >= table.limit[slots]
-        gone = ended | full | choice.broken
+        gone = ended | full | choice.broken | choice.empty
         careful = table.careful[slots]
         stopped = self._stopped(slots, careful & ~gone) if bool(careful.any()) else {}
         if stopped:
@@ -412,12 +412,15 @@ class Engine:
         if self.config.keep_replies:
             self._keep_replies(leaving)
         self.runs.drop(leaving, table.length)
-        facts = zip(rows, slots[rows].tolist(), ended[rows].tolist(), choice.broken[rows].tolist(), strict=True)
-        for row, slot, ended_, broken in facts:
+        known = (slots, ended, choice.broken, choice.empty)
+        facts = zip(rows, *(fact[rows].tolist() for fact in known), strict=True)
+        for row, slot, ended_, broken, empty in facts:
             sequence = table.sequences[slot]
             assert sequence is not None
             if broken:
                 self._finish(sequence, "error", error="The model gives no numbers here: is its checkpoint damaged?")
+            elif empty:
+                self._finish(sequence, "error", error="The request's mask or bias leaves no token here: loosen it.")
             else:
                 self._finish(sequence, "stop" if ended_ or row in stopped else "length", stopped.get(row))
         return gone

@@ -19,12 +19,15 @@ back to the system, which then makes every page of it anew."""
 
 @dataclass
 class Choice:
-    """What was chosen for N sequences; `broken`: their logits hold NaN or nothing that is allowed."""
+    """What was chosen for N sequences, whose tokens mean nothing where `broken` or `empty`."""
 
     tokens: Tensor
     logprobs: Tensor
     forced: Tensor
     broken: Tensor
+    """Where the model gave no numbers."""
+    empty: Tensor
+    """Where it did, and a request's own mask or bias leaves no token."""
     top: dict[int, dict[int, float]]
     """By row, for requests that want the likeliest tokens: their log-probabilities."""
 
@@ -49,14 +52,18 @@ class Sampler:
         if bool(broken.any()):
             logits_NV[broken] = 0.0
         edited = logits_NV
+        empty = torch.zeros_like(broken)
         top: dict[int, dict[int, float]] = {}
         careful = table.careful[slots]
         if bool(careful.any()):
             edited, top = self._careful(table, slots, logits_NV, careful.nonzero()[:, 0].tolist())
+            if edited is not logits_NV:
+                empty = edited.amax(-1) == -torch.inf
+                edited[empty] = 0.0
         rows = max(AT_ONCE // logits_NV.shape[1], 1) if logits_NV.device.type == "cpu" else len(slots)
         parts = zip(slots.split(rows), logits_NV.split(rows), edited.split(rows), strict=True)
         tokens, forced, logprobs = map(torch.cat, zip(*(self._chosen(table, *part) for part in parts), strict=True))
-        return Choice(tokens, logprobs, forced, broken, top)
+        return Choice(tokens, logprobs, forced, broken, empty & ~broken, top)
 
     def _chosen(self, table: Table, slots: Tensor, logits_NV: Tensor, edited_NV: Tensor) -> tuple[Tensor, ...]:
         """Tokens [N], whether a thought's budget forced them, and their log-probabilities."""
