@@ -23,8 +23,8 @@ BLOCK = 64
 """Queries that `blockwise_attend` takes at a time."""
 LONG = 128
 """Passes of more queries go block by block on a CPU."""
-WIDENED = 1 << 19
-"""Numbers of keys and values that are made float32 together."""
+SMALL = 4096
+"""Multiplications of a batch up to which torch has another way with bf16."""
 
 
 def attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float) -> Tensor:
@@ -46,27 +46,18 @@ def attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: 
 def _exact_attend(
     form: Callable[..., Tensor], q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float
 ) -> Tensor:
-    """The same function by `form`, and each row's bits are those it gets beside any other.
-
-    In float32, where sums have the orders that `hadal.ops.exact` knows: in bf16 a small product goes another way than a
-    large one, and a softmax's sum depends on the columns behind it. Rows go through in as many at a time as leave
-    their wider keys and values in the caches. One matrix is multiplied as two, where libraries have a way of its own.
-    """
-    (B, T, H, _), J = q_BTHK.shape, k_BJSK.shape[1]
-    dtype = q_BTHK.dtype
-    wide = torch.promote_types(dtype, torch.float32)
-    rows = B if wide == dtype else max(WIDENED // (k_BJSK[0].numel() + v_BJSV[0].numel()), 1)
-    out = []
-    for begin in range(0, B, rows):
-        part = slice(begin, begin + rows)
-        q, k, v = (x[part].to(wide) for x in (q_BTHK, k_BJSK, v_BJSV))
-        mask = (bias if bias.dim() == 2 else bias[part]).to(wide)
-        count = len(q)
-        if count == J == 1 and stable_rows(T * H) != T * H:
-            q, k, v = (x.expand(2, *x.shape[1:]) for x in (q, k, v))
-            mask = mask if mask.dim() == 2 else mask.expand(2, *mask.shape[1:])
-        out.append(form(q, k, v, mask, scale)[:count].to(dtype))
-    return out[0] if len(out) == 1 else torch.cat(out)
+    """The same function by `form`, and each row's bits are those it gets beside any other: few rows get company."""
+    (B, T, H, K), J = q_BTHK.shape, k_BJSK.shape[1]
+    M = T * H // J
+    fewest = 1 if stable_rows(M) == M else 2  # one matrix alone is divided among threads, like a linear layer
+    if q_BTHK.dtype.itemsize < 4:
+        fewest = max(fewest, SMALL // (M * COLUMNS * min(K, v_BJSV.shape[-1])) + 1)
+    lacking = -(-fewest // J) - B
+    if lacking > 0:
+        parts = (q_BTHK, k_BJSK, v_BJSV) if bias.dim() == 2 else (q_BTHK, k_BJSK, v_BJSV, bias)
+        filled = [torch.cat([x, x[:1].expand(lacking, *x.shape[1:])]) for x in parts]
+        q_BTHK, k_BJSK, v_BJSV, bias = (*filled, bias)[:4]
+    return form(q_BTHK, k_BJSK, v_BJSV, bias, scale)[:B]
 
 
 def single_attend(q_B1HK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float) -> Tensor:
@@ -76,15 +67,27 @@ def single_attend(q_B1HK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, 
     k_NSK, v_NSV = k_BJSK.reshape(B * J, S, K), v_BJSV.reshape(B * J, S, -1)
     mask_N1S = bias.expand(B, J, S).reshape(B * J, 1, S)
     scores = torch.baddbmm(mask_N1S, q_B1HK.reshape(B * J, H // J, K), k_NSK.mT, alpha=scale)
-    return weighted_sum(torch.softmax(scores, dim=-1), v_NSV).reshape(B, 1, -1)
+    return weighted_sum(_softmax(scores), v_NSV).reshape(B, 1, -1)
 
 
 def plain_attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float) -> Tensor:
     """The same function as `attend`, all T x S weights at once and left to autograd."""
     B, T, H, _ = q_BTHK.shape
     q, k, v = _by_key_head(q_BTHK, k_BJSK, v_BJSV)
-    weights = torch.softmax(torch.baddbmm(_mask(bias, q), q.flatten(1, 2), k.mT, alpha=scale), dim=-1)
+    weights = _softmax(torch.baddbmm(_mask(bias, q), q.flatten(1, 2), k.mT, alpha=scale))
     return _by_token(weighted_sum(weights, v).view(*q.shape[:3], -1), B)
+
+
+def _softmax(scores_NMS: Tensor) -> Tensor:
+    """Over the last axis; where results must be exact, columns of weight 0 behind the last one change nothing.
+
+    In a narrow dtype torch adds up in an order that the length of a row decides. Without a gradient in place.
+    """
+    if is_exact() and scores_NMS.dtype.itemsize < 4:
+        return torch.softmax(scores_NMS, dim=-1, dtype=torch.float32).to(scores_NMS.dtype)
+    if torch.is_grad_enabled():
+        return torch.softmax(scores_NMS, dim=-1)
+    return torch.softmax(scores_NMS, dim=-1, out=scores_NMS)
 
 
 def batched_rows(x_NMK: Tensor, matrix_NKO: Tensor) -> Tensor:
@@ -201,7 +204,7 @@ def _block_weights(
         scores.view(*q.shape[:3], end)[..., own] += bias[begin:last, own]
     else:
         scores = torch.baddbmm(_mask(bias[..., begin:last, :end], q), rows, keys, alpha=scale)
-    return q, end, torch.softmax(scores, dim=-1, out=scores)
+    return q, end, _softmax(scores)
 
 
 def causal_bias(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
