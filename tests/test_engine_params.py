@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -188,6 +189,7 @@ def test_answer_now_closes_the_thoughts_of_a_running_request() -> None:
         engine.step()
     for sample in hurried.output().outputs:
         assert 0 < sample.token_ids.index(TOKENIZER.end_think_id) < 8
+        assert sample.forced == [sample.token_ids.index(TOKENIZER.end_think_id)]
     for sample in other.output().outputs:
         assert TOKENIZER.end_think_id not in sample.token_ids
 
@@ -295,12 +297,45 @@ def test_a_bad_request_fails_alone(prompt: list[int], params: dict[str, Any], wo
         ({"thinking": False, "thinking_budget": 5}, "thinking"), ({"max_tokens": 2.5}, "max_tokens"),
         ({"temperature": float("nan")}, "temperature"), ({"repetition_penalty": 0.0}, "repetition_penalty"),
         ({"logprobs": 1000}, "logprobs"), ({"logprobs_of": "mine"}, "logprobs_of"), ({"best_of": 3}, "best_of"),
-        ({"tempreature": 1.0}, "temperature"), ({"seed": True}, "seed"),
+        ({"tempreature": 1.0}, "temperature"), ({"seed": True}, "seed"), ({"temperature": 1e-9}, "temperature"),
+        ({"top_p": 0}, "top_p"), ({"top_p": "high"}, "top_p"), ({"stop": 5}, "stop"), ({"stop": ["\ud800"]}, "stop"),
+        ({"logit_bias": {5: float("nan")}}, "logit_bias"), ({"logit_bias": {5: 1e308}}, "logit_bias"),
+        ({"logit_bias": {5: "high"}}, "logit_bias"), ({"logit_bias": [5]}, "logit_bias"), ({"top_p": 1.5}, "top_p"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_honoured_are_refused_by_name(settings_: dict[str, Any], word: str) -> None:
     with pytest.raises(UserError, match=word):
         SamplingParams.of(settings_)
+
+
+ODD = st.one_of(
+    st.floats(), st.integers(), st.sampled_from([1 << 80, -(1 << 80), 5e-324, 1e-6, 1e308]), st.text(max_size=3),
+    st.sampled_from(["\ud800", "a" * 2000]), st.booleans(), st.none(),
+    st.lists(st.integers(-2, VOCABULARY), max_size=3),
+)  # fmt: skip
+SETTINGS = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "thinking_budget", "stop", "stop_token_ids", "seed",
+            "presence_penalty", "frequency_penalty", "repetition_penalty", "n", "logprobs", "logit_bias")  # fmt: skip
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    odd=st.dictionaries(st.sampled_from(SETTINGS), ODD, max_size=3),
+    bias=st.dictionaries(st.integers(0, VOCABULARY - 1), ODD, max_size=2),
+    thinking=st.sampled_from([None, True, False]),
+)
+def test_no_setting_harms_the_request_beside_it(
+    odd: dict[str, Any], bias: dict[int, Any], thinking: bool | None
+) -> None:
+    params = {"max_tokens": 3, "logit_bias": bias, "thinking": thinking} | odd
+    beside = SamplingParams(max_tokens=3, seed=1)
+    with contextlib.suppress(UserError):
+        wanted = SamplingParams.of(params)
+        wanted = replace(wanted, max_tokens=min(wanted.max_tokens or 3, 3), n=min(wanted.n, 3))
+        one, other = LLM_.generate([PROMPT, PROMPT], [wanted, beside])
+        assert one.error or all(sample.token_ids for sample in one.outputs)
+        assert other.outputs[0].token_ids == ids(beside)
+
+
 
 
 def test_a_model_that_gives_no_numbers_ends_that_request_alone() -> None:
@@ -315,6 +350,16 @@ def test_a_model_that_gives_no_numbers_ends_that_request_alone() -> None:
     broken, fine = llm.generate([[20, poisoned], PROMPT], params)
     assert broken.outputs[0].finish_reason == "error" and "damaged" in broken.outputs[0].error
     assert fine.outputs[0].finish_reason == "length" and len(fine.outputs[0].token_ids) == 6
+
+
+def test_logits_that_leave_float32_when_divided_are_no_numbers_either() -> None:
+    model = make(3)
+    model.config = replace(model.config, tie_word_embeddings=False)
+    model.head = torch.nn.Linear(64, VOCABULARY, bias=False)
+    with torch.no_grad():
+        model.head.weight.mul_(1e36)
+    (output,) = LLM(model, TOKENIZER).generate(PROMPT, SamplingParams(max_tokens=3, temperature=1e-6))
+    assert output.outputs[0].finish_reason == "error" and "damaged" in output.outputs[0].error
 
 
 def test_a_prompt_that_memory_cannot_hold_is_refused_and_not_waited_for() -> None:

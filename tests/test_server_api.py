@@ -180,6 +180,7 @@ def test_a_prompt_asked_again_is_found_in_the_cache(client):
         ({"messages": [{"role": "tool", "content": "7"}]}, 422, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 422, None),
         ({"logit_bias": {"99999999": 1.0}}, 422, None),
+        ({"logit_bias": {"5": 1e308}}, 422, "logit_bias.5"),
     ],
 )
 def test_what_is_not_honoured_is_refused_by_name(url, change, status, param):

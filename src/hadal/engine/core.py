@@ -469,7 +469,7 @@ class Engine:
         if text is None:
             ended = how == "stop" and bool(tokens) and tokens[-1] in self.tokenizer.eos_ids
             text = self.tokenizer.decode(tokens[:-1] if ended else tokens, special=True)
-        forced = table.forced[slot, :made].nonzero()[:, 0].tolist() if params.thinking_budget is not None else []
+        forced = table.forced[slot, :made].nonzero()[:, 0].tolist()
         sequence.sample = Sample(tokens, logprobs, text, how, self._top.pop(slot, []), forced, error)
         table.drop(sequence)
 

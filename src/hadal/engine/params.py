@@ -16,6 +16,9 @@ MOST_SAMPLES = 1024
 MOST_STOPS = 16
 LONGEST_STOP = 1024  # bytes
 MOST_LOGPROBS = 50
+COLDEST = 1e-6
+"""The lowest temperature above 0: logits divided by less could leave float32."""
+MOST_BIAS = 100
 
 Allowed = Callable[[Sequence[int]], "Tensor | None"]
 """From the tokens generated so far to a mask [V] of the next ones that are allowed (None: all of them)."""
@@ -62,10 +65,19 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
+        self._check_numbers()
+        self._check_lists()
+        if self.logprobs_of not in ("model", "sampled"):
+            raise UserError(f"logprobs_of is {self.logprobs_of!r}.", "Give model or sampled.")
+        if self.thinking is False and self.thinking_budget:
+            raise UserError("thinking is off and thinking_budget is set.", "Give one of the two.")
+
+    def _check_numbers(self) -> None:
         ranges = {
-            "temperature": (0, 100), "min_p": (0, 1), "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2),
-            "repetition_penalty": (0.01, 100), "n": (1, MOST_SAMPLES), "top_k": (0, None), "max_tokens": (1, None),
-            "thinking_budget": (0, None), "logprobs": (0, MOST_LOGPROBS), "seed": (-(1 << 63), (1 << 64) - 1),
+            "temperature": (0, 100), "top_p": (0, 1), "min_p": (0, 1), "presence_penalty": (-2, 2),
+            "frequency_penalty": (-2, 2), "repetition_penalty": (0.01, 100), "n": (1, MOST_SAMPLES), "top_k": (0, None),
+            "max_tokens": (1, None), "thinking_budget": (0, None), "logprobs": (0, MOST_LOGPROBS),
+            "seed": (-(1 << 63), (1 << 64) - 1),
         }  # fmt: skip
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
@@ -77,17 +89,26 @@ class SamplingParams:
             if not low <= value <= (float("inf") if high is None else high):
                 remedy = f"Give {low} or more." if high is None else f"Give {low} to {high}."
                 raise UserError(f"{name} is {value}.", remedy)
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}.", "Give a number above 0 and up to 1.")
-        if self.logprobs_of not in ("model", "sampled"):
-            raise UserError(f"logprobs_of is {self.logprobs_of!r}.", "Give model or sampled.")
+        if self.top_p == 0:
+            raise UserError("top_p is 0.", "Give a number above 0 and up to 1.")
+        if 0 < self.temperature < COLDEST:
+            raise UserError(f"temperature is {self.temperature}.", f"Give 0, which is greedy, or {COLDEST} and more.")
+
+    def _check_lists(self) -> None:
+        for name in ("stop", "stop_token_ids"):
+            if not isinstance(getattr(self, name), Sequence):
+                raise UserError(f"{name} is {getattr(self, name)!r}.", "Give a list.")
         if len(self.stop) > MOST_STOPS:
             raise UserError(f"There are {len(self.stop)} stop texts.", f"{MOST_STOPS} is the most.")
         for text in self.stop:
-            if not isinstance(text, str) or not 0 < len(text.encode(errors="replace")) <= LONGEST_STOP:
-                raise UserError("A stop text is empty or too long.", f"Give 1 to {LONGEST_STOP} bytes.")
-        if self.thinking is False and self.thinking_budget:
-            raise UserError("thinking is off and thinking_budget is set.", "Give one of the two.")
+            if not isinstance(text, str) or not 0 < _bytes(text) <= LONGEST_STOP:
+                raise UserError("A stop text is empty, too long, or no text.", f"Give 1 to {LONGEST_STOP} bytes.")
+        bias = {} if self.logit_bias is None else self.logit_bias
+        if not isinstance(bias, Mapping):
+            raise UserError(f"logit_bias is {bias!r}.", "Give numbers by token id.")
+        for value in bias.values():
+            if not isinstance(value, (int, float)) or not abs(value) <= MOST_BIAS:
+                raise UserError(f"logit_bias has the value {value!r}.", f"Give {-MOST_BIAS} to {MOST_BIAS}.")
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> SamplingParams:
@@ -114,3 +135,11 @@ class SamplingParams:
         if self.seed is None:
             return [self] * count
         return [replace(self, seed=(self.seed + i) % (1 << 63)) for i in range(count)]
+
+
+def _bytes(text: str) -> int:
+    """The length of a text in UTF-8; 0 of what has no form there."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        return 0

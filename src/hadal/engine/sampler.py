@@ -15,6 +15,8 @@ from hadal.text.tokenizer import END_THINK, THINK, Tokenizer
 AT_ONCE = 1 << 20
 """Logits that a CPU draws from together. What is made of more leaves the caches, and the allocator gives such memory
 back to the system, which then makes every page of it anew."""
+LARGEST = 1e30
+"""Logits beyond it count as no numbers: penalties and a temperature must not take them out of float32."""
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Sampler:
         no_think = table.no_think[slots]
         if self.think >= 0 and bool(no_think.any()):
             logits_NV[no_think, self.think] = -torch.inf
-        broken = ~torch.isfinite(logits_NV.amax(-1))
+        broken = ~(logits_NV.amax(-1).abs() < LARGEST)  # nor is NaN
         if bool(broken.any()):
             logits_NV[broken] = 0.0
         edited = logits_NV

@@ -9,6 +9,7 @@ from hadal.engine.params import SamplingParams
 from hadal.engine.request import Sequence
 
 NO_BUDGET = 1 << 62
+"""More tokens than there are."""
 MODES = {"model": 1, "sampled": 2}
 
 
@@ -112,8 +113,8 @@ def _row(sequence: Sequence, in_thought: bool) -> dict[str, float]:
     request, p = sequence.request, sequence.request.params
     return {
         "length": 0, "made": 0, "guess": -1, "limit": request.limit, "key": sequence.key, "temperature": p.temperature,
-        "top_p": p.top_p, "top_k": p.top_k, "min_p": p.min_p,
-        "budget": NO_BUDGET if p.thinking_budget is None else p.thinking_budget,
+        "top_p": p.top_p, "top_k": min(p.top_k, NO_BUDGET), "min_p": p.min_p,
+        "budget": NO_BUDGET if p.thinking_budget is None else min(p.thinking_budget, NO_BUDGET),
         "thought": 0 if in_thought else -1, "mode": 0 if p.logprobs is None else MODES[p.logprobs_of],
         "no_think": p.thinking is False, "ends": not p.ignore_eos, "careful": is_careful(p),
     }  # fmt: skip

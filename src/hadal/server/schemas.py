@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from hadal.engine.params import LONGEST_STOP, MOST_STOPS
+from hadal.engine.params import LONGEST_STOP, MOST_BIAS, MOST_STOPS
 from hadal.server.models import EFFORT_NAMES, Ask
 
 MOST_N = 32
@@ -15,6 +15,8 @@ MOST_TOP = 20
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_STOP // 4)]
 Stops = Annotated[list[Stop], Field(max_length=MOST_STOPS)]
+TokenId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
+Bias = Annotated[float, Field(ge=-MOST_BIAS, le=MOST_BIAS)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"]
 
 
@@ -74,7 +76,7 @@ class Sampling(Strict):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
-    logit_bias: dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")], float] | None = Field(
+    logit_bias: dict[TokenId, Bias] | None = Field(
         None, max_length=1024, description="Added to the logits of token ids."
     )
     n: int | None = Field(None, ge=1, le=MOST_N)
