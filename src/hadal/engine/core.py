@@ -262,7 +262,7 @@ class Engine:
 
     def _run_size(self, sequence: Sequence, length: int) -> int:
         """The size of the run that a sequence begins in: its whole answer's, unless that is long."""
-        most = len(sequence.request.prompt) + sequence.request.limit
+        most = len(sequence.request.prompt) + sequence.request.limit - 1  # the last token is never read
         return run_size(min(most, length + self.config.room) + self.runs.overhang)
 
     def _read(self) -> None:

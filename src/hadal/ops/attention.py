@@ -66,7 +66,7 @@ def single_attend(q_B1HK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, 
     J, S = k_BJSK.shape[1:3]
     k_NSK, v_NSV = k_BJSK.reshape(B * J, S, K), v_BJSV.reshape(B * J, S, -1)
     mask_N1S = bias.expand(B, J, S).reshape(B * J, 1, S)
-    scores = torch.baddbmm(mask_N1S, q_B1HK.reshape(B * J, H // J, K), k_NSK.mT, alpha=scale)
+    scores = torch.baddbmm(mask_N1S, q_B1HK.reshape(B * J, H // J, K), _turned(k_NSK), alpha=scale)
     return weighted_sum(_softmax(scores), v_NSV).reshape(B, 1, -1)
 
 
@@ -74,8 +74,18 @@ def plain_attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, s
     """The same function as `attend`, all T x S weights at once and left to autograd."""
     B, T, H, _ = q_BTHK.shape
     q, k, v = _by_key_head(q_BTHK, k_BJSK, v_BJSV)
-    weights = _softmax(torch.baddbmm(_mask(bias, q), q.flatten(1, 2), k.mT, alpha=scale))
+    weights = _softmax(torch.baddbmm(_mask(bias, q), q.flatten(1, 2), _turned(k), alpha=scale))
     return _by_token(weighted_sum(weights, v).view(*q.shape[:3], -1), B)
+
+
+def _turned(keys_NSK: Tensor) -> Tensor:
+    """Keys [N, K, S] for a product.
+
+    oneDNN multiplies matrices that lie close together. Others it copies, and turns them as well, which takes twice as
+    long as to copy them as they lie.
+    """
+    narrow = keys_NSK.dtype.itemsize < 4 and keys_NSK.device.type == "cpu"
+    return (keys_NSK.contiguous() if narrow else keys_NSK).mT
 
 
 def _softmax(scores_NMS: Tensor) -> Tensor:
@@ -197,7 +207,7 @@ def _block_weights(
     q = q_NGTK[:, :, begin : begin + BLOCK]
     last = begin + q.shape[2]
     end = k_NSK.shape[1] - q_NGTK.shape[2] + last
-    rows, keys = q.flatten(1, 2), k_NSK[:, :end].mT
+    rows, keys = q.flatten(1, 2), _turned(k_NSK[:, :end])
     if bias.dim() == 2:  # only the block's own columns hide anything
         scores = torch.baddbmm(rows.new_zeros(1, 1, 1), rows, keys, beta=0, alpha=scale)
         own = slice(end - q.shape[2], end)
