@@ -336,8 +336,6 @@ def test_no_setting_harms_the_request_beside_it(
         assert other.outputs[0].token_ids == ids(beside)
 
 
-
-
 def test_a_model_that_gives_no_numbers_ends_that_request_alone() -> None:
     model = make(3)
     poisoned = 77
