@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +81,9 @@ class Decoder(nn.Module):
             self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.packed_head: nn.Module | None = None
         """The head of a model that is packed for inference (`hadal.models.packed`)."""
+        self.generation = 0
+        """Counts the writes to the weights: what was computed of them (kept prefixes, recordings, packed copies) is
+        theirs while it stays the same."""
         self.cos: Tensor
         self.sin: Tensor
         cos, sin = rotary_tables(config.max_position_embeddings, rotary_dim, config.rope_theta, config.rope_scaling)
@@ -87,6 +91,22 @@ class Decoder(nn.Module):
         """Keep of each layer its input alone, in training passes, and compute the rest again for the gradient."""
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+
+    def changed(self) -> None:
+        """Whoever has written to the weights, or put others in their place, says so here: nothing else would tell."""
+        self.generation += 1
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As a module's."""
+        found = super().load_state_dict(*args, **kwargs)
+        self.changed()
+        return found
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Decoder:
+        """What moves a module or gives it another dtype (`to`, `float`, `cuda`) comes through here."""
+        super()._apply(*args, **kwargs)
+        self.changed()
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -185,6 +205,7 @@ class Decoder(nn.Module):
             if name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
                 std *= residual_scale
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+        self.changed()
 
     def after_update(self, router_bias_rate: float) -> None:
         """What an architecture does once the optimiser has stepped (experts are balanced); nothing here."""

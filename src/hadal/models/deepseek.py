@@ -329,6 +329,7 @@ class Deepseek(Decoder):
     def load_extra_state(self, state: dict[str, Tensor]) -> None:
         for name, tensor in self.extra_state().items():
             tensor.copy_(state[name])
+        self.changed()
 
 
 def routers(model: nn.Module) -> list[Router]:
@@ -337,10 +338,11 @@ def routers(model: nn.Module) -> list[Router]:
 
 
 @torch.no_grad()
-def update_router_biases(model: nn.Module, rate: float) -> None:
+def update_router_biases(model: Decoder, rate: float) -> None:
     """Aux-loss-free balancing after an update: b += rate * sign(mean load - load), then count anew."""
     for router in routers(model):
         if router.e_score_correction_bias is not None:
             load = router.load.to(torch.float64)
             router.e_score_correction_bias += rate * (load.mean() - load).sign().to(torch.float32)
         router.load.zero_()
+    model.changed()

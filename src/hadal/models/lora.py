@@ -242,6 +242,7 @@ def attach(model: Decoder, config: LoraConfig, seed: int) -> None:
         _place(module, model, site, sites, config.rank, config.scale)
         down = module.lora_A[site.part].data
         down.copy_(torch.rand(down.shape, generator=generator).mul_(2).sub_(1).div_(math.sqrt(site.shape[1])))
+    model.changed()
 
 
 def adapter_size(config: ModelConfig, lora: LoraConfig) -> int:
@@ -265,6 +266,7 @@ def merge(model: Decoder) -> None:
             plain = Experts.of(module.gate_up_proj, module.down_proj)
         model.set_submodule(name, plain.train(module.training))
     model.requires_grad_(True)
+    model.changed()
 
 
 def base_state(model: Decoder) -> dict[str, Tensor]:
@@ -376,6 +378,7 @@ def load_adapter(model: Decoder, folder: Path) -> None:
             for letter, held in (("A", module.lora_A), ("B", module.lora_B)):
                 out = held[site.part].data
                 files.read_into(names[letter], out[site.expert] if site.expert >= 0 else out)
+        model.changed()
 
 
 def is_adapter(folder: Path) -> bool:

@@ -158,6 +158,7 @@ def pack(model: Decoder, form: str, head: str | None = None, fast: bool = False)
     _cast(model, compute)
     _give_back()
     model.requires_grad_(False).eval()
+    model.changed()
     return Repacked(packed_bytes(model), time.perf_counter() - began)
 
 
@@ -183,6 +184,7 @@ def repack(packed: Decoder, model: Decoder) -> Repacked:
     for name, ours in (*packed.named_parameters(), *packed.named_buffers()):
         if ours.data_ptr() != theirs[name].data_ptr():
             ours.copy_(theirs[name])
+    packed.changed()
     return Repacked(packed_bytes(packed), time.perf_counter() - began)
 
 

@@ -124,6 +124,7 @@ def _train(
                 merge(model)
             for parameter in model.parameters():  # and not the routers' biases, whose steps bf16 cannot hold
                 parameter.data = parameter.data.to(getattr(torch, config.dtype))
+            model.changed()
             save_model(run.folder, model.config, model.state_dict(), source)
     except SafetensorError as error:  # its own error for a full disk
         raise UserError(

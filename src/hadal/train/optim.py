@@ -10,8 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.adamw import adamw
+
+from hadal.models.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ def orthogonalise(x_NRC: Tensor, steps: int = 5) -> Tensor:
 class Optimizer:
     """Owns the float32 masters of a model and updates them from its gradients."""
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig, dtype: torch.dtype = torch.float32) -> None:
-        self.config = config
+    def __init__(self, model: Decoder, config: OptimizerConfig, dtype: torch.dtype = torch.float32) -> None:
+        self.model, self.config = model, config
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
 
         def hidden_matrix(item: tuple[str, Tensor]) -> bool:
@@ -92,9 +94,10 @@ class Optimizer:
         self.refresh()
 
     def refresh(self) -> None:
-        """Bring the computing copy in line with the masters."""
+        """Bring the model in line with the masters, which were written to."""
         if self.compute is not self.master:
             self.compute.copy_(self.master)
+        self.model.changed()
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -140,7 +143,7 @@ class Optimizer:
         self.zero_grad()
         return norm
 
-    def masters(self, model: nn.Module) -> dict[str, Tensor]:
+    def masters(self, model: Decoder) -> dict[str, Tensor]:
         """The float32 value of each parameter, by its name in the model."""
         named = dict(model.named_parameters())
         out, begin = {}, 0

@@ -86,6 +86,7 @@ def sft(
     for name, parameter in model.named_parameters():
         if name in masters:
             parameter.grad, parameter.data = None, masters[name]
+    model.changed()
     model.eval()
     return optimizer
 
