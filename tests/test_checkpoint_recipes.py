@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tokenizer_families import write_tokenizer
 
@@ -32,12 +33,12 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
 
 
-def checkpoint(folder: Path) -> Path:
+def checkpoint(folder: Path, family: str = "qwen3") -> Path:
     config = Qwen2Config(448, 64, 2, 4, 2, head_dim=16, intermediate_size=128, max_position_embeddings=2048)
     model = build(config)
     model.initialise(0)
     save_model(folder, config, model.state_dict())
-    write_tokenizer(folder, "qwen3")
+    write_tokenizer(folder, family)
     return folder
 
 
@@ -130,6 +131,45 @@ def test_a_teacher_is_distilled_and_then_practice_makes_it_right(
     weights = load_file("adapted/model.safetensors")
     assert weights.keys() == load_file("taught/model.safetensors").keys()  # adapters are merged
     assert Path("adapted/tokenizer.json").read_bytes() == Path("base/tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+@pytest.mark.parametrize("family", ["qwen2", "llama3"])
+def test_a_tokenizer_without_a_token_for_thoughts_is_trained_all_the_same(family: str, lora: int) -> None:
+    """Rewarded for what random answers differ in, RL moves the weights, update after update; none of them thinks."""
+    base = checkpoint(Path("base"), family)
+    settings = {
+        "checkpoint": str(base), "tasks": [f"gsm8k:{rows(Path('rows'), [7])}"], "grpo.updates": 3, "grpo.prompts": 2,
+        "grpo.samples": 4, "grpo.max_tokens": 16, "grpo.optimizer.lr": 1e-3, "grpo.lora.rank": lora,
+        "grpo.rewards.repetition": 1.0, "grpo.rewards.repetition_ngram": 1, "evaluate.problems": 2,
+        "evaluate.max_tokens": 8, "dtype": "float32", **SMALL,
+    }  # fmt: skip
+    assert train("qwen-gsm8k", Path("run"), settings) == 0
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    updates = [line for line in lines if line["stage"] == "rl" and "grad_norm" in line]
+    assert len(updates) == 3 and all(line["grad_norm"] > 0 and line["thinking_share"] == 0 for line in updates)
+    before, after = load_file("base/model.safetensors"), load_file("run/model.safetensors")
+    assert any(not torch.equal(before[name], after[name]) for name in after)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_rejection_sampling_leaves_the_choice_to_a_model_without_a_token_for_thoughts(
+    family: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = """
+        checkpoint = "base"
+        tasks = ["gsm8k:rows"]
+        [stage]
+        answers = { kind = "reject", from = "checkpoint", problems = 2, samples = 1, keep = 1, gold = 2 }
+        taught = { kind = "sft", from = "checkpoint", data = ["answers"], epochs = 1 }
+    """
+    checkpoint(Path("base"), family)
+    rows(Path("rows"), [7])
+    Path("recipe.toml").write_text("\n".join(line.strip() for line in recipe.splitlines()))
+    assert train("recipe.toml", Path("run"), {"threads": 1, "dtype": "float32"}) == 0
+    assert ("the model chooses" in capsys.readouterr().out) == (family == "qwen2")
+    stored = [json.loads(line) for line in Path("run/stages/answers/answers.jsonl").read_text().splitlines()]
+    assert all(line["answers"][0].startswith("<think>") == (family == "qwen3") for line in stored)
 
 
 def test_what_does_not_fit_is_said_before_it_starts(

@@ -65,6 +65,16 @@ QWEN3 = """
 {%- endif %}
 """
 
+QWEN2 = """
+{%- if messages[0]['role'] != 'system' %}
+    {{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+
 LLAMA3 = """
 {{- bos_token }}
 {%- for message in messages %}
@@ -133,6 +143,7 @@ QWEN_TOKENS = {
     "<|endoftext|>": True, "<|im_start|>": True, "<|im_end|>": True, "<tool_call>": False, "</tool_call>": False,
     "<tool_response>": False, "</tool_response>": False, "<think>": False, "</think>": False,
 }  # fmt: skip
+QWEN2_TOKENS = {name: special for name, special in QWEN_TOKENS.items() if special}  # no token for thoughts
 LLAMA_TOKENS = {
     "<|begin_of_text|>": True, "<|end_of_text|>": True, "<|start_header_id|>": True, "<|end_header_id|>": True,
     "<|eot_id|>": True,
@@ -141,6 +152,7 @@ DEEPSEEK_TOKENS = {token: "sentence" in token or "pad" in token for token in SPE
 
 FAMILIES: dict[str, tuple[dict[str, bool], str, dict[str, str | None]]] = {
     "qwen3": (QWEN_TOKENS, QWEN3, {"bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}),
+    "qwen2": (QWEN2_TOKENS, QWEN2, {"bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}),
     "llama3": (LLAMA_TOKENS, LLAMA3, {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}),
     "llama2": (
         {"<unk>": True, "<s>": True, "</s>": True},
@@ -169,7 +181,7 @@ def write_tokenizer(folder: Path, family: str, template: str | None = None) -> P
         inner = Tokenizer.from_str(json.dumps(state))
     else:
         inner = Tokenizer(models.BPE(ignore_merges=family == "llama3"))
-        inner.normalizer = normalizers.NFC() if family == "qwen3" else None
+        inner.normalizer = normalizers.NFC() if family.startswith("qwen") else None
         words = r"[^\s\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
         inner.pre_tokenizer = pre_tokenizers.Sequence(
             [

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from hadal.configs.reading import nearest
 from hadal.errors import UserError
-from hadal.text.tokenizer import THINK
 
 MOST_SAMPLES = 1024
 MOST_STOPS = 16
@@ -124,11 +123,6 @@ class SamplingParams:
         """Whether logits change with what was generated or by token."""
         penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0.0, 0.0, 1.0)
         return penalties or bool(self.logit_bias) or self.allowed is not None
-
-    @property
-    def opening(self) -> str:
-        """What of the response stands in the prompt: the mark of a thought that is opened there."""
-        return THINK if self.thinking else ""
 
     def spread(self, count: int) -> list[SamplingParams]:
         """The same settings for `count` requests, each with a seed of its own: equal prompts get different samples."""

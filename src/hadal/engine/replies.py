@@ -17,7 +17,6 @@ from hadal.engine.params import SamplingParams
 from hadal.engine.request import Request, Sample
 from hadal.engine.request import Sequence as Row
 from hadal.errors import UserError
-from hadal.text.tokenizer import THINK
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class LocalSampler:
         engine = self.llm.engine
         engine.refresh()
         coming = enumerate(queries)
-        running: dict[int, tuple[Request, bool, list[Row]]] = {}
+        running: dict[int, tuple[Request, str, list[Row]]] = {}
         faulty: list[tuple[int, Query, UserError]] = []  # given out when another query was found to be sound
         more, sound = True, False
         try:
@@ -83,11 +82,11 @@ class LocalSampler:
                 if not running:
                     return
                 engine.step()
-                for number, (_, opened, rows) in list(running.items()):
+                for number, (_, opening, rows) in list(running.items()):
                     for row in [row for row in rows if row.sample is not None]:
                         assert row.sample is not None
                         rows.remove(row)
-                        yield number, row.index, _reply(row.sample, opened)
+                        yield number, row.index, _reply(row.sample, opening)
                     if not rows:
                         del running[number]
         finally:
@@ -95,8 +94,8 @@ class LocalSampler:
                 engine.abort(request)
             engine.release()
 
-    def _add(self, query: Query) -> tuple[Request, bool, list[Row]]:
-        """The request, whether its prompt has opened the thought, and the rows that are wanted of it."""
+    def _add(self, query: Query) -> tuple[Request, str, list[Row]]:
+        """The request, what of a response stands in its prompt, and the rows that are wanted of it."""
         tokenizer, engine = self.llm.tokenizer, self.llm.engine
         params = query.params
         if isinstance(query.prompt, str):
@@ -110,12 +109,11 @@ class LocalSampler:
         request = engine.add(prompt, params, params.seed)
         rows = [request.sequences[index] for index in query.wanted]
         engine.waiting[-1].sequences = list(rows)
-        return request, tokenizer.in_thought(request.prompt), rows
+        return request, tokenizer.opening(request.prompt), rows
 
 
-def _reply(sample: Sample, opened: bool) -> Reply:
+def _reply(sample: Sample, opening: str) -> Reply:
     finish: Literal["stop", "length", "error"] = "stop"
     if sample.finish_reason != "stop":
         finish = "length" if sample.finish_reason == "length" else "error"
-    text = (THINK if opened else "") + sample.text
-    return Reply(text, len(sample.token_ids), finish, sample.error)
+    return Reply(opening + sample.text, len(sample.token_ids), finish, sample.error)

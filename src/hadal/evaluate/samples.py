@@ -281,6 +281,6 @@ class Asking:
             vote = task.canonical(problem, parsed.answer) if parsed.closed and parsed.answer else ""
         return {
             "task": name, "problem": number, "sample": index, "right": right, "vote": vote, "tokens": reply.tokens,
-            "truncated": reply.finish == "length", "thinks": bool(parsed.thought), "format": bool(format_reward(text)),
+            "truncated": reply.finish == "length", "thinks": parsed.thinks, "format": bool(format_reward(text)),
             "note": note, "text": text,
         }  # fmt: skip

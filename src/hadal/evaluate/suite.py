@@ -13,7 +13,7 @@ from typing import Any
 from hadal.engine import LLM, RequestOutput, SamplingParams
 from hadal.evaluate.statistics import crossing, mean_of_shares, pass_at_k, proportion
 from hadal.tasks import Problem, Task
-from hadal.text.tokenizer import THINK
+from hadal.text.parse import parse_response
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ def ask(
         task = tasks[problem.meta["task"]]
         out = []
         for sample in output.outputs:
-            text = params.opening + sample.text
+            text = llm.tokenizer.opening(output.prompt_token_ids) + sample.text
             right = task.score(problem, text).total > 0.5
-            out.append(Verdict(problem, text, len(sample.token_ids), text.startswith(THINK), right))
+            out.append(Verdict(problem, text, len(sample.token_ids), parse_response(text).thinks, right))
         return out
 
     return [judge(p, o) for p, o in zip(problems, llm.generate(prompts, params.spread(len(prompts))), strict=True)]

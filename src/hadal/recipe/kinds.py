@@ -233,7 +233,7 @@ class RejectConfig:
     levels_past_gold: int = 4
     """Difficulties above the gold limit that problems are drawn from."""
     thinking: bool = True
-    """Whether the thought is opened for the model; else it chooses."""
+    """Whether the thought is opened for the model, where its tokenizer has a token for that; else it chooses."""
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 160

@@ -233,7 +233,7 @@ class Watch:
 
 
 def _unformed(groups: Sequence[Group]) -> str:
-    return next((s.text[:200] for g in groups for s in g.samples if not format_reward(s.text)), "")
+    return next((text[:200] for g in groups for text in g.texts if not format_reward(text)), "")
 
 
 __all__ = ["AGAIN", "RULES", "WINDOW", "Line", "Seen", "Watch"]

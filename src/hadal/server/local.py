@@ -166,7 +166,7 @@ class _Reader:
         if not self.stops.stopped and (rest := self.stops.rest()):
             out.append(self._said(*rest))
         thought = "".join(self.thought) if self.thought else None
-        opening = [self.tokenizer.think_id] if self.opened else []
+        opening = self.tokenizer.think_ids if self.opened else []
         response = self.tokenizer.decode(
             [*opening, *(i for i in self.ids if i not in self.tokenizer.eos_ids)], special=True
         )

@@ -111,7 +111,7 @@ class Model:
         self.asked += 1
         opened = bool(thinking) or tokenizer.in_thought(prompt)
         reply = Reply(question, "" if opened else None, "", "", 0, 0, 0.0, 0.0)
-        ids: list[int] = [tokenizer.think_id] if opened else []
+        ids: list[int] = tokenizer.think_ids if opened else []
         parser = TokenParser(tokenizer, opened)
         drafts, began = self.llm.engine.drafts, time.perf_counter()
         before = drafts.drafted, drafts.accepted

@@ -16,6 +16,7 @@ from hadal.errors import UserError
 from hadal.files import JsonLines
 from hadal.recipe.run_folder import read_run
 from hadal.terminal.clean import clean, one_line
+from hadal.text.parse import parse_response
 
 KEYS = "n, p next and previous group   j, k later and earlier update   s next stage   a all samples   d diff   q quit"
 SHOWN = 4
@@ -106,7 +107,7 @@ def difference(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> Ite
             figures.append((
                 sum(s["reward"] for s in samples) / len(samples),
                 sum(len(s["text"].split()) for s in samples) / len(samples),
-                sum("<think>" in s["text"] for s in samples) / len(samples),
+                sum(parse_response(s["text"]).thinks for s in samples) / len(samples),
                 sum(g["difficulty"] for g in groups) / len(groups),
             ))  # fmt: skip
         (r1, w1, t1, d1), (r2, w2, t2, d2) = figures

@@ -49,6 +49,11 @@ class Parsed:
     closed: bool
     tool_calls: tuple[ToolCall, ...] = ()
 
+    @property
+    def thinks(self) -> bool:
+        """Whether there is a thought with anything in it."""
+        return bool(self.thought)
+
 
 @dataclass(frozen=True)
 class Delta:

@@ -20,6 +20,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,8 @@ _FILES = (
 )  # fmt: skip
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _BRACKETED = re.compile(r"<\S.*>|\[\S+\]", re.DOTALL)
+LONGEST_MARK = 32
+"""Tokens that the mark of a thought may be spelled in, white space behind it included."""
 _USUAL_ENDS = (EOS, "<|eot_id|>", "<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
 
 
@@ -165,6 +168,11 @@ class Tokenizer:
     @property
     def end_think_id(self) -> int:
         return self.token_id(END_THINK)
+
+    @property
+    def think_ids(self) -> list[int]:
+        """What opens a thought: a token of its own, or its spelling where the tokenizer has none."""
+        return [self.controls[THINK]] if THINK in self.controls else self.encode(THINK)
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; never a control id. UserError for lone surrogates, which are no Unicode text."""
@@ -264,15 +272,27 @@ class Tokenizer:
         opened = self.in_thought(ids)
         if thinking and not opened:
             return [*ids, self.think_id]
+        if thinking is False and opened and THINK not in self.controls:
+            return [*ids, *self.encode(f"\n{END_THINK}\n\n")]
         if thinking is False and opened:
             last = len(ids) - ids[::-1].index(self.think_id)
             return [*ids[:last], *self.encode("\n\n"), self.end_think_id, *self.encode("\n\n")]
         return ids
 
     def in_thought(self, ids: Sequence[int]) -> bool:
-        """Whether a prompt ends inside a thought that it has opened."""
+        """Whether a prompt ends inside a thought that it has opened.
+
+        A chat form whose tokenizer has no token for it opens one in text, which then ends the prompt.
+        """
+        if THINK not in self.controls:
+            end = takewhile(lambda index: index not in self.control_ids, islice(reversed(ids), LONGEST_MARK))
+            return self.decode([*end][::-1]).rstrip().endswith(THINK)
         marks = {self.controls.get(THINK): True, self.controls.get(END_THINK): False}
         return next((marks[i] for i in reversed(ids) if i in marks), False)
+
+    def opening(self, prompt: Sequence[int]) -> str:
+        """What of a response stands in its prompt: the mark of a thought that is opened there."""
+        return THINK if self.in_thought(prompt) else ""
 
     @cached_property
     def _jinja(self) -> ChatTemplate:

@@ -151,7 +151,9 @@ class Encoder:
         thought, closed, rest = answer["content"].rpartition(END_THINK)
         thinks = bool(closed) and THINK in tokenizer.controls and END_THINK in tokenizer.controls
         prompt = self._prompt(history, tools)
-        if not thinks:
+        if not thinks and closed and tokenizer.in_thought(prompt):  # which the form has spelled, and so do we
+            response = tokenizer.encode(thought.rpartition(THINK)[2].removeprefix("\n") + END_THINK + rest)
+        elif not thinks:
             if tokenizer.in_thought(prompt):
                 prompt = tokenizer.chat(history, thinking=False, tools=tools)
             response = tokenizer.encode(answer["content"])

@@ -181,7 +181,7 @@ def train_on(
     metrics = {
         "reward": float(_rewards(groups).mean()),
         "length": sum(len(s.token_ids) for s in samples) / len(samples),
-        "thinking_share": sum(s.token_ids[:1] == [llm.tokenizer.think_id] for s in samples) / len(samples),
+        "thinking_share": sum(parse_response(text).thinks for g in groups for text in g.texts) / len(samples),
         "truncated": sum(s.finish_reason == "length" for s in samples) / len(samples),
         "kept_groups": _taught(advantages) / len(groups),
         "all_right": sum(g.success == 1 for g in groups) / len(groups),
@@ -223,7 +223,7 @@ def _taught(advantages_PG: Tensor) -> int:
 
 def _foreign(groups: list[Group], language: str) -> float:
     """Of each group's first thought, the share of words in a script that is not the language's nor the question's."""
-    thoughts = [parse_response(group.samples[0].text).thought or "" for group in groups]
+    thoughts = [parse_response(group.texts[0]).thought or "" for group in groups]
     shares = [foreign_share(t, g.problem.prompt, language) for t, g in zip(thoughts, groups, strict=True)]
     return sum(shares) / len(shares)
 

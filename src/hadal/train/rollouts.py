@@ -26,6 +26,13 @@ class Group:
     prompt: list[int]
     samples: list[Sample]
     rewards: list[Reward]
+    opening: str = ""
+    """What of each response stands in the prompt: the mark of a thought that is opened there."""
+
+    @property
+    def texts(self) -> list[str]:
+        """The responses in full."""
+        return [self.opening + sample.text for sample in self.samples]
 
     @property
     def success(self) -> float:
@@ -45,9 +52,10 @@ def sample_groups(
     limit = params.max_tokens or llm.model.config.max_position_embeddings
     groups = []
     for (name, problem), output in zip(problems, llm.generate(prompts, params.spread(len(prompts))), strict=True):
-        responses = [Response(params.opening + s.text, s.token_ids, limit) for s in output.outputs]
+        opening = llm.tokenizer.opening(output.prompt_token_ids)
+        responses = [Response(opening + s.text, s.token_ids, limit) for s in output.outputs]
         rewards = score_group(tasks[name], problem, responses, config)
-        groups.append(Group(name, problem, output.prompt_token_ids, output.outputs, rewards))
+        groups.append(Group(name, problem, output.prompt_token_ids, output.outputs, rewards, opening))
     return groups
 
 

@@ -72,7 +72,8 @@ def _on_policy(
             for sample in output.outputs:
                 ids = [*output.prompt_token_ids, *sample.token_ids]
                 chosen.append(Conversation(ids, [(len(output.prompt_token_ids), len(ids))]))
-                right += run.tasks[problem.meta["task"]].score(problem, sample.text).total
+                text = run.tokenizer.opening(output.prompt_token_ids) + sample.text
+                right += run.tasks[problem.meta["task"]].score(problem, text).total
         student.train()
         loss = gradients(student, chosen, objective, run.tokenizer.pad_id, numbers)
         scale = numbers.rate(step, config.updates)

@@ -82,7 +82,9 @@ def _ask_model(
     if not problems:
         return
     llm = run.engine(run.load(source).to(run.dtype).eval())
-    thinking = True if config.thinking else None
+    thinking = True if config.thinking and THINK in llm.tokenizer.controls else None
+    if config.thinking and not thinking:
+        run.view.note(f"{stage}: the tokenizer has no token that opens a thought, so the model chooses.")
     params = SamplingParams(config.temperature, config.top_p, config.max_tokens, thinking=thinking, n=config.samples)
     numbers = list(problems)
     for at in range(0, len(numbers), TOGETHER):
@@ -90,7 +92,8 @@ def _ask_model(
         prompts = [llm.tokenizer.chat([{"role": "user", "content": problems[i].prompt}], thinking) for i in part]
         each = [replace(params, seed=_seed(run, stage, i)) for i in part]
         for number, output in zip(part, llm.generate(prompts, each), strict=True):
-            yield number, [params.opening + sample.text for sample in output.outputs]
+            opening = llm.tokenizer.opening(output.prompt_token_ids)
+            yield number, [opening + sample.text for sample in output.outputs]
 
 
 def _ask_endpoint(
