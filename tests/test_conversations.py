@@ -193,7 +193,7 @@ def test_passes_hold_everything_once_and_keep_to_their_size() -> None:
 def test_packed_rows_give_the_loss_and_gradients_of_single_ones(name: str) -> None:
     model = fresh(CONFIGS[name]).double()
     if isinstance(model, Deepseek):
-        assert not model.training  # no balance loss, which speaks of rows
+        assert not model.training  # no balance loss
     conversations = some(9)
     never = torch.tensor([0])
     total = sum(c.learnt for c in conversations)
@@ -211,8 +211,7 @@ def test_packed_rows_give_the_loss_and_gradients_of_single_ones(name: str) -> No
     assert any(int(batch.documents.max()) > 0 for batch in passes if batch.documents is not None)
     found = 0.0
     for batch in passes:
-        share = float(batch.weight.sum()) / total
-        part = pretraining_loss(model, batch, never)[0] * share
+        part = pretraining_loss(model, batch, never)[0]
         part.backward()
         found += float(part.detach())
     assert abs(found - float(loss.detach())) < 1e-5

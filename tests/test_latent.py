@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hadal.configs.models import DeepseekConfig, DeepseekV2Config
 from hadal.configs.rope import YarnScaling
-from hadal.models.balance import balance_loss, load_metrics, with_loss
+from hadal.models.balance import Counted, balance_loss, load_metrics, with_loss
 from hadal.models.cache import Cache, Continuations, SharedPrefix
 from hadal.models.checkpoint import build, save_model
 from hadal.models.deepseek import Deepseek, LatentAttention, routers, update_router_biases
@@ -331,16 +331,28 @@ def test_balance_loss_is_the_papers() -> None:
         for i in range(E):
             f = E / (P * len(places)) * sum(i in chosen[b, t].tolist() for t in places)
             expected += f * sum(float(shares[b, t, i]) for t in places) / len(places) / 2
-    assert float(balance_loss(shares, chosen, real)) == pytest.approx(expected, rel=1e-5)
+    assert float(loss_of(shares, chosen, real)) == pytest.approx(expected, rel=1e-5)
+    halves = torch.arange(T).ge(5).long().expand(B, T)  # the second row's documents: two places and two
+    packed = Counted.of(real, halves)
+    assert len(packed.sequence_BT.unique()) == 1 + 4 and float(packed.weight_S.max()) == 0.25
+    more = Counted.of(real, sequences=8)
+    assert float(loss_of(shares, chosen, real, more)) == pytest.approx(expected / 4, rel=1e-5)
+
+
+def loss_of(scores_BTE: Tensor, expert_BTP: Tensor, real_BT: Tensor, counted: Counted | None = None) -> Tensor:
+    counted = counted or Counted.of(real_BT)
+    return balance_loss(
+        scores_BTE.flatten(0, 1), expert_BTP.flatten(0, 1), counted.sequence_BT.flatten(), counted.weight_S
+    )
 
 
 def test_an_even_load_has_the_least_loss_and_collapse_the_greatest() -> None:
     even = torch.full((1, 6, 3), 1 / 3)
     visits = torch.tensor([[[0], [1], [2], [0], [1], [2]]])
     real = torch.ones(1, 6, dtype=torch.bool)
-    assert float(balance_loss(even, visits, real)) == pytest.approx(1.0)
+    assert float(loss_of(even, visits, real)) == pytest.approx(1.0)
     collapsed = torch.tensor([1.0, 0, 0]).expand(1, 6, 3)
-    assert float(balance_loss(collapsed, torch.zeros(1, 6, 1, dtype=torch.long), real)) == pytest.approx(3.0)
+    assert float(loss_of(collapsed, torch.zeros(1, 6, 1, dtype=torch.long), real)) == pytest.approx(3.0)
 
 
 def test_a_loss_that_rides_along_reaches_the_gradient_alone() -> None:
@@ -361,8 +373,9 @@ def test_the_balance_loss_trains_the_router(kind: type[DeepseekConfig], seq_aux:
     grads = {}
     for alpha in (0.0, 0.5):
         model = fresh(kind(**shape, aux_loss_alpha=alpha, seq_aux=seq_aux)).train()
-        routers(model)[0].balance_share = 0.5
-        model.logits(model(ids, real_BT=real)).square().mean().backward()
+        counted = Counted.of(real)
+        half = Counted(counted.sequence_BT, counted.weight_S / 2)  # of an update twice as large
+        model.logits(model(ids, counted=half)).square().mean().backward()
         grads[alpha] = routers(model)[0].weight.grad
         captured: list[Tensor] = []
         model.layers[0].mlp.register_forward_pre_hook(lambda _, args, captured=captured: captured.append(args[0]))
@@ -395,14 +408,14 @@ def test_padding_is_no_load() -> None:
             router.register_forward_hook(lambda _, __, out, chosen=chosen: chosen.append(out[0]))
             for router in routers(model)
         ]
-        hidden = model(ids, real_BT=real)
+        hidden = model(ids, counted=Counted.of(real))
         torch.testing.assert_close(hidden, model(ids))  # what is real changes no output
         for handle in handles:
             handle.remove()
         for router in routers(model):
             router.load.zero_()
-        model(ids, real_BT=real)
-        model(ids[:2], real_BT=real[:2])  # a step may have several passes
+        model(ids, counted=Counted.of(real))
+        model(ids[:2], counted=Counted.of(real[:2]))  # a step may have several passes
         main = [router for router in routers(model) if int(router.load.sum())]
         assert len(main) == 2  # the prediction module has not run
         for router, choice in zip(main, chosen, strict=False):

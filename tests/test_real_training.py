@@ -29,9 +29,9 @@ def test_reinforcement_moves_the_weights(
         Path(f"rows/{side}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     settings: dict[str, Any] = {
         "checkpoint": str(real_model(name)), "tasks": [task], "grpo.updates": 3, "grpo.prompts": 2, "grpo.samples": 2,
-        "grpo.max_tokens": 16, "grpo.held_out_problems": 2, "grpo.optimizer.lr": 1e-4, "grpo.lora.rank": rank,
-        "grpo.rewards.repetition": 1.0, "grpo.rewards.repetition_ngram": 1, "evaluate.problems": 2,
-        "evaluate.max_tokens": 16, "dtype": "bfloat16",
+        "grpo.max_tokens": 16, "grpo.micro_tokens": 64, "grpo.held_out_problems": 2, "grpo.optimizer.lr": 1e-4,
+        "grpo.lora.rank": rank, "grpo.rewards.repetition": 1.0, "grpo.rewards.repetition_ngram": 1,
+        "evaluate.problems": 2, "evaluate.max_tokens": 16, "dtype": "bfloat16",
     }  # fmt: skip
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]
     assert main(["train", "qwen-gsm8k", "--out", "run", *words]) == 0

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hadal.configs.models import ModelConfig
+from hadal.models.balance import Counted
 from hadal.models.cache import Cache, Columns
 from hadal.ops.attention import causal_bias
 from hadal.ops.norm import rms_norm, rotary_tables
@@ -129,7 +130,7 @@ class Decoder(nn.Module):
         ids_BT: Tensor,
         cache: Columns | None = None,
         positions_BT: Tensor | None = None,
-        real_BT: Tensor | None = None,
+        counted: Counted | None = None,
         documents_BT: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [B, T, D] after the last norm.
@@ -137,24 +138,23 @@ class Decoder(nn.Module):
         Without a cache rows begin at column 0 and are padded at the end, if at all; `positions` may then say where
         each token stands, and `documents` which tokens of a packed row belong together: attention stays in them.
         With a cache, the tokens continue each row's columns, which are then counted as written.
-        `real` is True at the tokens that are no padding: it changes no output, experts' loads and balance losses
-        count those alone (all, if None).
+        `counted` changes no output: experts' loads and balance losses count the tokens that it names (all, if None).
         """
         T = ids_BT.shape[1]
         rotary, bias = self._surroundings(T, cache, positions_BT, documents_BT)
         x = self.embed(ids_BT)
         for index, layer in enumerate(self.layers):
-            x = self._run(layer, x, rotary, bias, cache, index, real_BT)
+            x = self._run(layer, x, rotary, bias, cache, index, counted)
         if cache is not None:
             cache.advance(T)
         return self.norm(x)
 
     def _run(
         self, layer: nn.Module, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Columns | None,
-        index: int, real_BT: Tensor | None,
+        index: int, counted: Counted | None,
     ) -> Tensor:  # fmt: skip
         """One layer, checkpointed where that is asked for and possible."""
-        arguments = (x_BTD, rotary, bias, cache, index, real_BT)
+        arguments = (x_BTD, rotary, bias, cache, index, counted)
         training = self.training and torch.is_grad_enabled() and (cache is None or cache.repeatable)
         out: Tensor
         if self.checkpoint_activations and training:

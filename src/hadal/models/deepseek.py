@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hadal.configs.models import DeepseekConfig
 from hadal.configs.rope import YarnScaling
-from hadal.models.balance import balance_loss, load_metrics, with_loss
+from hadal.models.balance import Counted, balance_loss, load_metrics, with_loss
 from hadal.models.cache import Columns
 from hadal.models.decoder import Decoder, Norm, full_weight, recomputing
 from hadal.models.dense import FeedForward
@@ -142,17 +142,14 @@ class Router(nn.Module):
         self.register_buffer("e_score_correction_bias", torch.zeros(experts) if biased else None)
         # Choices that real tokens made of each expert since the last update, in training passes only.
         self.register_buffer("load", torch.zeros(experts, dtype=torch.long, device="cpu"), persistent=False)
-        self.balance_share = 1.0
-        """What part of an update this pass is: 1/n where gradients of n passes are added up."""
 
-    def forward(self, x_BTD: Tensor, real_BT: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BTD: Tensor, counted: Counted | None) -> tuple[Tensor, Tensor]:
         """Experts [N, P] and their weights [N, P]."""
         c = self.config
         wide = torch.float64 if x_BTD.dtype == torch.float64 else torch.float32
         x_ND = x_BTD.flatten(0, -2).to(wide)
         logits_NE = linear_rows(x_ND, self.weight.to(wide))
         scores_NE = sigmoid_rows(logits_NE) if c.scoring_func == "sigmoid" else logits_NE.softmax(-1)
-        scores_BTE = scores_NE.view(*x_BTD.shape[:-1], -1)
         with torch.no_grad():
             expert_NP = self.choose(scores_NE)
         weight_NP = scores_NE.gather(1, expert_NP)
@@ -161,12 +158,13 @@ class Router(nn.Module):
         if not (c.norm_topk_prob and c.scoring_func == "softmax"):  # V2's released code scales or normalises
             weight_NP = weight_NP * c.routed_scaling_factor
         if self.training and torch.is_grad_enabled():
-            real = x_BTD.new_ones(x_BTD.shape[:-1], dtype=torch.bool) if real_BT is None else real_BT
+            counted = counted or Counted.of(x_BTD.new_ones(x_BTD.shape[:-1], dtype=torch.bool))
             if not recomputing():
-                self.load += expert_NP[real.flatten()].flatten().bincount(minlength=c.n_routed_experts)
+                real_N = counted.sequence_BT.flatten() >= 0
+                self.load += expert_NP[real_N].flatten().bincount(minlength=c.n_routed_experts)
             if c.aux_loss_alpha:
-                loss = self._balance_loss(scores_BTE, expert_NP, real)
-                weight_NP = with_loss(weight_NP, c.aux_loss_alpha * self.balance_share * loss)
+                loss = self._balance_loss(scores_NE, expert_NP, counted)
+                weight_NP = with_loss(weight_NP, c.aux_loss_alpha * loss)
         return expert_NP, weight_NP
 
     def choose(self, scores_NE: Tensor) -> Tensor:
@@ -184,14 +182,14 @@ class Router(nn.Module):
             preference = grouped.masked_fill(shut[:, :, None], float("-inf")).flatten(1)
         return preference.topk(c.num_experts_per_tok, dim=-1)[1]
 
-    def _balance_loss(self, scores_BTE: Tensor, expert_NP: Tensor, real_BT: Tensor) -> Tensor:
+    def _balance_loss(self, scores_NE: Tensor, expert_NP: Tensor, counted: Counted) -> Tensor:
+        sequence_N, weight_S = counted.sequence_BT.flatten(), counted.weight_S
         if self.config.scoring_func == "sigmoid":  # V3's loss speaks of the scores alone, without bias and groups
-            expert_NP = scores_BTE.detach().topk(expert_NP.shape[1], dim=-1)[1]
-            scores_BTE = scores_BTE / scores_BTE.sum(-1, keepdim=True)
-        expert_BTP = expert_NP.view(*scores_BTE.shape[:2], -1)
+            expert_NP = scores_NE.detach().topk(expert_NP.shape[1], dim=-1)[1]
+            scores_NE = scores_NE / scores_NE.sum(-1, keepdim=True)
         if not self.config.seq_aux:
-            scores_BTE, expert_BTP, real_BT = (x.flatten(0, 1)[None] for x in (scores_BTE, expert_BTP, real_BT))
-        return balance_loss(scores_BTE, expert_BTP, real_BT)
+            sequence_N, weight_S = sequence_N.clamp(max=0), weight_S.sum()[None]
+        return balance_loss(scores_NE, expert_NP, sequence_N, weight_S)
 
 
 class Experts(nn.Module):
@@ -225,9 +223,9 @@ class MixtureOfExperts(nn.Module):
         self.experts = Experts(config)
         self.shared_experts = FeedForward(config.hidden_size, config.n_shared_experts * config.moe_intermediate_size)
 
-    def forward(self, x_BTD: Tensor, real_BT: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, counted: Counted | None) -> Tensor:
         x_ND = x_BTD.flatten(0, -2)
-        expert_NP, weight_NP = self.gate(x_BTD, real_BT)
+        expert_NP, weight_NP = self.gate(x_BTD, counted)
         routed = routed_experts(x_ND, expert_NP, weight_NP, *self.experts.matrices())
         return self.shared_experts(x_BTD) + routed.view_as(x_BTD)
 
@@ -253,11 +251,11 @@ class DeepseekLayer(nn.Module):
         bias: Tensor,
         cache: Columns | None,
         index: int,
-        real_BT: Tensor | None,
+        counted: Counted | None,
     ) -> Tensor:
         x = x_BTD + self.attention(self.input_norm(x_BTD), rotary, bias, cache, index)
         normed = self.post_norm(x)
-        return x + (self.mlp(normed, real_BT) if isinstance(self.mlp, MixtureOfExperts) else self.mlp(normed))
+        return x + (self.mlp(normed, counted) if isinstance(self.mlp, MixtureOfExperts) else self.mlp(normed))
 
 
 class NextToken(nn.Module):
@@ -294,7 +292,7 @@ class Deepseek(Decoder):
         next_ids_BT: Tensor,
         cache: Columns | None = None,
         positions_BT: Tensor | None = None,
-        real_BT: Tensor | None = None,
+        counted: Counted | None = None,
         documents_BT: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [B, T, D] whose `logits` predict the token after the next one.
@@ -305,7 +303,7 @@ class Deepseek(Decoder):
         T = hidden_BTD.shape[1]
         rotary, bias = self._surroundings(T, cache, positions_BT, documents_BT)
         joined = torch.cat([self.mtp.enorm(self.embed(next_ids_BT)), self.mtp.hnorm(hidden_BTD)], dim=-1)
-        x = self._run(self.mtp.layer, self.mtp.eh_proj(joined), rotary, bias, cache, 0, real_BT)
+        x = self._run(self.mtp.layer, self.mtp.eh_proj(joined), rotary, bias, cache, 0, counted)
         if cache is not None:
             cache.advance(T)
         return self.mtp.head_norm(x)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hadal.configs.models import DenseConfig
+from hadal.models.balance import Counted
 from hadal.models.cache import Columns
 from hadal.models.decoder import Decoder, Norm
 from hadal.ops.attention import attend, swiglu
@@ -80,7 +81,7 @@ class DenseLayer(nn.Module):
         bias: Tensor,
         cache: Columns | None,
         index: int,
-        real_BT: Tensor | None,
+        counted: Counted | None,
     ) -> Tensor:
         x = x_BTD + self.attention(self.input_norm(x_BTD), rotary, bias, cache, index)
         return x + self.mlp(self.post_norm(x))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from hadal.errors import UserError
 from hadal.tasks.base import Rng
 from hadal.text.encodings import after_thought, content
 from hadal.text.tokenizer import END_THINK, THINK, Tokenizer
-from hadal.train.corpus import Batch
+from hadal.train.corpus import Batch, Part
 
 ROLES = ("system", "user", "assistant", "tool")
 LONGEST_LINE = 1 << 26
@@ -244,9 +244,15 @@ def packed(conversations: Sequence[Conversation], tokens: int, pad_id: int) -> l
     """The passes of `rows_of_passes`, padded.
 
     Positions restart in each conversation, and `documents` keeps attention inside it: the loss is that of each by
-    itself.
+    itself. Each pass knows its part of the whole.
     """
-    return [_batch(rows, width, pad_id) for rows, width in rows_of_passes(conversations, tokens)]
+    passes = [_batch(rows, width, pad_id) for rows, width in rows_of_passes(conversations, tokens)]
+    learnt = [float(batch.weight.sum()) for batch in passes]
+    ahead = [float(batch.weight[:, 2:][batch.ahead()].sum()) for batch in passes]
+    return [
+        replace(batch, part=Part(own / sum(learnt), own_ahead / max(1.0, sum(ahead)), len(conversations)))
+        for batch, own, own_ahead in zip(passes, learnt, ahead, strict=True)
+    ]
 
 
 def _batch(rows: Rows, width: int, pad_id: int) -> Batch:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,18 @@ class CorpusConfig:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What of an update a batch is, where the gradients of several are added up."""
+
+    learnt: float = 1.0
+    """Its share of the weight of all tokens that are learnt."""
+    ahead: float = 1.0
+    """The same of those that multi-token prediction learns."""
+    sequences: int = 0
+    """How many the update has; 0: the batch is all of it."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """ids [B, T], standing at positions [B, T] (None: one after the other); predicting token t from those before
     counts weight [B, T] in the loss, 0 on prompts and pads. documents [B, T] numbers the documents of packed rows."""
@@ -50,10 +63,17 @@ class Batch:
     weight: Tensor
     positions: Tensor | None = None
     documents: Tensor | None = None
+    part: Part = Part()
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        return replace(self, **{name: t.to(device) for name, t in vars(self).items() if t is not None})
+        moved: dict[str, Any] = {name: t.to(device) for name, t in vars(self).items() if isinstance(t, Tensor)}
+        return replace(self, **moved)
+
+    def ahead(self) -> Tensor:
+        """Where [B, T - 2] the token after the next one is learnt, and of the same document."""
+        after = self.weight[:, 2:] > 0
+        return after if self.documents is None else after & (self.documents[:, 2:] == self.documents[:, :-2])
 
 
 FOREIGN = (" 嗯", " 好", " 再")

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from hadal.cost.memory import CHUNK_LOGITS
 from hadal.models.decoder import Decoder
 from hadal.train.corpus import Batch
+from hadal.train.losses import counted, weighted_mean
 
 NEVER = -1e9  # a logit of no probability; finite, so that 0 times the difference of two of them is 0
 
@@ -23,7 +24,8 @@ def divergence(student_NV: Tensor, teacher_NV: Tensor, reverse: bool) -> Tensor:
 def distillation_loss(
     model: Decoder, teacher: Decoder, batch: Batch, forbidden: Tensor, reverse: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """(the divergence from the teacher, its value without gradient), means over the learnt tokens of a batch.
+    """(the divergence from the teacher, its value without gradient), means over the learnt tokens of a batch; the first
+    is the batch's part of its update (`Batch.part`).
 
     reverse: KL(student || teacher), which a student is trained on where it has sampled the tokens itself
     (arXiv 2306.13649). Logits exist for a limited number of tokens at a time: the backward pass makes them again.
@@ -33,7 +35,8 @@ def distillation_loss(
     documents = None if batch.documents is None else batch.documents[:, :-1]
 
     def hidden_of(one: Decoder) -> Tensor:
-        hidden: Tensor = one(batch.ids[:, :-1], positions_BT=positions, documents_BT=documents)
+        count = counted(wanted, documents, batch.part)
+        hidden: Tensor = one(batch.ids[:, :-1], positions_BT=positions, counted=count, documents_BT=documents)
         return hidden[wanted]
 
     def part(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
@@ -51,5 +54,5 @@ def distillation_loss(
     else:
         values = torch.cat([checkpoint(part, *piece, use_reentrant=False) for piece in pieces])
     weight = batch.weight[:, 1:][wanted]
-    loss = (values * weight).sum() / weight.sum()
-    return loss, loss.detach()
+    loss = weighted_mean(values, weight)
+    return loss * batch.part.learnt, loss.detach()

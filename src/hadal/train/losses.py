@@ -10,16 +10,18 @@ from torch import Tensor
 from torch.autograd import Function
 
 from hadal.cost.memory import CHUNK_LOGITS, MANY_LOGITS
+from hadal.models.balance import Counted
 from hadal.models.decoder import Decoder
 from hadal.models.deepseek import Deepseek
-from hadal.train.corpus import Batch
+from hadal.train.corpus import Batch, Part
 
 
 def pretraining_loss(
     model: Decoder, batch: Batch, forbidden: Tensor, mtp_weight: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """(what is minimised, cross-entropy of the next token alone), both means by weight.
+    """(what is minimised, cross-entropy of the next token alone): means by weight.
 
+    What is minimised is the batch's part of its update (`Batch.part`), so that passes add up to it however it was cut.
     Only positions whose weight is above 0 go through the head. `forbidden` ids can never be emitted: their logits
     are -inf, in training as in sampling, so that both speak of the same distribution.
 
@@ -27,39 +29,45 @@ def pretraining_loss(
     one, from its hidden state and the next token, at that weight (DeepSeek-V3, arXiv 2412.19437, equations 21 to 25),
     never across the border of packed documents. Attention stays in a document as well.
     """
-    ids_BT, weight_BT, positions_BT = batch.ids, batch.weight, None
+    ids_BT, weight_BT, positions_BT, part = batch.ids, batch.weight, None, batch.part
     if batch.positions is not None:
         positions_BT = batch.positions[:, :-1].clamp(max=model.config.max_position_embeddings - 1)
     wanted = weight_BT[:, 1:] > 0
     documents_BT = None if batch.documents is None else batch.documents[:, :-1]
-    hidden = model(
-        ids_BT[:, :-1], positions_BT=positions_BT, real_BT=_needed(wanted, documents_BT), documents_BT=documents_BT
-    )
+    count = counted(wanted, documents_BT, part)
+    hidden = model(ids_BT[:, :-1], positions_BT=positions_BT, counted=count, documents_BT=documents_BT)
     weight_N = weight_BT[:, 1:][wanted]
-    loss = weighted_mean(-_target_logprobs(model, hidden[wanted], ids_BT[:, 1:][wanted], forbidden), weight_N)
-    if not mtp_weight or not isinstance(model, Deepseek) or not model.config.num_nextn_predict_layers:
-        return loss, loss.detach()
-    after = weight_BT[:, 2:] > 0
-    if batch.documents is not None:
-        after = after & (batch.documents[:, 2:] == batch.documents[:, :-2])
+    mean = weighted_mean(-_target_logprobs(model, hidden[wanted], ids_BT[:, 1:][wanted], forbidden), weight_N)
+    loss = mean * part.learnt
+    predicts_ahead = isinstance(model, Deepseek) and model.config.num_nextn_predict_layers > 0
+    if not mtp_weight or not predicts_ahead or not part.ahead:
+        return loss, mean.detach()
+    assert isinstance(model, Deepseek)
+    after = batch.ahead()
     if positions_BT is not None:
         positions_BT = positions_BT[:, :-1]
     if documents_BT is not None:
         documents_BT = documents_BT[:, :-1]
     ahead = model.mtp_hidden(
-        hidden[:, :-1], ids_BT[:, 1:-1], positions_BT=positions_BT, real_BT=_needed(after, documents_BT),
+        hidden[:, :-1], ids_BT[:, 1:-1], positions_BT=positions_BT, counted=counted(after, documents_BT, part),
         documents_BT=documents_BT,
     )  # fmt: skip
     ahead_logprobs = _target_logprobs(model, ahead[after], ids_BT[:, 2:][after], forbidden)
-    return loss + mtp_weight * weighted_mean(-ahead_logprobs, weight_BT[:, 2:][after]), loss.detach()
+    ahead_mean = weighted_mean(-ahead_logprobs, weight_BT[:, 2:][after])
+    return loss + mtp_weight * part.ahead * ahead_mean, mean.detach()
 
 
-def _needed(wanted_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
-    """Where the next token or a later one of the document is predicted: the rest is padding, or read by nobody."""
+def counted(wanted_BT: Tensor, documents_BT: Tensor | None, part: Part) -> Counted:
+    """What experts' loads count: tokens from which the next one or a later one of the document is predicted.
+
+    The rest is padding, or read by nobody.
+    """
     if documents_BT is None:
-        return wanted_BT.flip(1).cumsum(1).flip(1) > 0
-    same = documents_BT[:, :, None] == documents_BT[:, None, :]
-    return (same.triu() & wanted_BT[:, None, :]).any(2)
+        needed_BT = wanted_BT.flip(1).cumsum(1).flip(1) > 0
+    else:
+        same = documents_BT[:, :, None] == documents_BT[:, None, :]
+        needed_BT = (same.triu() & wanted_BT[:, None, :]).any(2)
+    return Counted.of(needed_BT, documents_BT, part.sequences)
 
 
 def _target_logprobs(model: Decoder, hidden_ND: Tensor, targets_N: Tensor, forbidden: Tensor) -> Tensor:

@@ -246,7 +246,7 @@ class Trainer:
         counted = sum(len(sample.token_ids) for _, sample, _ in part)
         felt = part if options.kl else [item for item in part if item[2] != 0]
         for rows in self._pack(felt):
-            logprobs, entropy = self._predict(self.llm.model, rows)
+            logprobs, entropy = self._predict(self.llm.model, rows, len(felt))
             old, advantages = rows.old_logprobs, rows.advantages
             if options.importance_cap:
                 known = torch.cat([behaviour[id(s)] for s in rows.samples]) if behaviour else logprobs.detach()
@@ -288,5 +288,5 @@ class Trainer:
         self.tokens += rows.tokens // 3  # a forward pass costs a third of training
         return self._predict(model, rows)[0]
 
-    def _predict(self, model: Decoder, rows: Rows) -> tuple[Tensor, Tensor]:
-        return predict_rows(model, rows, self.llm.forbidden, self.config.temperature)
+    def _predict(self, model: Decoder, rows: Rows, responses: int = 0) -> tuple[Tensor, Tensor]:
+        return predict_rows(model, rows, self.llm.forbidden, self.config.temperature, responses)

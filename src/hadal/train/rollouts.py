@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hadal.engine import LLM, Sample, SamplingParams
+from hadal.models.balance import Counted
 from hadal.models.cache import Continuations, SharedPrefix
 from hadal.models.decoder import Decoder
 from hadal.rewards import Response, RewardConfig, score_group
@@ -130,22 +131,39 @@ def _rows(items: Sequence[tuple[list[int], Sample, float]], pad_id: int) -> Rows
     )
 
 
-def hidden_rows(model: Decoder, rows: Rows) -> Tensor:
-    """Hidden states [N, D] that each sampled token is predicted from."""
+def counted_rows(rows: Rows, responses: int) -> tuple[Counted, Counted]:
+    """What of prompts and rows counts in experts' balance losses, of an update of so many responses.
+
+    A response weighs 1 / responses; its prompt, which is read once for all that share it, has of that as large a part
+    as it has tokens.
+    """
     width = rows.prompts.shape[1]
-    if width:
+    prompt_B, response_B = (width - rows.start)[rows.prompt], rows.mask.sum(1)
+    share_B = response_B / (prompt_B + response_B) / responses
+    share_P = share_B.new_zeros(len(rows.start)).index_add_(0, rows.prompt, 1 / responses - share_B)
+    real_PS = torch.arange(width, device=rows.start.device) >= rows.start[:, None]
+    prompts, answers = Counted.of(real_PS), Counted.of(rows.mask)
+    return replace(prompts, weight_S=share_P), replace(answers, weight_S=share_B)
+
+
+def hidden_rows(model: Decoder, rows: Rows, responses: int) -> Tensor:
+    """Hidden states [N, D] that each sampled token is predicted from."""
+    of_prompts, of_rows = counted_rows(rows, responses)
+    if rows.prompts.shape[1]:
         prefix = SharedPrefix(rows.start)
-        model(rows.prompts, prefix, real_BT=torch.arange(width, device=rows.start.device) >= rows.start[:, None])
-        hidden = model(rows.inputs, Continuations(prefix, rows.prompt), real_BT=rows.mask)
+        model(rows.prompts, prefix, counted=of_prompts)
+        hidden = model(rows.inputs, Continuations(prefix, rows.prompt), counted=of_rows)
     else:  # prompts of a single token, which stands in the rows
-        hidden = model(rows.inputs, real_BT=rows.mask)
+        hidden = model(rows.inputs, counted=of_rows)
     return hidden[rows.mask]
 
 
-def predict_rows(model: Decoder, rows: Rows, forbidden: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def predict_rows(
+    model: Decoder, rows: Rows, forbidden: Tensor, temperature: float = 1.0, responses: int = 0
+) -> tuple[Tensor, Tensor]:
     """Log-probability [N] of each sampled token, and the entropy [N], of the distribution that it was drawn from.
 
-    `forbidden` ids have no probability.
+    `forbidden` ids have no probability. responses: of the whole update; 0: the rows are all of it.
     """
-    hidden = hidden_rows(model, rows)
+    hidden = hidden_rows(model, rows, responses or len(rows.inputs))
     return policy(model, hidden if temperature == 1 else hidden / temperature, rows.targets, forbidden)

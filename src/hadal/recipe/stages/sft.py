@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from hadal.models.decoder import Decoder
-from hadal.models.deepseek import routers
 from hadal.recipe.kinds import SftConfig, SftStage
 from hadal.recipe.run import Run, RunFiles
 from hadal.tasks.base import Rng
@@ -25,7 +24,7 @@ DATA = "data.jsonl"
 """Where a stage leaves conversations."""
 
 Objective = Callable[[Decoder, Batch], tuple[Tensor, Tensor]]
-"""From a model and a batch to (what is minimised, the mean loss of a learnt token)."""
+"""From a model and a batch to (what is minimised: its part of the update; the mean loss of a learnt token)."""
 
 
 def batches(conversations: Sequence[Conversation], config: SftConfig) -> list[list[int]]:
@@ -96,15 +95,11 @@ def gradients(
 ) -> float:
     """Add up the gradients of an update, in passes; returns the mean loss of a learnt token."""
     passes = packed(chosen, config.pass_tokens, pad_id)
-    total = float(sum(batch.weight.sum() for batch in passes))
-    for router in routers(model):
-        router.balance_share = 1 / len(passes)
     loss = 0.0
     for batch in passes:
-        share = float(batch.weight.sum()) / total
         value, next_token = objective(model, batch.to(model.device))
-        (value * share).backward()
-        loss += float(next_token) * share
+        value.backward()
+        loss += float(next_token) * batch.part.learnt
     return loss
 
 
