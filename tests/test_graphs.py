@@ -59,11 +59,14 @@ def test_recordings_are_forgotten_with_the_weights_they_were_made_of() -> None:
     shapes = recorded(llm).shapes
     kept = dict(shapes)
     with torch.no_grad():
-        model.embed.weight.mul_(1)  # written in place: what was recorded reads the new ones
-    llm.engine.refresh()
+        model.embed.weight.mul_(0.5)  # written in place: what was recorded reads the new ones
+    model.changed()
+    llm.engine.step()
     assert kept and dict(shapes) == kept
+    assert llm.generate(PROMPTS[:2], PARAMS) == LLM(model, TOKENIZER).generate(PROMPTS[:2], PARAMS)
     model.embed.weight.data = model.embed.weight.data.clone()
-    llm.engine.refresh()
+    model.changed()
+    llm.engine.step()
     assert not shapes
 
 

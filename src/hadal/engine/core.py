@@ -7,9 +7,10 @@ mode (the default) none of this changes a single bit of what a request gets.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Sequence as List
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -28,6 +29,7 @@ from hadal.engine.runs import PADDING, Runs, reading_size
 from hadal.engine.sampler import Choice, Sampler
 from hadal.engine.table import Table
 from hadal.errors import UserError
+from hadal.models.checksum import checksum
 from hadal.models.decoder import Decoder
 from hadal.models.packed import stable_in
 from hadal.ops.exact import exactly, padded_rows
@@ -56,6 +58,9 @@ class EngineConfig:
     keep_prompts: bool = True
     keep_replies: bool = False
     """Whether the prefix store takes prompts, and what was generated on them (for the next turn of a chat)."""
+    check_weights: bool = field(default_factory=lambda: bool(os.environ.get("HADAL_CHECK_WEIGHTS")))
+    """Compare a checksum of the weights whenever prompts begin to be read: who wrote to them without a word is a bug
+    (`Decoder.changed`). HADAL_CHECK_WEIGHTS=1 turns it on everywhere."""
 
 
 @dataclass
@@ -82,6 +87,7 @@ class Reading:
     done: Tensor  # columns [P] that are read
     total: Tensor  # columns [P] to read
     last: Tensor  # hidden [P, D] of each row's last token, once read
+    generation: int  # of the weights, when it began
 
 
 class Engine:
@@ -112,7 +118,7 @@ class Engine:
         self.graphs = self._recordings()
         self._requests = 0
         self._read_last = False
-        self._version = -1
+        self._generation, self._checksum = -1, 0  # of the weights that prefixes and recordings are of
         self._top: dict[int, list[dict[int, float]]] = {}
 
     def _recordings(self) -> Graphs | None:
@@ -200,6 +206,8 @@ class Engine:
     @torch.no_grad()
     def step(self) -> None:
         """Read a chunk of prompts, or generate a token for each running sequence; by turns where both wait."""
+        if self.model.generation != self._generation:
+            self._forget()
         with exactly(self.config.exact):
             if self.reading is None and self.waiting and not (self.runs.running and self._read_last):
                 self._admit()
@@ -210,14 +218,19 @@ class Engine:
                 self._read_last = False
                 self._decode()
 
-    def refresh(self) -> None:
-        """Forget prefixes that other weights may have computed: after a write to one, and always in training mode."""
-        version = sum(parameter._version for parameter in self.model.parameters())
-        if version != self._version or self.model.training:
-            self._version = version
-            self.runs.store.clear()
+    def _forget(self) -> None:
+        """Let go of what other weights than those of now have computed, and of recordings of where they lay."""
+        self._generation = self.model.generation
+        self.runs.store.clear()
         if self.graphs is not None:
             self.graphs.refresh()
+        if self.config.check_weights:
+            self._checksum = checksum(self.model)
+
+    def _check_weights(self) -> None:
+        """RuntimeError where the weights are others and their generation is the same."""
+        if checksum(self.model) != self._checksum:
+            raise RuntimeError("weights were written to, and whoever did it has not called Decoder.changed()")
 
     def release(self) -> None:
         """Give back the memory of runs, where nothing is under way."""
@@ -228,6 +241,8 @@ class Engine:
 
     def _admit(self) -> None:
         """Begin to read the first of the waiting jobs, with those behind it that fit beside it."""
+        if self.config.check_weights:
+            self._check_weights()
         jobs: list[Job] = []
         width = needed = rows = 0
         for job in self.waiting:
@@ -258,7 +273,7 @@ class Engine:
         done = torch.tensor([hit * BLOCK for hit in hits], device=self.device)
         total = torch.tensor([len(job.tokens) for job in jobs], device=self.device)
         last = self.model.norm.weight.new_zeros(len(jobs), self.model.config.hidden_size)
-        self.reading = Reading(jobs, lane, done, total, last)
+        self.reading = Reading(jobs, lane, done, total, last, self._generation)
 
     def _run_size(self, sequence: Sequence, length: int) -> int:
         """The size of the run that a sequence begins in: its whole answer's, unless that is long."""
@@ -299,7 +314,7 @@ class Engine:
         rows = self.runs.running
         put_off: list[Job] = []
         for row, job in enumerate(r.jobs):
-            if self.config.keep_prompts and not job.resumed:
+            if self.config.keep_prompts and not job.resumed and r.generation == self._generation:
                 self.runs.store.write(job.keys, r.lane, row)
             left = list(job.sequences)
             while left:
@@ -318,6 +333,8 @@ class Engine:
         for size, who in sorted(joining.items()):
             lane = self.runs.lane(size)
             new = [sequence for sequence, _ in who if sequence.slot < 0]
+            for sequence in new:
+                sequence.generation = r.generation
             self.table.add(new, [self.tokenizer.in_thought(sequence.request.prompt) for sequence in new])
             slots = torch.tensor([sequence.slot for sequence, _ in who], device=self.device)
             source = torch.tensor([row for _, row in who], device=self.device)
@@ -451,6 +468,8 @@ class Engine:
             for row in leaving[lane.slots].nonzero()[:, 0].tolist():
                 sequence = self.table.sequences[int(lane.slots[row])]
                 assert sequence is not None
+                if sequence.generation != self._generation:
+                    continue
                 tokens = sequence.request.prompt + self.table.generated(sequence)
                 keys = PrefixStore.keys(tokens[: int(self.table.length[sequence.slot])], sequence.request.salt)
                 self.runs.store.write(keys, lane, row)
@@ -470,7 +489,8 @@ class Engine:
             ended = how == "stop" and bool(tokens) and tokens[-1] in self.tokenizer.eos_ids
             text = self.tokenizer.decode(tokens[:-1] if ended else tokens, special=True)
         forced = table.forced[slot, :made].nonzero()[:, 0].tolist()
-        sequence.sample = Sample(tokens, logprobs, text, how, self._top.pop(slot, []), forced, error)
+        top = self._top.pop(slot, [])
+        sequence.sample = Sample(tokens, logprobs, text, how, top, forced, error, sequence.generation)
         table.drop(sequence)
 
     # ---------------------------------------------------------------------------------- growing and putting off

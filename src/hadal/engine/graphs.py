@@ -86,8 +86,8 @@ class Graphs:
         self.weights: list[int] = []
 
     def refresh(self) -> None:
-        """Forget what was recorded of weights that lie elsewhere now."""
-        weights = [parameter.data_ptr() for parameter in self.model.parameters()]
+        """Forget what was recorded, where weights lie elsewhere now: those that were written to in place are read."""
+        weights = [tensor.data_ptr() for tensor in (*self.model.parameters(), *self.model.buffers())]
         if weights != self.weights:
             self.weights = weights
             self.shapes.clear()

@@ -94,7 +94,6 @@ class LLM:
         asked = [prompts] if _is_one(prompts) else list(prompts)
         each = self._params(params, len(asked))
         engine = self.engine
-        engine.refresh()
         requests: list[Request | RequestOutput] = []
         faults: list[UserError] = []
         for prompt, wanted in zip(asked, each, strict=True):
@@ -134,7 +133,6 @@ class LLM:
         params = self.defaults if params is None else params
         if params.n != 1:
             raise UserError(f"n is {params.n}.", "A stream has one sample.")
-        self.engine.refresh()
         request = self.engine.add(self._ids(prompt), params, new_seed(params))
         (sequence,) = request.sequences
         given = 0

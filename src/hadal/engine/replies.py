@@ -57,7 +57,6 @@ class LocalSampler:
 
     def sample(self, queries: Iterable[Query]) -> Iterator[tuple[int, int, Reply]]:
         engine = self.llm.engine
-        engine.refresh()
         coming = enumerate(queries)
         running: dict[int, tuple[Request, str, list[Row]]] = {}
         faulty: list[tuple[int, Query, UserError]] = []  # given out when another query was found to be sound

@@ -24,6 +24,8 @@ class Sample:
     forced: list[int] = field(default_factory=list)
     """Places of tokens that the model did not choose: the end of a thought whose budget was used up."""
     error: str = ""
+    generation: int = field(default=0, compare=False)
+    """Of the weights (`Decoder.generation`) that its prompt was read with."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Sequence:
 
     def __init__(self, request: Request, index: int) -> None:
         self.request, self.index = request, index
-        self.slot = -1
+        self.slot, self.generation = -1, 0
         self.sample: Sample | None = None
 
     @property

@@ -95,7 +95,8 @@ class LoraLinear(nn.Linear, LowRank):
 
     def forward(self, x_D: Tensor) -> Tensor:
         down, up = self._factors()
-        dropped = F.dropout(x_D, self.dropout, self.training) if self.dropout else x_D
+        learning = self.training and torch.is_grad_enabled()  # sampling is by the whole adapter, whatever the mode
+        dropped = F.dropout(x_D, self.dropout) if self.dropout and learning else x_D
         return super().forward(x_D) + F.linear(F.linear(dropped, down), up)
 
     def deltas(self) -> dict[str, Tensor]:

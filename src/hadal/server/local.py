@@ -35,7 +35,6 @@ class LocalModel(Model):
     def __init__(self, card: Card, llm: LLM, tasks: Sequence[Task] = (), waiting: int = 256) -> None:
         self.card, self.llm, self.tasks = card, llm, list(tasks)
         self.tokenizer: Tokenizer = llm.tokenizer
-        llm.engine.refresh()
         self.engine = AsyncEngine(llm.engine, waiting, EVERY)
 
     def close(self) -> None:

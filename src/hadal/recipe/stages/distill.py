@@ -15,7 +15,7 @@ from hadal.engine import SamplingParams
 from hadal.models.decoder import Decoder
 from hadal.recipe.kinds import DistillConfig
 from hadal.recipe.run import Run
-from hadal.recipe.stages.sft import Objective, gather, gradients, settled, sft, sft_stage
+from hadal.recipe.stages.sft import Objective, gather, gradients, seed_dropout, settled, sft, sft_stage
 from hadal.tasks import Problem, Rng
 from hadal.train.conversations import Conversation
 from hadal.train.corpus import Batch
@@ -75,6 +75,7 @@ def _on_policy(
                 text = run.tokenizer.opening(output.prompt_token_ids) + sample.text
                 right += run.tasks[problem.meta["task"]].score(problem, text).total
         student.train()
+        seed_dropout(numbers.lora, numbers.seed, step)
         loss = gradients(student, chosen, objective, run.tokenizer.pad_id, numbers)
         scale = numbers.rate(step, config.updates)
         norm = optimizer.step(scale)

@@ -18,6 +18,7 @@ from hadal.files import plain, write_text
 from hadal.models.decoder import Decoder
 from hadal.recipe.config import GrpoConfig
 from hadal.recipe.run import Run, save_checkpoint
+from hadal.recipe.stages.sft import seed_dropout
 from hadal.recipe.watch import Watch
 from hadal.tasks import Rng
 from hadal.train.curriculum import Curriculum
@@ -81,6 +82,7 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
         batch = ahead.take(step) if ahead is not None else draw(llm, step)
         drawn = curriculum.state()  # without the batch that is begun below: who carries on draws it again
         last = step + 1 == config.updates
+        seed_dropout(config.lora, seed, step)
         with ahead.beside(model, step + 1) if ahead is not None and not last else nullcontext():
             result = train_on(llm, optimizer, batch, config, seed, step, scale, reference)
         seconds = time.perf_counter() - began

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hadal.models.decoder import Decoder
+from hadal.models.lora import LoraConfig
 from hadal.recipe.kinds import SftConfig, SftStage
 from hadal.recipe.run import Run, RunFiles
 from hadal.tasks.base import Rng
@@ -57,8 +58,7 @@ def sft(
     model.checkpoint_activations = config.checkpoint_activations
     for step in range(begin, len(plan)):
         began = time.perf_counter()
-        if config.lora.dropout:
-            torch.manual_seed(Rng("dropout", config.seed, step).bits() >> 1)
+        seed_dropout(config.lora, config.seed, step)
         chosen = [conversations[i] for i in plan[step]]
         loss = gradients(model, chosen, objective, pad_id, config)
         scale = config.rate(step, len(plan))
@@ -88,6 +88,12 @@ def sft(
     model.changed()
     model.eval()
     return optimizer
+
+
+def seed_dropout(lora: LoraConfig, seed: int, step: int) -> None:
+    """Let what adapters drop in an update depend on nothing before it: who carries on drops the same."""
+    if lora.dropout:
+        torch.manual_seed(Rng("dropout", seed, step).bits() >> 1)
 
 
 def gradients(
