@@ -191,6 +191,7 @@ def test_new_weights_are_noticed() -> None:
     llm.generate([prompt], params)
     with torch.no_grad():
         model.layers[0].attention.qkv_proj.weight.mul_(-1.5)
+    model.changed()
     (output,) = llm.generate([prompt], params)
     assert output.cached_tokens == 0
     assert output.outputs == LLM(model, TOKENIZER).generate([prompt], params)[0].outputs
@@ -259,6 +260,8 @@ def check_books(engine: Engine) -> None:
         assert len(lane) <= lane.rows
         if len(lane):
             assert int(table.length[lane.slots].max()) <= lane.size
+    lanes = [*engine.runs.lanes.values(), *([engine.reading.lane] if engine.reading is not None else [])]
+    assert engine.runs.used() == sum(lane.rows * lane.size for lane in lanes)
     assert engine.runs.used() <= engine.runs.budget
     assert engine.runs.used() + engine.runs.store.columns <= engine.runs.budget or len(engine.runs.store) == 0
 

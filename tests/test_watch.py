@@ -44,6 +44,7 @@ class Lab:
         """Multiply the logits."""
         with torch.no_grad():
             self.llm.model.head_weight().mul_(factor)
+        self.llm.model.changed()
 
     def never_end(self) -> None:
         """Forbid the end of a response."""

@@ -156,7 +156,10 @@ class Pass(Columns):
         tokens = q_BTHK.shape[1]
         if self.exact and tokens * group < QUERIES:  # the last query again, to have enough
             q_BTHK = _repeated(q_BTHK, -(-QUERIES // group))
-            self.masks = [_repeated(mask, q_BTHK.shape[1]) for mask in self.masks]  # a row each: tokens are few
+            self.masks = [  # of each row, as the last query looks where the real one does and not where it stands
+                _repeated(mask.expand(count, -1, -1), q_BTHK.shape[1])
+                for mask, count in zip(self.masks, self.counts, strict=True)
+            ]
         parts, begin = [], 0
         for lane, count in enumerate(self.counts):
             query, *fresh = q_BTHK, *new
