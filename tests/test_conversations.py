@@ -114,8 +114,8 @@ GOOD = {"messages": turns("a", "b")}
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{nonsense", "line 2 is no JSON"),
-        ("[" * 100_000, "line 2 is no JSON"),
+        ("{nonsense", "line 2 is not JSON"),
+        ("[" * 100_000, "line 2 is not JSON"),
         ("[1]", "line 2 has no messages"),
         ({"text": "a"}, "line 2 has no messages"),
         ({"messages": []}, "line 2 has no messages"),
@@ -129,7 +129,7 @@ GOOD = {"messages": turns("a", "b")}
         ({"messages": [{"role": A, "tool_calls": 5}]}, "tool_calls without a function's name"),
         ({"messages": [{"role": A, "tool_calls": [{}]}]}, "tool_calls without a function's name"),
         ({"messages": turns("a", "b"), "tools": 5}, "tools that are no list"),
-        ({"messages": turns("a", "\ud800")}, "line 2: .* is not Unicode text"),
+        ({"messages": turns("a", "\ud800")}, r"line 2 holds half a character"),
     ],
 )
 def test_a_bad_line_is_named(line: Any, said: str, tmp_path: Path) -> None:

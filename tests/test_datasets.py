@@ -113,14 +113,14 @@ CUT_OFF = gzip.compress(json.dumps(SUMS[0]).encode() + b"\n", mtime=0)[:-9]
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"question": "a"\n', "row 1, is no JSON"),
-        ("a.jsonl", b'\n{"question": "a", "answer": "b"}\n', r"row 2, is no problem of gsm8k: .* ####"),
+        ("a.jsonl", b'{"question": "a"\n', "line 1 is not JSON"),
+        ("a.jsonl", b'\n{"question": "a", "answer": "b"}\n', r"line 2, is no problem of gsm8k: .* ####"),
         ("a.jsonl", b'{"question": "a", "answer": "b #### c"}\n', "'c' is no number"),
         ("a.jsonl", b'{"question": " ", "answer": "b #### 3"}\n', "no question"),
         ("a.jsonl", b'{"question": ["a"], "answer": "b #### 3"}\n', "no question"),
         ("a.jsonl", b"[1]\n", "no table of names"),
-        ("a.jsonl", b"\xff\xfe\n", "cannot be read"),
-        ("a.jsonl", b"[" * 100_000, "cannot be read"),
+        ("a.jsonl", b"\xff\xfe\n", "is UTF-16 text"),
+        ("a.jsonl", b"[" * 100_000, "nested too deeply"),
         ("a.jsonl.gz", b"not gzip", "cannot be read"),
         ("a.jsonl.gz", CUT_OFF, "cannot be read"),
         ("a.json", b"{}", "no list"),

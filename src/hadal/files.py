@@ -1,12 +1,16 @@
-"""Files that are whole or absent, and JSON lines that continue after a kill.
+"""Files that are whole or absent, JSON lines that continue after a kill, and JSON that others wrote.
 
 A process may be killed at any moment. So a file is written beside its place and renamed into it, and a file of JSON
 lines is cut back to the last step that a checkpoint holds before more is appended. Nothing here imports torch.
 """
 
+import codecs
+import gzip
 import json
 import math
 import os
+import re
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
@@ -14,6 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from hadal.errors import UserError
+
+LONGEST_LINE = 1 << 26
+MOST_DIGITS = 1000
+"""Of a whole number: Python itself reads 4,300."""
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def plain(value: Any) -> Any:
@@ -167,3 +176,111 @@ class JsonLines:
             with self.path.open("r+b") as file:
                 file.truncate(size)
                 os.fsync(file.fileno())
+
+
+# ------------------------------------------------------------------------------------- JSON of other hands
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number, value) of each line of a user's JSON lines, also gzipped ones; empty lines are passed over.
+
+    A line ends at a line feed and nowhere else, so U+2028 and its like may stand in a text. UserError names file, line,
+    cause and remedy where one is not JSON that every program reads alike (`read_json`).
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            number = 0
+            while line := file.readline(LONGEST_LINE + 1):
+                number += 1
+                where = f"{path}, line {number}"
+                if len(line) > LONGEST_LINE:
+                    raise UserError(f"{where} is longer than {LONGEST_LINE >> 20} MiB.", "Is it a file of JSON lines?")
+                if number == 1:
+                    line = _without_mark(line, path)
+                if line.strip():
+                    yield number, read_json(line, where)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({_reason(error)}).", "Give a file of JSON lines.") from None
+
+
+def read_json_file(path: Path) -> Any:
+    """The value in a user's JSON file; UserError as in `read_json`."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({_reason(error)}).", "Give a file of JSON.") from None
+    return read_json(_without_mark(data, path), str(path))
+
+
+def read_json(data: bytes, where: str) -> Any:
+    """The value of UTF-8 JSON text. `where` names it in messages.
+
+    UserError for what is none, and for what programs read in different ways: numbers that are not finite or have
+    thousands of digits, a name twice in one object, half a character (a lone surrogate), nesting without end.
+    """
+    try:
+        text = data.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float,
+                           parse_int=_int)  # fmt: skip
+        if _HALF.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except _Fault as fault:
+        raise UserError(f"{where} {fault.cause}.", fault.remedy) from None
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])[1:-1]
+        raise UserError(f"{where} holds half a character ({half}).", "Write the whole pair, or leave it out.") from None
+    except UnicodeDecodeError as error:
+        byte = data[error.start]
+        raise UserError(f"{where} is not UTF-8 text (byte 0x{byte:02x}).", "Save the file as UTF-8.") from None
+    except json.JSONDecodeError as error:
+        at = f" at character {error.pos + 1}" if "\n" not in error.doc.rstrip() else f" at line {error.lineno}"
+        raise UserError(f"{where} is not JSON ({error.msg.lower()}{at}).", "Write one JSON value.") from None
+    except RecursionError:
+        raise UserError(f"{where} is not JSON that can be read: it is nested too deeply.", "Flatten it.") from None
+
+
+class _Fault(Exception):
+    """What is wrong with a piece of JSON, as the end of a sentence."""
+
+    def __init__(self, cause: str, remedy: str) -> None:
+        super().__init__(cause)
+        self.cause, self.remedy = cause, remedy
+
+
+def _without_mark(data: bytes, path: Path) -> bytes:
+    """Text without the byte order mark that some editors put before it; UserError where it says UTF-16."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{path} is UTF-16 text.", "Save the file as UTF-8.")
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
+def _reason(error: Exception) -> str:
+    told = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(told.split())[:120].lower()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Fault(f"has the name {json.dumps(twice)[:60]} twice in one object", "Leave one of them out")
+    return found
+
+
+def _constant(name: str) -> float:
+    raise _Fault(f"holds {name}, which is no JSON number", 'Leave it out, or write it as text: "..."')
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise _Fault(f"holds {text[:40]}, which is too large for a number", 'Write it as text: "..."')
+    return value
+
+
+def _int(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise _Fault(f"holds a number of {len(text):,} digits", 'Write it as text: "..."')
+    return int(text)

@@ -99,7 +99,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     """The evaluation in a folder; UserError where there is none, or a damaged one."""
     try:
         config = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
-        problems = [json.loads(line) for line in (folder / "problems.jsonl").read_text(encoding="utf-8").splitlines()]
+        problems = [json.loads(line) for line in (folder / "problems.jsonl").read_bytes().splitlines()]
         version = config["hadal_eval"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} holds no evaluation ({error}).", "Give a folder that hadal eval wrote.") from None

@@ -42,7 +42,7 @@ def take_over(folder: Path, recipe: Recipe, other: Path) -> list[str]:
             shutil.copyfile(path, folder / "rollouts" / path.name)
         names.append(ours.name)
     for log in LOGS:
-        lines = (other / log).read_text(encoding="utf-8").splitlines() if (other / log).exists() else []
+        lines = (other / log).read_text(encoding="utf-8").split("\n")[:-1] if (other / log).exists() else []
         kept = [line for line in lines if json.loads(line).get("stage") in names]
         write_text(folder / log, "".join(line + "\n" for line in kept))
     return names

@@ -1,5 +1,6 @@
 """Verifiable tasks: problems that a program can pose, and judge the answers to."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,10 +62,22 @@ def load_tasks(names: Sequence[str]) -> dict[str, Task]:
             from hadal.tasks.gym import GymTask
 
             task = GymTask(name.removeprefix("rg/"))
+        elif os.path.exists(name) or "/" in name or Path(name).suffix:
+            raise UserError(*_no_task_file(Path(name)))
         else:
             raise UserError(f"There is no task {name!r}.", nearest(name, [*own, *DATA_SETS]))
         tasks[task.name] = task
     return tasks
+
+
+def _no_task_file(path: Path) -> tuple[str, str]:
+    """What is wrong with a path that is none of a task, and what to do about it."""
+    kinds = "A task is a Python file (.py) or a file of JSON lines (.jsonl)."
+    if not path.exists():
+        return f"There is no task file {path}.", kinds
+    if path.suffix == ".json":
+        return f"{path} is no task file by its name.", f"Put one problem on each line and call it {path.stem}.jsonl."
+    return f"{path} is {'a folder' if path.is_dir() else 'no task file by its name'}.", kinds
 
 
 def files_of(name: str) -> list[Path]:

@@ -7,6 +7,7 @@ is, where it lies and under which licence: docs/datasets.md.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import ClassVar
 
@@ -117,6 +118,8 @@ def field(row: Row, *names: str) -> str:
     """The first of these columns that a row has, as text."""
     for name in names:
         value = row.get(name)
+        if isinstance(value, float) and not math.isfinite(value):
+            continue  # NaN is how tables without a gap write one
         if isinstance(value, str | int | float) and str(value).strip():
             return str(value)
     raise RowError(f"it has no {' or '.join(names)}")

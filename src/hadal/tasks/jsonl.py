@@ -9,13 +9,13 @@ A Python file of the same name beside it (`mine.py` beside `mine.jsonl`) may hol
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from hadal.errors import UserError
+from hadal.files import read_json_lines
 from hadal.tasks.base import Problem, Rng, Split, plainly, split_order
 from hadal.tasks.user import UserTask, load_module
 
@@ -74,15 +74,7 @@ class JsonlTask(UserTask):
 
 def load_jsonl(path: Path) -> JsonlTask:
     """The task in a file of JSON lines; UserError names the line that is none of its problems."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({(error.strerror or str(error)).lower()}).") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text.", "Save it as UTF-8.") from None
-    problems = [
-        read_problem(line, path, number) for number, line in enumerate(text.splitlines(), 1) if line.strip()
-    ]
+    problems = [read_problem(row, path, number) for number, row in read_json_lines(path)]
     if not problems:
         raise UserError(f"{path} holds no problems.", 'A line is {"prompt": "...", "answer": "..."}.')
     scorer = path.with_suffix(".py")
@@ -90,13 +82,9 @@ def load_jsonl(path: Path) -> JsonlTask:
     return JsonlTask(path, module, problems)
 
 
-def read_problem(line: str, path: Path, number: int) -> Problem:
-    """The problem on a line."""
+def read_problem(row: Any, path: Path, number: int) -> Problem:
+    """The problem in a line's value."""
     where = f"{path}, line {number}"
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        raise UserError(f"{where} is not JSON.") from None
     if not isinstance(row, dict):
         raise UserError(f"{where} is not a JSON object.", 'Write {"prompt": "...", "answer": "..."}.')
     answer: Any = row.get("answer")

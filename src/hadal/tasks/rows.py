@@ -6,15 +6,13 @@ Files are JSON lines (also gzipped), JSON, CSV or Parquet; only the last needs p
 from __future__ import annotations
 
 import csv
-import gzip
-import json
 import os
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hadal.errors import UserError
+from hadal.files import read_json_file, read_json_lines
 
 KINDS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 Row = dict[str, Any]
@@ -68,40 +66,26 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
         raise UserError(f"There is no file {path}.", f"Give one that ends in {', '.join(KINDS)}.")
     try:
         if path.name.endswith(".parquet"):
-            rows: Iterator[tuple[int, Any]] = enumerate(_parquet(path), 1)
+            rows: Iterator[tuple[str, Any]] = _numbered(_parquet(path))
         elif path.name.endswith(".json"):
-            rows = enumerate(_list(json.loads(path.read_text(encoding="utf-8")), path), 1)
+            rows = _numbered(_list(read_json_file(path), path))
         elif path.name.endswith(".csv"):
-            rows = enumerate(_csv(path), 1)
+            rows = _numbered(_csv(path))
         elif path.name.endswith((".jsonl", ".jsonl.gz")):
-            rows = _json_lines(path)
+            rows = ((f"line {number}", row) for number, row in read_json_lines(path))
         else:
             raise UserError(f"{path} is of no known kind.", f"Known are {', '.join(KINDS)}.")
-        for number, row in rows:
+        for place, row in rows:
             if not isinstance(row, dict):
-                raise UserError(f"{path}, row {number}, is no table of names and values.")
-            yield f"{path}, row {number}", row
-    except (
-        UnicodeDecodeError,
-        json.JSONDecodeError,
-        RecursionError,
-        csv.Error,
-        EOFError,
-        OSError,
-        zlib.error,
-    ) as error:
+                raise UserError(f"{path}, {place}, is no table of names and values.")
+            yield f"{path}, {place}", row
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
         line = " ".join(str(error).split())[:120]
         raise UserError(f"{path} cannot be read ({line}).", "Is it whole, and what its name says?") from None
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{path}, row {number}, is no JSON ({error.msg}).") from None
+def _numbered(rows: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    return ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 
 def _list(data: Any, path: Path) -> list[Any]:
@@ -111,7 +95,7 @@ def _list(data: Any, path: Path) -> list[Any]:
 
 
 def _csv(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8", newline="") as stream:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
         yield from csv.DictReader(stream)
 
 

@@ -7,7 +7,6 @@ them when it is used.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -17,13 +16,13 @@ from typing import Any
 import torch
 
 from hadal.errors import UserError
+from hadal.files import read_json_lines
 from hadal.tasks.base import Rng
 from hadal.text.encodings import after_thought, content
 from hadal.text.tokenizer import END_THINK, THINK, Tokenizer
 from hadal.train.corpus import Batch, Part
 
 ROLES = ("system", "user", "assistant", "tool")
-LONGEST_LINE = 1 << 26
 
 Messages = list[dict[str, Any]]
 
@@ -43,29 +42,13 @@ class Conversation:
 
 def read_lines(path: Path) -> Iterator[tuple[str, Messages, list[Any] | None]]:
     """(where it stands, messages, tools) of each line; UserError, naming the line, for one that is no conversation."""
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({(error.strerror or str(error)).lower()}).", "Give a file of JSON lines."
-        ) from None
-    with file:
-        number = 0
-        while line := file.readline(LONGEST_LINE + 1):
-            number += 1
-            where = f"{path}, line {number}"
-            if len(line) > LONGEST_LINE:
-                raise UserError(f"{where} is longer than {LONGEST_LINE >> 20} MiB.", "Is it a file of JSON lines?")
-            if line.strip():
-                messages, tools = _parse(line, where)
-                yield where, messages, tools
+    for number, data in read_json_lines(path):
+        where = f"{path}, line {number}"
+        messages, tools = _checked(data, where)
+        yield where, messages, tools
 
 
-def _parse(line: bytes, where: str) -> tuple[Messages, list[Any] | None]:
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is no JSON ({error}).", 'Each line is {"messages": [...]}.') from None
+def _checked(data: Any, where: str) -> tuple[Messages, list[Any] | None]:
     messages = data.get("messages") if isinstance(data, dict) else None
     if not isinstance(messages, list) or not messages:
         raise UserError(f"{where} has no messages.", 'Each line is {"messages": [...]}, as in the OpenAI form.')
