@@ -313,6 +313,34 @@ def test_a_model_is_measured_and_compared(
     assert shown.count("\nquestion  ") == len(wrong) and f"{len(wrong)} of 24 problems" in shown
 
 
+def test_marks_are_averaged_and_broken_scorers_are_counted(
+    model: str, task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Noise is half right by its length; on some lengths the scorer raises, or returns what is no score."""
+    text = Path(task).read_text().split("def score")[0]
+    Path(task).write_text(
+        text + "def score(problem, answer):\n"
+        "    marks = {8: 1, 9: float('nan'), 10: None, 11: '1', 12: 0.5, 13: 0.5, 14: 0.5}\n"
+        "    return answer == problem.answer or marks.get(len(answer), 0) / (len(answer) != 15)\n"
+    )
+    out = tmp_path / "out"
+    assert run(model, "--tasks", f"{task},letters", *SMALL, "--out", out) == 0
+    shown = capsys.readouterr().out
+    found = json.loads((out / "results.json").read_text())
+    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    own = [s for s in samples if s["task"] == "letter"]
+    broke = [s for s in own if s["broke"]]
+    assert 0 < len(broke) < 36 and all("the scorer broke off" in s["note"] and not s["right"] for s in broke)
+    assert {s["score"] for s in own} >= {0, 0.5} and all(s["right"] == (s["score"] == 1) for s in own)
+    figures = found["tasks"]["letter"]["figures"]
+    mean = sum(s["score"] for s in own) / 36
+    assert figures["score"]["value"] == pytest.approx(mean) and mean > figures["pass@1"]["value"]
+    assert found["tasks"]["letter"]["scorer_broke"] == len(broke) and found["tasks"]["letters"]["scorer_broke"] == 0
+    sentence = f"The scorer of letter broke on {len(broke)} of 36 answers"
+    for place in (shown, (out / "results.md").read_text(), (out / "results.html").read_text()):
+        assert sentence in place and "score" in place and "of letters broke" not in place
+
+
 KILLER = """
 import os, signal, sys, time
 import hadal.evaluate.run

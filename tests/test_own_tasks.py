@@ -39,6 +39,16 @@ def test_a_file_of_ones_own_is_a_task(tmp_path: Path) -> None:
     assert task.generate(0, "train", 2) == problem
 
 
+NO_SCORES = {
+    "float('nan')": "it returned nan", "float('inf')": "it returned inf", "-float('inf')": "it returned -inf",
+    "-1": "it returned -1", "2": "it returned 2", "1.001": "it returned 1.001", "-0.5": "it returned -0.5",
+    "'0'": "it returned '0'", "'1'": "it returned '1'", "''": "it returned ''", "None": "it returned None",
+    "[]": "it returned []", "(1,)": "it returned (1,)", "1j": "it returned 1j", "score": "it returned <function sco",
+    "__import__('numpy').array([1.0])": "it returned array([1.])",
+}  # fmt: skip
+"""What a scorer may not return, and how it is named."""
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -52,14 +62,22 @@ def test_a_file_of_ones_own_is_a_task(tmp_path: Path) -> None:
         ("import random\n" + GOOD.replace("rng.below(1000)", "random.randrange(1000)"), "same rng"),
         (GOOD + "\ndef score(problem, answer): return int(answer) == 3", "score"),
         (GOOD + "\ndef score(problem, answer): return False", "gold answer"),
-        (GOOD + "\ndef score(problem, answer): return True", "scores above 0"),
+        (GOOD + "\ndef score(problem, answer): return True", "counts as right"),
         (GOOD.replace("rng.below(1000)", "3"), "found no"),
         (GOOD.replace("rng.below(1000)", "rng.below(30) // 5"), "too few different problems"),
         (GOOD.replace("str(2 * n),", "str(2 * n), {'key': str(rng.bits())},"), "on both sides"),
         (GOOD + "\ndef score(problem, answer): return answer.isdigit()", "lets wrong answers pass"),
         (GOOD + "\ndef score(problem, answer): return answer.startswith(problem.answer)\n"
-         "def near_misses(problem, rng): return [problem.answer + '0']", "wrong answer '.*0' scores"),
+         "def near_misses(problem, rng): return [problem.answer + '0']", "wrong answer '.*0' counts as right"),
         (GOOD + "\nscore_seconds = 'long'", "score_seconds is 'long'"),
+        *((GOOD + f"\nright_at = {bar}", f"right_at is {bar}") for bar in ("0", "1.5", "True", "'all'", "-1")),
+        *(
+            (f"{GOOD}\ndef score(problem, answer): return {value} if answer == problem.answer else 0", re.escape(named))
+            for value, named in NO_SCORES.items()
+        ),
+        (GOOD + "\ndef score(problem, answer): return 0.5 * (answer == problem.answer)", "scores 0.5 and not 1"),
+        (GOOD + "\nright_at = 0.6\ndef score(problem, answer): return 0.5 * (answer == problem.answer)",
+         "scores 0.5 and not 0.6"),
         (GOOD + "\ndef near_misses(problem, rng): return 1/0", "near_misses raised ZeroDivisionError"),
     ],
 )  # fmt: skip
@@ -97,6 +115,54 @@ def test_a_scorer_that_breaks_costs_the_answer_and_not_the_run(tmp_path: Path) -
         assert task.score(problem, problem.answer).total == 1  # and the next one is judged as ever
     with pytest.raises(UserError, match="score broke off on the answer 'no idea': ValueError"):
         task.validate()
+
+
+PARTIAL = GOOD + """
+from fractions import Fraction
+import numpy
+def score(problem, answer):
+    return {
+        "half": 0.5, "most": 0.8, "true": True, "false": False, "one": 1, "none": 0, "sum": sum([0.1] * 10),
+        "third": Fraction(1, 3), "numpy": numpy.float32(0.5), "yes": numpy.bool_(True), "zero": numpy.array(0.25),
+        "bad": float("nan"), "text": "1",
+    }.get(answer, answer == problem.answer)
+"""
+
+
+@pytest.mark.parametrize(("bar", "right"), [("", "true one sum yes"), ("right_at = 0.8", "most true one sum yes")])
+def test_a_scorer_gives_marks_and_a_bar_says_what_is_right(tmp_path: Path, bar: str, right: str) -> None:
+    (task,) = load_tasks([write(tmp_path, PARTIAL + bar)]).values()
+    task.validate()
+    problem = task.generate(0, "train", 2)
+    marks = {
+        "half": 0.5, "most": 0.8, "true": 1, "false": 0, "one": 1, "none": 0, "sum": 1, "third": 1 / 3, "numpy": 0.5,
+        "yes": 1, "zero": 0.25, "bad": 0, "text": 0,
+    }  # fmt: skip
+    rewards = dict(zip(marks, task.score_all(problem, list(marks)), strict=True))
+    assert {name: reward.total for name, reward in rewards.items()} == pytest.approx(marks)
+    assert [name for name, reward in rewards.items() if reward.right] == right.split()
+    assert [name for name, reward in rewards.items() if reward.broke] == ["bad", "text"]
+    assert "it returned nan" in rewards["bad"].note and rewards["half"].note == "scored 0.5"
+
+
+def test_marks_are_learnt_from_and_success_counts_what_is_right(tmp_path: Path) -> None:
+    """What noise says earns marks by its length."""
+    text = GOOD + "\ndef score(problem, answer): return {0: 'none', 1: 1}.get(len(answer) % 5, len(answer) % 5 / 5)\n"
+    (task,) = load_tasks([write(tmp_path, text)]).values()
+    llm, optimizer = grown()
+    tasks, config = {task.name: task}, RLConfig(prompts=3, samples=12, max_tokens=12)
+    curriculum = Curriculum(tasks)
+    result = rl_update(llm, optimizer, tasks, curriculum, config, 0, 0)
+    rewards = [reward for group in result.groups for reward in group.rewards]
+    partial = [reward for reward in rewards if 0 < reward.total < 1]
+    assert partial and not any(reward.right for reward in partial)
+    assert result.metrics["reward"] == pytest.approx(sum(reward.total for reward in rewards) / 36)
+    assert result.metrics["kept_groups"] > 0 and result.metrics["grad_norm"] > 0
+    assert [group.success for group in result.groups] == [
+        sum(reward.total == 1 for reward in group.rewards) / 12 for group in result.groups
+    ]
+    broke = sum(reward.broke for reward in rewards)
+    assert 0 < broke and result.metrics["scorer_broke"] == pytest.approx(broke / 36)
 
 
 def test_equal_answers_are_judged_once(tmp_path: Path) -> None:

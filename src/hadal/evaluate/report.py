@@ -66,7 +66,10 @@ def estimate(name: str, entry: Json) -> str:
 def columns(results: Json) -> list[str]:
     """The figures that a table shows: of pass@k and cons@k, those at 1 and at all samples."""
     samples = results["settings"]["samples"]
-    wanted = ["pass@1", f"pass@{samples}", f"cons@{samples}", "tokens", "truncated", "thinks", "format", "unanswered"]
+    graded = any(figures["score"]["value"] != figures["pass@1"]["value"] for _, _, figures in rows(results)
+                 if "score" in figures)  # fmt: skip
+    wanted = ["pass@1", *(["score"] if graded else []), f"pass@{samples}", f"cons@{samples}"]
+    wanted += ["tokens", "truncated", "thinks", "format", "unanswered"]
     return [name for name in dict.fromkeys(wanted) if name in results["mean"]]
 
 
@@ -75,6 +78,17 @@ def rows(results: Json) -> list[tuple[str, int, Json]]:
     tasks = [(name, task["problems"], task["figures"]) for name, task in results["tasks"].items()]
     mean = [("mean", sum(n for _, n, _ in tasks), results["mean"])] if len(tasks) > 1 else []
     return tasks + mean
+
+
+def broken(results: Json) -> list[str]:
+    """A sentence for each task whose scorer came to no verdict on some answers."""
+    samples = results["settings"]["samples"]
+    return [
+        f"The scorer of {name} broke on {task['scorer_broke']:,} of {task['problems'] * samples:,} answers: they count "
+        "as wrong, and samples.jsonl says why."
+        for name, task in results["tasks"].items()
+        if task.get("scorer_broke")
+    ]
 
 
 def markdown(results: Json) -> str:
@@ -86,6 +100,7 @@ def markdown(results: Json) -> str:
         level = results["tasks"][name]["difficulty"] if name in results["tasks"] else ""
         cells = [_escaped(name), str(level), str(n), *(estimate(column, figures[column]) for column in names)]
         lines.append("| " + " | ".join(cells) + " |")
+    lines += [line for sentence in broken(results) for line in ("", _escaped(sentence))]
     lines += ["", _INTERVALS, ""]
     lines += [f"- {name}: {ABOUT[name]}" for name in [*names, "tied"] if name in ABOUT and name in results["mean"]]
     curve = [name for name in results["mean"] if name.startswith(("pass@", "cons@"))]
@@ -171,7 +186,8 @@ def page(results: Json) -> str:
         + "</tr>"
         for name, n, figures in rows(results)
     )
-    parts.append(f'<section class="wide"><table><tr>{head}</tr>{body}</table><p>{esc(_INTERVALS)}</p>')
+    sentences = "".join(f"<p>{esc(sentence)}</p>" for sentence in [*broken(results), _INTERVALS])
+    parts.append(f'<section class="wide"><table><tr>{head}</tr>{body}</table>{sentences}')
     drawn = " The bar around the other model's dot is the interval of the difference, seen from this model's dot."
     parts.append(f"<p>{esc(_PAIRED + drawn)}</p></section>" if other else "</section>")
     policy = "default-src 'none'; style-src 'unsafe-inline'"

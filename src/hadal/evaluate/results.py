@@ -18,6 +18,7 @@ from hadal.evaluate.statistics import Floats, compare, consensus, intervals, pas
 
 ABOUT = {
     "pass@1": "right answers, mean over samples",
+    "score": "mean score of the answers, where a scorer gives part of the marks",
     "tokens": "tokens of a response",
     "truncated": "responses cut off at the limit",
     "thinks": "responses with a thought",
@@ -45,6 +46,8 @@ def figures_of(samples: Sequence[dict[str, Any]]) -> dict[str, float]:
     found |= {f"cons@{k}": votes[k - 1] for k in ks(n)}
     if all(s["tokens"] is not None for s in samples):
         found["tokens"] = sum(s["tokens"] for s in samples) / n
+    if all("score" in s for s in samples):
+        found["score"] = sum(s["score"] for s in samples) / n
     for name in ("truncated", "thinks", "format"):
         found[name] = sum(s[name] for s in samples) / n
     found["unanswered"] = unanswered / n
@@ -83,6 +86,7 @@ def results(evaluation: Evaluation) -> dict[str, Any]:
     def entry(groups: list[Floats]) -> dict[str, Any]:
         return dict(zip(names, intervals(groups, shares, settings["seed"]), strict=True))
 
+    broke = Counter(sample["task"] for sample in evaluation.samples if sample.get("broke"))
     levels: dict[str, list[int]] = {}
     for problem in evaluation.problems:
         levels.setdefault(problem["task"], []).append(problem["difficulty"])
@@ -91,7 +95,10 @@ def results(evaluation: Evaluation) -> dict[str, Any]:
         "model": evaluation.config["model"],
         "settings": settings,
         "tasks": {
-            task: {"problems": len(array), "difficulty": max(levels[task]), "figures": entry([array])}
+            task: {
+                "problems": len(array), "difficulty": max(levels[task]), "scorer_broke": broke[task],
+                "figures": entry([array]),
+            }  # fmt: skip
             for task, array in arrays.items()
         },
         "mean": entry(list(arrays.values())),

@@ -24,7 +24,7 @@ from hadal.evaluate.suite import held_out
 from hadal.files import append_line, write_text
 from hadal.rewards import format_reward
 from hadal.sandbox.places import cores
-from hadal.tasks import Problem, Rng, Task
+from hadal.tasks import Problem, Reward, Rng, Task
 from hadal.text.parse import parse_response
 
 VERSION = 1
@@ -273,14 +273,13 @@ class Asking:
         task, text = self.tasks[name], reply.text
         if name in self.shots:
             text = self.shots[name].response(text)
-        right, note, vote = False, reply.error, ""
+        reward, vote = Reward(0.0, {}, reply.error), ""
         parsed = parse_response(text)
         if not reply.error:
             reward = task.score(problem, text)
-            right, note = reward.total > 0.5, reward.note
             vote = task.canonical(problem, parsed.answer) if parsed.closed and parsed.answer else ""
         return {
-            "task": name, "problem": number, "sample": index, "right": right, "vote": vote, "tokens": reply.tokens,
-            "truncated": reply.finish == "length", "thinks": parsed.thinks, "format": bool(format_reward(text)),
-            "note": note, "text": text,
+            "task": name, "problem": number, "sample": index, "right": reward.right, "score": reward.total,
+            "broke": reward.broke, "vote": vote, "tokens": reply.tokens, "truncated": reply.finish == "length",
+            "thinks": parsed.thinks, "format": bool(format_reward(text)), "note": reward.note, "text": text,
         }  # fmt: skip

@@ -67,7 +67,7 @@ def ask(
         out = []
         for sample in output.outputs:
             text = llm.tokenizer.opening(output.prompt_token_ids) + sample.text
-            right = task.score(problem, text).total > 0.5
+            right = task.score(problem, text).right
             out.append(Verdict(problem, text, len(sample.token_ids), parse_response(text).thinks, right))
         return out
 

@@ -7,7 +7,7 @@ parts with a weight are worked out. Accuracy is the task's verdict, whatever sta
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 
 from hadal.errors import UserError
@@ -66,7 +66,7 @@ def score_group(
     parts = [{"accuracy": verdict.total} for verdict in verdicts]
     for own, response, verdict in zip(parts, responses, verdicts, strict=True):
         if config.tests:
-            own["tests"] = 1.0 if verdict.total == 1 else task.tests_passed(problem, response.text)
+            own["tests"] = 1.0 if verdict.right else task.tests_passed(problem, response.text)
         if config.format:
             own["format"] = format_reward(response.text)
         if config.language:
@@ -77,11 +77,11 @@ def score_group(
         if config.repetition:
             own["repetition"] = repetition_penalty(response.token_ids, config.repetition_ngram)
     if config.length:
-        lengths = length_rewards([len(r.token_ids) for r in responses], [v.total > 0.5 for v in verdicts])
+        lengths = length_rewards([len(r.token_ids) for r in responses], [v.right for v in verdicts])
         for own, value in zip(parts, lengths, strict=True):
             own["length"] = value
     return [
-        Reward(sum(getattr(config, name) * value for name, value in own.items()), own, verdict.note)
+        replace(verdict, total=sum(getattr(config, name) * value for name, value in own.items()), parts=own)
         for own, verdict in zip(parts, verdicts, strict=True)
     ]
 

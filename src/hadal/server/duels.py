@@ -162,7 +162,7 @@ def make_judge(store: Store, tasks: Mapping[str, Task]) -> Callable[[str, str, s
             task, problem = found
             reward = task.score(problem, response)
             return {
-                "right": reward.total >= 1,
+                "right": reward.right,
                 "note": reward.note,
                 "gold": problem.answer,
                 "task": task.name,

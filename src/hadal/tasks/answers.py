@@ -19,10 +19,18 @@ _STATEMENT = 2000  # characters of prose that are searched for an answer
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an answer is right, and why not."""
+    """Whether an answer is right, and why not. graded: its score from 0 to 1, where that says more than `right`;
+    broke: what judges it came to no verdict, so that it counts as wrong."""
 
     right: bool
     note: str = ""
+    graded: float | None = None
+    broke: bool = False
+
+    @property
+    def score(self) -> float:
+        """From 0 to 1."""
+        return float(self.right) if self.graded is None else self.graded
 
 
 @dataclass(frozen=True)

@@ -40,11 +40,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Reward:
-    """total is what training maximises; parts are its components, unweighted; note says why."""
+    """total is what training maximises; parts are its components, unweighted; note says why. right: whether the answer
+    counts as right (pass@k, the curriculum); broke: what judges it came to no verdict."""
 
     total: float
     parts: dict[str, float]
     note: str = ""
+    right: bool = False
+    broke: bool = False
 
 
 class Rng:
@@ -107,6 +110,8 @@ class Task:
     gold_limit: int
     default_difficulty: int
     difficulties: range
+    right_at: float = 1.0
+    """The score from which on an answer counts as right."""
 
     def draw(self, rng: Rng, difficulty: int) -> tuple[dict[str, str], str]:
         """The fields of a random problem, and its key."""
@@ -175,7 +180,7 @@ class Task:
         return Problem(prompt, solved[0], {"task": self.name, "fields": fields} | meta, solved[1])
 
     def score(self, problem: Problem, response: str) -> Reward:
-        """1 for a right answer behind the thought, 0 for anything else that a model can emit; the note says why."""
+        """The score of the answer behind the thought, from 0 to 1; 0 where there is none. The note says why."""
         return self.score_all(problem, [response])[0]
 
     def score_all(self, problem: Problem, responses: Sequence[str]) -> list[Reward]:
@@ -183,13 +188,13 @@ class Task:
         verdicts: dict[str, Verdict] = {}
         rewards = []
         for parsed in map(parse_response, responses):
-            right, note = 0.0, "no answer" if parsed.closed else "the thought was not closed"
+            verdict = Verdict(False, "no answer" if parsed.closed else "the thought was not closed")
             if parsed.closed and parsed.answer:
                 if parsed.answer not in verdicts:
                     verdicts[parsed.answer] = self.verdict(problem, parsed.answer)
                 verdict = verdicts[parsed.answer]
-                right, note = float(verdict.right), verdict.note or ("right" if verdict.right else "wrong")
-            rewards.append(Reward(right, {"accuracy": right}, note))
+            note = verdict.note or ("right" if verdict.right else "wrong")
+            rewards.append(Reward(verdict.score, {"accuracy": verdict.score}, note, verdict.right, verdict.broke))
         return rewards
 
     def tests_passed(self, problem: Problem, response: str) -> float:
@@ -203,7 +208,7 @@ class Task:
     def validate(self, n: int = 50) -> None:
         """Check n problems of each side, at levels from the easiest to the hardest. UserError names the first fault.
 
-        The gold answer scores 1; near misses, empty answers and mere thoughts score 0; the same seed gives the same
+        The gold answer is right; near misses, empty answers and mere thoughts are not; the same seed gives the same
         problem; no question is asked on both sides; there are enough different ones to learn from.
         """
         levels = self.difficulties
@@ -234,16 +239,16 @@ class Task:
 
     def fault(self, problem: Problem) -> str:
         """What is wrong with a problem, in a sentence; empty if nothing is."""
-        gold = self.score(problem, f"<think>{problem.thought or ''}</think> {problem.answer}").total
-        if gold != 1:
-            return f"the gold answer {problem.answer!r} scores {gold:g} and not 1."
+        gold = self.score(problem, f"<think>{problem.thought or ''}</think> {problem.answer}")
+        if not gold.right:
+            return f"the gold answer {problem.answer!r} scores {gold.total:g} and not {self.right_at:g}."
         thought_only = (f"<think> {problem.answer}", f"<think> {problem.answer}</think>")
         for wrong in ("", "<think> hm", "<think> hm </think>", "<think></think>", "no idea", *thought_only):
-            if self.score(problem, wrong).total != 0:
-                return f"the response {wrong!r} scores above 0."
+            if self.score(problem, wrong).right:
+                return f"the response {wrong!r} counts as right."
         for wrong in self.near_misses(problem, Rng("near misses", problem.prompt)):
-            if self.score(problem, wrong).total != 0:
-                return f"the wrong answer {wrong!r} scores above 0, like the gold answer {problem.answer!r}."
+            if self.score(problem, wrong).right:
+                return f"the wrong answer {wrong!r} counts as right, like the gold answer {problem.answer!r}."
         return ""
 
     def recognise(self, text: str) -> Problem | None:

@@ -36,7 +36,9 @@ class Checker:
         if decided is not None:
             return decided
         outcome = self._workers.call(gold, answer, percent)
-        return Verdict(*outcome.value) if outcome.ok else Verdict(False, f"the check broke off: {outcome.note}")
+        if not outcome.ok:
+            return Verdict(False, f"the check broke off: {outcome.note}", broke=True)
+        return Verdict(*outcome.value)
 
     def close(self) -> None:
         """End the processes."""

@@ -6,12 +6,13 @@
     default_difficulty = 4                  optional: where it is evaluated (default: the middle)
 
     def generate(rng, difficulty):          -> Problem(prompt, answer, thought="...")
-    def score(problem, answer):             optional -> True or False (default: the same text)
+    def score(problem, answer):             optional -> True or False, or a number from 0 to 1 (default: the same text)
+    right_at = 0.8                          optional: the score from which on an answer counts as right (default: 1)
     def near_misses(problem, rng):          optional -> wrong answers, which must score 0 when the task is checked
     score_seconds = 5.0                     optional: what the scorer may take for an answer
 
 The scorer runs in processes of its own with a deadline and a bound on memory: an answer on which it hangs, eats memory,
-raises or dies scores 0, and the note says why. When the task is checked, that is a fault.
+raises, dies or returns anything else scores 0, and the note says why. When the task is checked, that is a fault.
 
 The generator takes all its randomness from `rng`, so that the same seed gives the same problem. The file is
 run as it stands: only name files that you trust.
@@ -21,7 +22,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import reprlib
 import traceback
+from fractions import Fraction
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -35,6 +38,7 @@ from hadal.tasks.base import SAME_RNG, Problem, Rng, Task, near_numbers
 
 SECONDS = 5.0  # that a scorer may take for an answer
 MEMORY = 1 << 30  # bytes that its process may take beyond what loading the file takes
+ROUNDING = 1e-9  # by which a sum of shares may miss 1
 PAIRS = 40  # of a problem and another one's answer that a scorer is tried on
 
 
@@ -49,6 +53,9 @@ class UserTask(Task):
         self.score_seconds: Any = getattr(module, "score_seconds", SECONDS)
         if not isinstance(self.score_seconds, int | float) or not 0 < self.score_seconds < float("inf"):
             raise UserError(f"{path}: score_seconds is {self.score_seconds!r}.", "It must be a number above 0.")
+        self.right_at = getattr(module, "right_at", 1.0)
+        if isinstance(self.right_at, bool) or not isinstance(self.right_at, int | float) or not 0 < self.right_at <= 1:
+            raise UserError(f"{path}: right_at is {self.right_at!r}.", "It must be a number above 0 and at most 1.")
         self._checking = False  # whether an answer that the scorer cannot judge is a fault
         self.name = path.stem  # type: ignore[misc]
         self.about = str(getattr(module, "about", self.name))  # type: ignore[misc]
@@ -100,13 +107,15 @@ class UserTask(Task):
         if not self.scores:
             return Verdict(" ".join(answer.split()) == " ".join(problem.answer.split()))
         outcome = self._scorer.call([problem.prompt, problem.answer, problem.meta, problem.thought], answer)
-        right, fault = outcome.value if outcome.ok else (False, outcome.note)
+        score, fault = outcome.value if outcome.ok else (0.0, outcome.note)
         if fault and self._checking:
             raise UserError(
                 f"{self.path}: score broke off on the answer {answer!r}: {fault}.",
-                "A scorer must judge whatever a model can say.",
+                "A scorer must judge whatever a model can say, by True, False or a number from 0 to 1.",
             )
-        return Verdict(right, f"the scorer broke off: {fault}" if fault else "")
+        if fault:
+            return Verdict(False, f"the scorer broke off: {fault}", broke=True)
+        return Verdict(score >= self.right_at - ROUNDING, f"scored {score:.3g}" if 0 < score < 1 else "", score)
 
     def source(self) -> str:
         files = sorted({self.path, Path(getattr(self.module, "__file__", None) or self.path)})
@@ -202,6 +211,17 @@ def load_task_file(path: Path) -> UserTask:
     if getattr(module, "default_difficulty", levels[0]) not in levels:
         raise UserError(f"{path}: default_difficulty is not one of {levels}.")
     return UserTask(path, module, levels)
+
+
+def as_score(value: Any) -> float:
+    """What a scorer returned, as a score from 0 to 1: a truth value, a number, or a scalar of numpy or torch.
+
+    ValueError names anything else: NaN, infinity, -1, 2, texts, None.
+    """
+    number = value.item() if getattr(value, "ndim", None) == 0 else value
+    if isinstance(number, int | float | Fraction) and -ROUNDING <= number <= 1 + ROUNDING:
+        return min(1.0, max(0.0, float(number)))
+    raise ValueError(f"it returned {reprlib.repr(value)}, which is neither True or False nor a number from 0 to 1")
 
 
 def where(error: BaseException, path: Path) -> str:

@@ -7,19 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from hadal.tasks.base import Problem
-from hadal.tasks.user import load_module, where
+from hadal.tasks.user import as_score, load_module, where
 
 
-def scorer(file: str) -> Callable[[list[Any], str], tuple[bool, str]]:
-    """The file's `score`, from a problem's fields and an answer to whether it is right, and what the scorer raised."""
+def scorer(file: str) -> Callable[[list[Any], str], tuple[float, str]]:
+    """The file's `score`, from a problem's fields and an answer to its score, and why there is none."""
     module = load_module(Path(file))
 
-    def judge(problem: list[Any], answer: str) -> tuple[bool, str]:
+    def judge(problem: list[Any], answer: str) -> tuple[float, str]:
         try:
-            return bool(module.score(Problem(*problem), answer)), ""
+            value = module.score(Problem(*problem), answer)
         except MemoryError:
             raise  # what the process holds by now, nobody knows: it is replaced
         except Exception as error:
-            return False, f"{type(error).__name__}: {error} ({where(error, Path(file))})"
+            return 0.0, f"{type(error).__name__}: {error} ({where(error, Path(file))})"
+        try:
+            return as_score(value), ""
+        except ValueError as error:
+            return 0.0, str(error)
 
     return judge

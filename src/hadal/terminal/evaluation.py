@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from hadal.evaluate.report import chance, change, compared, estimate, rows, shown
+from hadal.evaluate.report import broken, chance, change, columns, compared, estimate, rows, shown
 from hadal.evaluate.samples import Evaluation, Progress
 from hadal.terminal.clean import clean, one_line
 from hadal.terminal.view import count, duration
@@ -54,14 +54,14 @@ class Meter:
 def summary(results: dict[str, Any]) -> str:
     """The figures that matter most, as a table of plain text."""
     samples = results["settings"]["samples"]
-    whole = ["pass@1"] + [name for name in (f"cons@{samples}",) if name in results["mean"]]
+    whole = [name for name in columns(results) if name in ("pass@1", "score", f"cons@{samples}")]
     short = [name for name in ("tokens", "truncated", "thinks") if name in results["mean"]]
     lines = [["", "n", *whole, *short]]
     for name, n, figures in rows(results):
         values = [estimate(column, figures[column]) for column in whole]
         values += [shown(column, figures[column]["value"]) for column in short]
         lines.append([one_line(name), str(n), *values])
-    text = _table(lines)
+    text = "\n\n".join([_table(lines), *map(one_line, broken(results))])
     if "against" in results:
         pairs = [["", "n", "this", "other", "difference", ""]]
         for name, n, figures in compared(results["against"]):

@@ -141,7 +141,7 @@ class Model:
         if found is not None and not reply.stopped:
             task, problem = found
             reply.gold = problem.answer
-            reply.right = task.score(problem, reply.response).total >= 1
+            reply.right = task.score(problem, reply.response).right
         return reply
 
 

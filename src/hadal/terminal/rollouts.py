@@ -69,7 +69,7 @@ def lines_of(group: dict[str, Any], every: bool = False) -> Iterator[str]:
     yield f"Q  {one_line(group['prompt'])}"
     yield f"=  {one_line(group['answer'])}"
     samples = list(zip(group["samples"], advantages(group), strict=True))
-    right = sum(s.get("parts", {}).get("accuracy", s["reward"]) > 0.5 for s, _ in samples)
+    right = sum(s.get("right", s.get("parts", {}).get("accuracy", s["reward"]) > 0.5) for s, _ in samples)
     rewards = [s["reward"] for s, _ in samples]
     flat = ", all alike: nothing to learn from" if len(set(rewards)) == 1 else ""
     yield f"   {len(samples)} samples, {right} right, mean reward {sum(rewards) / max(1, len(rewards)):.3f}{flat}"

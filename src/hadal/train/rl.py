@@ -195,6 +195,8 @@ def train_on(
     if options.max_draws > 1:
         metrics["groups"] = len(groups)
     scored = [r for g in groups for r in g.rewards]
+    if any(r.broke for r in scored):
+        metrics["scorer_broke"] = sum(r.broke for r in scored) / len(scored)
     shown = [part for part in PARTS if part in scored[0].parts]
     if len(shown) > 1:  # else the reward says it all
         metrics |= {f"reward_{part}": sum(r.parts[part] for r in scored) / len(scored) for part in shown}

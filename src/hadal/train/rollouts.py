@@ -37,8 +37,8 @@ class Group:
 
     @property
     def success(self) -> float:
-        """The share of right answers; shaping of the reward does not change it."""
-        return sum(r.parts["accuracy"] for r in self.rewards) / len(self.rewards)
+        """The share of right answers; neither partial credit nor shaping of the reward changes it."""
+        return sum(r.right for r in self.rewards) / len(self.rewards)
 
 
 def sample_groups(

@@ -73,7 +73,7 @@ def _on_policy(
                 ids = [*output.prompt_token_ids, *sample.token_ids]
                 chosen.append(Conversation(ids, [(len(output.prompt_token_ids), len(ids))]))
                 text = run.tokenizer.opening(output.prompt_token_ids) + sample.text
-                right += run.tasks[problem.meta["task"]].score(problem, text).total
+                right += run.tasks[problem.meta["task"]].score(problem, text).right
         student.train()
         seed_dropout(numbers.lora, numbers.seed, step)
         loss = gradients(student, chosen, objective, run.tokenizer.pad_id, numbers)

@@ -126,7 +126,7 @@ def tell(
     shown = {"tokens_per_second": tokens / seconds, "cost_usd": run.cost_so_far(), "difficulty": levels}
     run.view.step(stage, step, {**result.metrics, **shown})
     group = result.groups[step % len(result.groups)]
-    run.view.sample(group.problem.prompt, group.texts[0], group.rewards[0].parts["accuracy"] > 0.5)
+    run.view.sample(group.problem.prompt, group.texts[0], group.rewards[0].right)
 
 
 def _prefixed(model: Decoder | None, optimizer: Optimizer, prefix: str) -> dict[str, Tensor]:
@@ -166,7 +166,7 @@ def write_rollouts(run: Run, stage: str, step: int, result: UpdateResult) -> Non
             "prompt": group.problem.prompt,
             "answer": group.problem.answer,
             "samples": [
-                {"text": text, "reward": r.total, "note": r.note}
+                {"text": text, "reward": r.total, "right": r.right, "note": r.note}
                 | ({"parts": r.parts} if len(r.parts) > 1 else {})
                 | ({"truncated": True} if s.finish_reason == "length" else {})
                 for text, s, r in zip(group.texts, group.samples, group.rewards, strict=True)

@@ -148,7 +148,7 @@ def select(
         task, left = run.tasks[problem.meta["task"]], config.keep
         for text in texts:
             mark = (" ".join(problem.prompt.split()), " ".join(text.split()))
-            if task.score(problem, text).total <= 0.5:
+            if not task.score(problem, text).right:
                 fell["wrong"] += 1
             elif not readable(text, run.tokenizer, config):
                 fell["unreadable"] += 1
