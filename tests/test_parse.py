@@ -34,7 +34,9 @@ CASES = [
     ("<think>\n\n</think>\n\nso", Parsed("", "so", True)),
     ("why</think>so", Parsed("why", "so", True)),  # the prompt had opened the thought
     ("</think>so", Parsed("", "so", True)),
-    ("<think>a</think>b</think>c", Parsed("a</think>b", "c", True)),
+    ("<think>a</think>b</think>c", Parsed("a", "b</think>c", True)),  # an answer may speak of the tag
+    ("<think>a</think>Write `</think>`.\n</think>", Parsed("a", "Write `</think>`.\n</think>", True)),
+    ("a</think>b</think>c", Parsed("a", "b</think>c", True)),
     ("<think>a <think> b</think>c", Parsed("a <think> b", "c", True)),
     ("so <think>is it", Parsed(None, "so <think>is it", True)),
     ("so <thi", Parsed(None, "so <thi", True)),
@@ -93,8 +95,8 @@ def together(parser: ReplyParser, batches: Iterable[list[Delta]]) -> Parsed:
     )
 
 
-def in_pieces(text: str, cuts: list[int], **settings: bool) -> Parsed:
-    parser = ReplyParser(**settings)
+def in_pieces(text: str, cuts: list[int], thinking: bool | None = None) -> Parsed:
+    parser = ReplyParser(thinking)
     ends = [*sorted(c % (len(text) + 1) for c in cuts), len(text)]
     begins = [0, *ends]
 
@@ -127,26 +129,41 @@ def test_the_same_comes_of_pieces_cut_anywhere(text: str, expected: Parsed) -> N
         st.sampled_from([*TAGS, "a", " ", "\n", "```", "\n```\n", "~~~", "<", "</", "function", "x\n```json\n{}"])
     ),
     st.lists(st.integers(0, 400), max_size=12),
-    st.booleans(),
+    st.sampled_from([True, False, None]),
 )
-def test_any_text_gives_the_same_in_any_pieces(parts: list[str], cuts: list[int], thinking: bool) -> None:
+def test_any_text_gives_the_same_in_any_pieces(parts: list[str], cuts: list[int], thinking: bool | None) -> None:
     text = "".join(parts)
-    assert in_pieces(text, cuts, thinking=thinking) == parse_response(text, thinking)
+    assert in_pieces(text, cuts, thinking) == parse_response(text, thinking)
+
+
+PIECES = st.lists(st.sampled_from(["</think>", "a", " b", "\n", "<thi", "c.", "`x", "\n```\n", "~~~"]))
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.sampled_from(["</think>", "a", " b", "\n", "<thi", "c.", "`x"])), st.booleans())
-@example([], True)
-def test_without_fences_the_thought_ends_at_the_last_end(parts: list[str], opens: bool) -> None:
-    body = "".join(parts)
-    head, mark, tail = body.rpartition("</think>")
-    expected = (
-        (head.strip(), tail.strip(), True)
-        if mark
-        else (body.strip() if opens else None, "" if opens else body.strip(), not opens)
-    )
-    parsed = parse_response("<think>" * opens + body)
-    assert (parsed.thought, parsed.answer, parsed.closed) == expected
+@given(st.lists(st.sampled_from(["a", " b", "\n", "<thi", "c.", "`x"])), PIECES, st.booleans(), st.integers(0, 400))
+@example([], [], True, 0)
+def test_what_follows_the_first_end_of_a_thought_is_answer_as_it_stands(
+    thought: list[str], answer: list[str], spelled: bool, cut: int
+) -> None:
+    text = "<think>" * spelled + "".join(thought) + "</think>" + "".join(answer)
+    expected = Parsed("".join(thought).strip(), "".join(answer).strip(), True)
+    assert in_pieces(text, [cut], None if spelled else True) == expected
+    assert in_pieces(text, [cut]) == expected  # a reader who cannot know finds the same
+
+
+@settings(max_examples=300, deadline=None)
+@given(PIECES, st.integers(0, 400))
+def test_a_reply_whose_thought_was_not_opened_is_answer_as_it_stands(parts: list[str], cut: int) -> None:
+    text = "".join(parts)
+    assert in_pieces(text, [cut], thinking=False) == Parsed(None, text.strip(), True)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from([*TAGS, "a", "\n", "```", "\n```\n"])), st.integers(0, 400), st.booleans())
+def test_no_piece_is_taken_back_from_who_knows_how_the_reply_begins(parts: list[str], cut: int, thinking: bool) -> None:
+    text, parser = "".join(parts), ReplyParser(thinking)
+    deltas = [*parser.feed(text[:cut]), *parser.feed(text[cut:]), *parser.finish()]
+    assert all(delta.kind != "moved" for delta in deltas)
 
 
 def test_a_thought_that_the_prompt_opened() -> None:
@@ -175,7 +192,7 @@ def control(*parts: str | int) -> list[int]:
     return [i for part in parts for i in (TOKENIZER.encode(part) if isinstance(part, str) else [part])]
 
 
-def read(ids: list[int], thinking: bool = False) -> Parsed:
+def read(ids: list[int], thinking: bool | None = None) -> Parsed:
     one, many = TokenParser(TOKENIZER, thinking), TokenParser(TOKENIZER, thinking)
     many.feed_ids(ids)
     many.finish()
@@ -199,6 +216,13 @@ def test_in_ids_only_control_tokens_are_borders() -> None:
     arguments = '{"a": "<｜tool▁call▁end｜>"}'
     called = [*ids, *control(begin, "f", sep, arguments, end)]
     assert read(called) == Parsed(spelled, "so <think>", True, (ToolCall("f", arguments),))
+
+
+def test_an_answer_may_hold_the_tokens_of_a_thought() -> None:
+    t = TOKENIZER
+    reply = control(t.think_id, "why", t.end_think_id, "so ", t.end_think_id, t.think_id, "c")
+    assert read(reply, thinking=False) == Parsed("why", "so </think><think>c", True)
+    assert read(control("so ", t.end_think_id, "c"), thinking=False) == Parsed(None, "so </think>c", True)
 
 
 def test_a_border_in_a_fence_is_one_all_the_same_when_it_is_a_token() -> None:

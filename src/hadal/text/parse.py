@@ -3,8 +3,11 @@
 Two kinds of reply are read. From token ids (`TokenParser`) the borders are the control tokens, and text that spells
 one is text. From text alone (`ReplyParser`) a border is the spelling, unless it stands in a fenced code block.
 
-The thought ends at the last `</think>`, as in R1's history. A stream cannot know which is the last: where another
-follows, or where the opening `<think>` was missing, what was given out as answer becomes thought by a `moved` delta.
+A thought that was opened, by the prompt or by a `<think>` that begins the reply, ends at the first `</think>` that does
+not stand in fenced code (a reply that ended without one: at the first of all). What follows is answer as it stands,
+whatever it spells. Text behind a fenced `</think>` waits until that is decided, so that no piece is ever taken back. A
+reply whose thought was not opened has none, and `</think>` is text in it. Where the reader cannot know whether the prompt
+opened one, the first `</think>` makes a thought of what came before it, by a `moved` delta.
 """
 
 from __future__ import annotations
@@ -57,15 +60,15 @@ class Parsed:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of a reply. `moved`: all of it so far is thought (`parsed.thought`), with no answer and no call yet."""
+    """A piece of a reply. `moved`: all of it so far is thought (`parsed.thought`), with no answer yet."""
 
     kind: Literal["thought", "answer", "call", "moved"]
     text: str = ""
     call: ToolCall | None = None
 
 
-def parse_response(text: str, thinking: bool = False, finished: bool = True) -> Parsed:
-    """Split a reply's text. thinking: the prompt has opened the thought; finished: the reply ended by itself."""
+def parse_response(text: str, thinking: bool | None = None, finished: bool = True) -> Parsed:
+    """Split a reply's text. thinking: as in `ReplyParser`; finished: the reply ended by itself."""
     parser = ReplyParser(thinking)
     parser.feed(text)
     parser.finish(finished)
@@ -95,21 +98,21 @@ class _Section:
 class ReplyParser:
     """A reply that comes in pieces of text. All deltas together are `parsed`, however the text was cut.
 
-    thinking: the prompt has opened the thought; tags: the spellings that count in text, or what they stand for.
+    thinking: the prompt has opened the thought, or not; None: nobody knows. tags: the spellings that count in text, or
+    what they stand for.
     """
 
-    def __init__(self, thinking: bool = False, tags: Iterable[str] | Mapping[str, str] = TAGS) -> None:
+    def __init__(self, thinking: bool | None = None, tags: Iterable[str] | Mapping[str, str] = TAGS) -> None:
         self._tags = dict(tags) if isinstance(tags, Mapping) else {tag: tag for tag in tags}
         self._tag = re.compile("|".join(map(re.escape, self._tags)) or "(?!)")
-        self._raw: list[str] = []  # all text that was read, tags spelled
         self._waiting = ""  # text whose end may be the beginning of a tag or of a fence
         self._line_start = True
         self._fence = ""
-        self._fenced_end = 0  # how many pieces there were up to the last `</think>` in a fence
+        self._doubtful: list[str] | None = None  # text of the thought from a fenced `</think>` on, which may be its end
         self._blank = True  # whether nothing but white space has come
         self._thought: _Section | None = _Section() if thinking else None
-        self._in_thought = thinking
-        self._moved = 0  # how many pieces are thought by a later `</think>`
+        self._in_thought = bool(thinking)
+        self._may_move = thinking is None
         self._answer = _Section()
         self._calls: list[ToolCall] = []
         self._in_calls = False
@@ -124,8 +127,6 @@ class ReplyParser:
     @property
     def parsed(self) -> Parsed:
         thought = None if self._thought is None else self._thought.text
-        if self._moved:
-            thought = "".join(self._raw[: self._moved - 1]).strip().removeprefix(THINK).strip()
         return Parsed(thought, self._answer.text, not self._in_thought, tuple(self._calls))
 
     def feed(self, text: str) -> list[Delta]:
@@ -138,7 +139,6 @@ class ReplyParser:
         """The deltas of a control token: a border wherever it stands. One without a meaning here is left out."""
         self._read(final=True)
         if spelling in TAGS:
-            self._raw.append(spelling)
             self._border(spelling, spelling)
             self._fence = ""
         return self._given_out()
@@ -146,12 +146,14 @@ class ReplyParser:
     def finish(self, finished: bool = True) -> list[Delta]:
         """The last deltas. finished: the reply ended by itself and was not cut off."""
         self._read(final=True)
-        if self._in_thought and finished and self._fenced_end:
-            # The only `</think>` stood behind a fence that was never closed, or in one: it must be the end.
-            self._waiting, self._raw = "".join(self._raw[self._fenced_end :]), self._raw[: self._fenced_end]
-            self._fence = ""
-            self._move()
-            self._read(final=True)
+        if self._doubtful is not None:
+            doubtful, self._doubtful = self._doubtful, None
+            if finished:  # the only `</think>` stood in a fence, which the thought may never have closed
+                self._in_thought, self._fence, self._line_start = False, "", False
+                self._waiting = "".join(doubtful[1:])
+                self._read(final=True)
+            else:
+                self._text("".join(doubtful))
         if self._call is not None:
             self._end_call(complete=False)
         return self._given_out()
@@ -210,38 +212,41 @@ class ReplyParser:
             self._fence = ""
 
     def _spelled(self, spelling: str) -> None:
-        self._line_start = False
         tag = self._tags[spelling]
-        if self._fence and tag in (THINK, END_THINK, CALLS):
-            self._text(spelling)
-            if tag == END_THINK:
-                self._fenced_end = len(self._raw)
+        if not self._fence or tag not in (THINK, END_THINK, CALLS):
+            self._border(tag, spelling)
             return
-        self._raw.append(tag)
-        self._border(tag, spelling)
+        if tag == END_THINK and self._in_thought and self._doubtful is None:
+            self._doubtful = []
+        self._text(spelling)
 
-    def _text(self, text: str, raw: bool = True) -> None:
+    def _text(self, text: str) -> None:
         if not text:
             return
-        if raw:
-            self._raw.append(text)
-            self._line_start = text.endswith("\n")
+        self._line_start = text.endswith("\n")
         self._blank = self._blank and not text.strip()
         if self._call is not None:
             self._call[-1] += text
+        elif self._doubtful is not None:
+            self._doubtful.append(text)
         else:
             section = self._thought if self._in_thought and self._thought is not None else self._answer
             if out := section.add(text):
                 self._out.append(Delta("thought" if self._in_thought else "answer", out))
 
     def _border(self, tag: str, spelling: str) -> None:
-        blank, self._blank = self._blank, False
+        blank, self._blank, self._line_start = self._blank, False, False
+        if self._in_thought and tag in (END_THINK, CALLS) and self._doubtful is not None:
+            doubtful, self._doubtful = "".join(self._doubtful), None  # here is the end: that was code
+            self._text(doubtful)
+            self._line_start = False
         if tag == THINK and blank:  # also a second one, where the prompt has opened the thought
             self._thought, self._in_thought = self._thought or _Section(), True
         elif tag == END_THINK and self._in_thought:
             self._in_thought = False
-        elif tag == END_THINK:
-            self._move()
+        elif tag == END_THINK and self._may_move and self._thought is None and not self._calls and not self._in_calls:
+            self._thought, self._answer = self._answer, _Section()
+            self._out = [Delta("moved")]
         elif tag == CALLS and not self._in_calls:
             self._in_thought, self._in_calls = False, True
         elif tag == CALL and self._in_calls and self._call is None:
@@ -253,14 +258,7 @@ class ReplyParser:
         elif tag == END_CALLS and self._in_calls and self._call is None:
             self._in_calls = False
         else:
-            self._text(spelling, raw=False)
-
-    def _move(self) -> None:
-        """Make a thought of all pieces so far, the last of which is a `</think>`."""
-        self._moved = len(self._raw)
-        self._answer, self._calls = _Section(), []
-        self._in_thought, self._in_calls, self._call = False, False, None
-        self._out = [Delta("moved")]
+            self._text(spelling)
 
     def _end_call(self, complete: bool) -> None:
         parts, self._call = self._call or [], None
@@ -274,7 +272,7 @@ class ReplyParser:
             self._calls.append(call)
             self._out.append(Delta("call", call=call))
         elif complete:  # no call that anyone could make: the reader sees what the model wrote
-            self._text(SEP.join(parts), raw=False)
+            self._text(SEP.join(parts))
 
 
 class StreamDecoder:
@@ -306,7 +304,7 @@ class StreamDecoder:
 class TokenParser(ReplyParser):
     """A reply that comes in token ids: its borders are control tokens, and text is text."""
 
-    def __init__(self, tokenizer: Tokenizer, thinking: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, thinking: bool | None = None) -> None:
         # A tokenizer without tokens of its own for the tags leaves their spelling to count.
         super().__init__(thinking, [tag for tag in TAGS if tag not in tokenizer.controls])
         self._spelling = {index: text for text, index in tokenizer.controls.items()}
