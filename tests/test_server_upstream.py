@@ -3,7 +3,10 @@
 import json
 
 import httpx
+import openai
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from serving import QUESTION, ask, follow, hadal_server, make_run, scripted
 
 from hadal.errors import UserError
@@ -32,6 +35,15 @@ FAULTS = {
     ),
     "tags in a code fence of the thought": (
         [{"content": "<think>a\n```\n</think>\n```\nb</think>7"}, STOP], "a\n```\n</think>\n```\nb", "7"),
+    "an answer that speaks of the tag": (
+        [{"content": "<think>a b</think>"}, {"content": "A </think> ends it, or `</think>`."}, STOP],
+        "a b", "A </think> ends it, or `</think>`.",
+    ),
+    "one whose thought came in a field": (
+        [{"reasoning_content": "a b"}, {"content": "A </think> ends it."}, STOP], "a b", "A </think> ends it."),
+    "another end within a thought": ([{"content": "<thinking>a </think> b</thinking>7"}, STOP], "a </think> b", "7"),
+    "thoughts in a field and in tags": (
+        [{"reasoning": "a "}, {"reasoning": "b \n"}, {"content": "<think>c</think>7"}, STOP], "a b\n\nc", "7"),
     "an empty thought": ([{"content": "<think>\n\n</think>\n\n7"}, STOP], None, "7"),
     "an empty field": ([{"reasoning_content": ""}, {"reasoning_content": None, "content": "7"}, STOP], None, "7"),
     "halves of a character": ([{"content": "7 \ud83e"}, {"content": "\udd91!"}, STOP], None, "7 🦑!"),
@@ -41,24 +53,48 @@ FAULTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_thoughts_are_found_wherever_they_stand(fault):
-    deltas, thought, answer = FAULTS[fault]
-    reader = _Reader(0, raw=False)
+def read(deltas, may_move):
+    """What someone has who follows the deltas, and what is told in the end."""
+    reader = _Reader(0, raw=False, may_move=may_move)
     shown = {"thought": "", "answer": ""}
     events = []
     for delta in deltas:
         delta = dict(delta)
         reason = delta.pop("finish_reason", None)
         events += reader.read({"delta": delta, "finish_reason": reason})
-    events += reader.finish()
-    for event in events[:-1]:
+    *events, end = events + reader.finish()
+    for event in events:
         if event.kind == "moved":
+            assert may_move
             shown = {"thought": event.text, "answer": ""}
         else:
             shown[event.kind] += event.text
-    assert (events[-1].thought, events[-1].answer) == (thought, answer)
-    assert (shown["thought"] or None, shown["answer"]) == (thought, answer)
+    assert (shown["thought"] or None, shown["answer"]) == (end.thought, end.answer)
+    return end.thought, end.answer
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_thoughts_are_found_wherever_they_stand(fault):
+    deltas, thought, answer = FAULTS[fault]
+    assert read(deltas, may_move=True) == (thought, answer)
+    if fault == "no opening tag":  # a stream of the API could not take it back, so that it stays as it was sent
+        thought, answer = None, "a b </think>\n\n7"
+    assert read(deltas, may_move=False) == (thought, answer)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.sampled_from(["<think>", "</think>", "</thinking>", "[/THINK]", "a", " b", "\n", "\n```\n", "<", "`"])),
+    st.lists(st.integers(0, 200), max_size=6), st.booleans(), st.booleans(),
+)  # fmt: skip
+def test_a_stream_tells_the_same_however_it_is_cut(parts, cuts, field, may_move):
+    text = "".join(parts)
+    places = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
+    pieces = [{"content": text[i:j]} for i, j in zip(places, places[1:], strict=False)]
+    begin = [{"reasoning": "so "}] if field else []
+    assert read([*begin, *pieces, STOP], may_move) == read([*begin, {"content": text}, STOP], may_move)
+    if field and not text.lstrip().startswith("<think>"):
+        assert read([*begin, *pieces, STOP], may_move) == ("so", text.strip())
 
 
 def one(url, tmp_path, **more):
@@ -119,6 +155,10 @@ def test_an_answer_of_an_upstream_has_its_counts_price_and_switches(tmp_path):
         ({"raw": [b"data: " + b"[" * 50_000 + b"\n\n"]}, "no chunk of an answer", 502),
         ({"raw": [b'data: {"choices":[{"index":7,"delta":{}}]}\n\n']}, "not asked for", 502),
         ({"raw": [b'data: {"choices":7}\n\n']}, "no chunk of an answer", 502),
+        ({"raw": [b'data: {"choices":[{"logprobs":{"content":[7]}}]}\n\n']}, "no chunk of an answer", 502),
+        ({"raw": [b'data: {"choices":[{"logprobs":{"tokens":7}}]}\n\n']}, "no chunk of an answer", 502),
+        ({"raw": [b'data: {"choices":[{"logprobs":{"content":[{"token":"a","logprob":NaN}]}}]}\n\n']}, "no chunk", 502),
+        ({"raw": [b'data: {"choices":[{"delta":"x"}]}\n\n']}, "broke off in the middle", 502),
         ({"raw": [b'data: {"error":{"message":"out of memory"}}\n\n']}, "out of memory", 502),
         ({"chunks": [{"content": "I begin"}]}, "broke off in the middle", 502),
         pytest.param({"chunks": [{"content": "a"}, STOP], "pause": 3.0}, "too slow", 502, marks=pytest.mark.long),
@@ -147,6 +187,41 @@ def test_an_upstream_that_is_down_is_told_and_the_others_serve(tmp_path):
 def test_a_list_of_models_that_is_none(tmp_path, models):
     with scripted(models=models) as (url, _), pytest.raises(UserError, match="no list of models"):
         prepare(Settings(upstreams=[url], db=tmp_path / "h.db"), lambda line: None)
+
+
+ECHO = [{"content": "<think>w</think>A </think> ends it."}, STOP]
+
+
+@pytest.mark.parametrize("chunks", [ECHO, [{"content": "A </think> ends it."}, STOP]])
+def test_a_stream_and_a_whole_reply_hold_the_same(tmp_path, chunks):
+    with scripted(chunks) as (url, _), hadal_server(tmp_path / "h.db", upstreams=[f"up={url}"]) as server:
+        client = openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0)
+        asked = dict(model="r1", messages=[{"role": "user", "content": "x"}])
+        message = client.chat.completions.create(**asked).choices[0].message
+        deltas = [chunk.choices[0].delta for chunk in client.chat.completions.create(**asked, stream=True)]
+    assert message.content == "A </think> ends it." == "".join(delta.content or "" for delta in deltas)
+    thought = "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas)
+    assert thought == (message.reasoning_content or "") == ("w" if chunks is ECHO else "")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_several_samples_of_a_server_that_gives_one(tmp_path, stream):
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":10,"completion_tokens":4}}\n\ndata: [DONE]\n\n'
+    raw = [b'data: {"choices":[{"index":0,"delta":{"content":"7"},"finish_reason":"stop"}]}\n\n', usage]
+    with scripted(raw=raw) as (url, got), hadal_server(tmp_path / "h.db", upstreams=[f"up={url}"]) as server:
+        client = openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0)
+        asked = dict(model="r1", messages=[{"role": "user", "content": "x"}], n=3, seed=5)
+        if stream:
+            chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+            told = [(c.choices[0].index, c.choices[0].delta.content) for c in chunks if c.choices]
+            assert sorted(one for one in told if one[1]) == [(0, "7"), (1, "7"), (2, "7")]
+            spent = chunks[-1].usage
+        else:
+            reply = client.chat.completions.create(**asked)
+            assert [choice.message.content for choice in reply.choices] == ["7"] * 3
+            spent = reply.usage
+    assert [body.get("n") for body in got] == [3, 2, None] and len({body["seed"] for body in got}) == 3
+    assert (spent.prompt_tokens, spent.completion_tokens) == (30, 12)
 
 
 def test_hadal_serves_hadal(tmp_path):

@@ -227,8 +227,7 @@ async def start(chat: str, wanted: NewAnswer, request: Request) -> dict[str, Any
     asked = question or parent
     assert asked is not None
     answer = new_message(chat, asked["id"], "assistant", "", model.card.id, settings)
-    ask = ask_of(model, path_to(tree, asked["id"]), settings)
-    await asyncio.to_thread(model.check, ask)
+    ask = await model.ready(ask_of(model, path_to(tree, asked["id"]), settings))
     await asyncio.to_thread(context.store.add, chat, [question, answer] if question else [answer])
     await asyncio.to_thread(lambda: context.store.change_chat(chat, model=model.card.id, settings=settings))
     context.answers.begin(answer, model, ask, asked["content"])
@@ -257,7 +256,8 @@ def ask_of(
     }
     if settings.get("budget") is not None and settings.get("thinking") is not False:
         sampling["thinking_budget"] = settings["budget"]
-    return Ask(messages, None, settings.get("thinking"), settings.get("effort"), sampling, resume, "page")
+    thinking, effort = settings.get("thinking"), settings.get("effort")
+    return Ask(messages, None, thinking, effort, sampling, resume, "page", may_move=True)
 
 
 @router.get("/answers/{message}", responses=ERRORS)
@@ -326,8 +326,7 @@ async def go_on(message: str, request: Request) -> dict[str, Any]:
         raise Refusal(409, "There is nothing to go on from.", "message")
     tree = {m["id"]: m for m in await asyncio.to_thread(store.tree, found["chat"])}
     path = path_to(tree, found["parent"])
-    ask = ask_of(model, path, found["settings"] or {}, ids)
-    await asyncio.to_thread(model.check, ask)
+    ask = await model.ready(ask_of(model, path, found["settings"] or {}, ids))
     found |= {"status": "running", "error": None, "finish_reason": None, "verdict": None, "token_ids": ids}
     await asyncio.to_thread(store.save, [found])
     context.answers.begin(found, model, ask, path[-1]["content"])

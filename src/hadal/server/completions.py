@@ -78,9 +78,6 @@ class _Sample:
             self.thought, self.text, self.finish_reason = event.thought or None, event.answer, event.finish_reason
             return
         self.logprobs["reasoning_content" if event.kind == "thought" else "content"] += event.logprobs
-        if event.kind == "moved":
-            self.logprobs["reasoning_content"] += self.logprobs["content"]
-            self.logprobs["content"] = []
 
 
 class _Chat:
@@ -100,7 +97,7 @@ class _Chat:
         return {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
 
     def piece(self, delta: Delta, logprobs: bool, before: _Sample) -> dict[str, Any] | None:
-        if delta.kind == "moved" or not (delta.text or delta.logprobs):
+        if not (delta.text or delta.logprobs):
             return None  # what was sent as answer cannot be called back
         thought = delta.kind == "thought"
         said = {"reasoning_content": delta.text, "reasoning": delta.text} if thought else {"content": delta.text}
@@ -149,7 +146,6 @@ async def _reply(
 ) -> Response:
     context = context_of(request)
     model = await context.find(name)
-    model.check(ask)
     head = {
         "id": form.prefix + secrets.token_hex(12), "created": int(time.time()), "model": model.card.id,
         "system_fingerprint": f"hadal-{__version__}",

@@ -80,13 +80,12 @@ async def start(wanted: NewDuel, request: Request) -> dict[str, Any]:
         problem = await asyncio.to_thread(_deal, task, seed, level)
         question = problem.prompt
         duel |= {"task": task.name, "difficulty": level, "gold": problem.answer, "held_out": True, "seed": seed}
-    elif (found := recognise(context.tasks, question)) is not None:
+    elif (found := await asyncio.to_thread(recognise, context.tasks, question)) is not None:
         duel["gold"] = found[1].answer
     settings = wanted.settings.given() if wanted.settings else {}
     title = auto_title(question) if wanted.task is None else f"{wanted.task}, difficulty {duel['difficulty']}"
-    asks = [ask_of(model, [{"role": "user", "content": question}], settings) for model in models]
-    for model, ask in zip(models, asks, strict=True):
-        await asyncio.to_thread(model.check, ask)
+    asked_of = [ask_of(model, [{"role": "user", "content": question}], settings) for model in models]
+    asks = [await model.ready(ask) for model, ask in zip(models, asked_of, strict=True)]
     chat = await asyncio.to_thread(lambda: store.create_chat("duel", title, None, settings, duel))
     asked = new_message(chat, None, "user", question)
     answers = [new_message(chat, asked["id"], "assistant", "", name, settings) for name in names]

@@ -5,27 +5,31 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from hadal.cost.flops import parameters
 from hadal.cost.prices import LAPTOP
-from hadal.engine import LLM, AsyncEngine, EngineConfig, SamplingParams
+from hadal.engine import LLM, AsyncEngine, Closed, EngineConfig, SamplingParams
 from hadal.engine.asynchronous import Piece
 from hadal.engine.llm import generation_defaults
 from hadal.engine.request import Request, Sample
 from hadal.errors import UserError
-from hadal.server.faults import refusal_of
+from hadal.server.faults import Refusal, refusal_of
 from hadal.server.models import EFFORT_BUDGETS, EFFORTS, Ask, Card, Control, Delta, End, Event, Model, Phase, Usage
+from hadal.server.schemas import IMPOSSIBLE
 from hadal.tasks import Task
 from hadal.terminal.model import R1_SAMPLING, record_of, tasks_of
 from hadal.terminal.view import count
+from hadal.text.length import TooLong
 from hadal.text.parse import Delta as Part
 from hadal.text.parse import StreamDecoder, TokenParser
 from hadal.text.tokenizer import END_THINK, THINK, Tokenizer
 
 EVERY = 0.008  # seconds between pieces, all streams together: alone one has every token, 64 have two pieces a second
+LONG = 100_000  # characters of a prompt, which is then read after other long ones and keeps no short one waiting
 BASE = "stages/pretrain"  # in a run's folder, the model before RL
 
 
@@ -36,8 +40,11 @@ class LocalModel(Model):
         self.card, self.llm, self.tasks = card, llm, list(tasks)
         self.tokenizer: Tokenizer = llm.tokenizer
         self.engine = AsyncEngine(llm.engine, waiting, EVERY)
+        self._long = ThreadPoolExecutor(1, "hadal-long-prompts")
+        self._closing = False
 
     def close(self) -> None:
+        self._closing = True
         self.engine.close()
 
     @property
@@ -50,11 +57,24 @@ class LocalModel(Model):
         drafts = self.llm.engine.drafts
         return drafts.drafted, drafts.accepted
 
-    def check(self, ask: Ask) -> None:
+    async def ready(self, ask: Ask) -> Ask:
+        """Reads the prompt, in another thread: a long one takes seconds, for which every stream would stand still."""
+        if ask.ids is not None:
+            return ask
+        pool = self._long if _size(ask) > LONG else None
+        return await asyncio.get_running_loop().run_in_executor(pool, self._ready, ask)
+
+    def _ready(self, ask: Ask) -> Ask:
+        if self._closing:  # others had to be read before it
+            raise refusal_of(Closed())
         try:
-            self.llm.engine.check([*self._prompt(ask), *ask.resume], self._params(ask))
+            ids = self._prompt(ask)
+            self.llm.engine.check([*ids, *ask.resume], self._params(ask))
+        except TooLong as error:
+            raise Refusal(422, str(error), "messages" if ask.prompt is None else "prompt") from None
         except UserError as error:
             raise refusal_of(error) from None
+        return replace(ask, ids=ids)
 
     def _params(self, ask: Ask) -> SamplingParams:
         wanted: dict[str, Any] = {**self.card.sampling, **ask.sampling, "thinking": ask.thinking}
@@ -68,16 +88,22 @@ class LocalModel(Model):
         return SamplingParams.of(wanted)
 
     def _prompt(self, ask: Ask) -> list[int]:
+        most = self.llm.engine.context - 1  # one is to be drawn
+        if isinstance(ask.prompt, str):
+            return self.tokenizer.encode(ask.prompt, most)
         if ask.prompt is not None:
-            return self.tokenizer.encode(ask.prompt) if isinstance(ask.prompt, str) else list(ask.prompt)
-        ids = self.tokenizer.chat(ask.messages, ask.thinking)
+            if len(ask.prompt) > most:
+                raise TooLong(len(ask.prompt), most)
+            return list(ask.prompt)
+        ids = self.tokenizer.chat(ask.messages, ask.thinking, most=most)
         if ask.thinking and not self.tokenizer.in_thought(ids):
             ids.append(self.tokenizer.think_id)
         return ids
 
     async def answer(self, ask: Ask, control: Control | None = None) -> AsyncGenerator[Event]:
         try:
-            params, prompt = self._params(ask), self._prompt(ask)
+            ask = await self.ready(ask)
+            params, prompt = self._params(ask), list(ask.ids or ())
             if ask.resume:
                 params = replace(params, thinking=False if params.thinking is False else None)
             opened = ask.prompt is None and self.tokenizer.in_thought(prompt)
@@ -116,6 +142,13 @@ class LocalModel(Model):
             await asyncio.sleep(0.1)
 
 
+def _size(ask: Ask) -> int:
+    """How long the text of a request is."""
+    if ask.prompt is not None:
+        return len(ask.prompt)
+    return sum(len(message["content"]) for message in ask.messages)
+
+
 class _Reader:
     """One sample's tokens as deltas. raw: no chat, so no thought; its control tokens are spelled."""
 
@@ -128,9 +161,12 @@ class _Reader:
         self.reasoning = self.skipped = self.skipped_reasoning = 0
         self.thought: list[str] = [""] if opened else []
         self.text: list[str] = []
-        self._thinking = opened
-        self._marks = {tokenizer.controls.get(THINK): True, tokenizer.controls.get(END_THINK): False}
+        self._marks = {tokenizer.controls.get(THINK), tokenizer.controls.get(END_THINK)}
         self._spelling = {index: text for text, index in tokenizer.controls.items()}
+
+    @property
+    def thinking(self) -> bool:
+        return self.parser is not None and self.parser.in_thought
 
     def skip(self, ids: Sequence[int]) -> None:
         """Take in what an earlier request has given out."""
@@ -143,12 +179,11 @@ class _Reader:
             return self._deltas(piece.token_ids)
         out: list[Delta] = []  # token by token, so that each log-probability stands with its section
         for i, (token, logprob) in enumerate(zip(piece.token_ids, piece.logprobs, strict=True)):
-            thinking = self._thinking
+            thinking = self.thinking
             ended = token in self.tokenizer.eos_ids and piece.output is not None and i == len(piece.token_ids) - 1
             said = [] if ended else [self._logprob(token, logprob, piece.top_logprobs[i : i + 1])]
             deltas = self._deltas([token])
-            thinking = (thinking or self._thinking) and self.parser is not None
-            kind: Literal["thought", "answer"] = "thought" if thinking else "answer"
+            kind: Literal["thought", "answer"] = "thought" if thinking or self.thinking else "answer"
             out += deltas[:-1]
             out.append(replace(deltas[-1], kind=deltas[-1].kind if deltas[-1].text else kind, logprobs=said))
         return out
@@ -178,20 +213,21 @@ class _Reader:
         before = self.reasoning
         out = [delta for part in self._take(ids) for delta in self._out(part)]
         if not out:
-            out = [Delta(self.index, "thought" if self._thinking or self.reasoning > before else "answer", "")]
+            out = [Delta(self.index, "thought" if self.thinking or self.reasoning > before else "answer", "")]
         return [*out[:-1], replace(out[-1], tokens=len(ids), ids=ids)]
 
     def _take(self, ids: Sequence[int]) -> list[Part]:
         self.ids += ids
         if self.parser is None:
             return [Part("answer", text)] if (text := self._decode(ids)) else []
-        for token in ids:
-            self.reasoning += self._thinking
-            self._thinking = self._marks.get(token, self._thinking)
-        parts = self.parser.feed_ids(ids)
-        for part in parts:
-            if part.kind == "moved":
-                self.reasoning = len(self.ids)
+        parts: list[Part] = []
+        run: list[int] = []
+        for at, token in enumerate(ids, 1):
+            run.append(token)
+            if token in self._marks or at == len(ids):  # the mark that ends a thought is counted with it
+                self.reasoning += len(run) if self.thinking else 0
+                parts += self.parser.feed_ids(run)
+                run = []
         return parts
 
     def _decode(self, ids: Sequence[int]) -> str:
@@ -208,14 +244,7 @@ class _Reader:
         if part.kind == "call":
             call = part.call
             return [] if call is None else self._out(Part("answer", f"{call.name}({call.arguments})"))
-        if part.kind == "moved":
-            assert self.parser is not None
-            thought = self.parser.parsed.thought or ""
-            self.thought, self.text = [thought], []
-            self.stops.rest()
-            return [Delta(self.index, "moved", thought)]
-        out = [self._said(kind, text) for kind, text in self.stops.feed(part.kind, part.text)]
-        return out
+        return [self._said(kind, text) for kind, text in self.stops.feed(part.kind, part.text)]
 
     def _said(self, kind: str, text: str) -> Delta:
         (self.thought if kind == "thought" else self.text).append(text)
@@ -228,8 +257,7 @@ class _Reader:
 
     def _spell(self, token: int, logprob: float) -> dict[str, Any]:
         data = self.tokenizer.token_bytes(token)
-        # JSON has no minus infinity, which a forbidden token has.
-        return {"token": data.decode(errors="replace"), "logprob": max(logprob, -9999.0), "bytes": list(data)}
+        return {"token": data.decode(errors="replace"), "logprob": max(logprob, IMPOSSIBLE), "bytes": list(data)}
 
 
 class StopText:

@@ -25,7 +25,8 @@ class Ask:
     """One request. Either `messages` (roles system, user and assistant, text contents) or a `prompt` to go on from.
 
     sampling: the settings that were given, by the names of `SamplingParams`; what is absent is the model's default.
-    resume: token ids of an answer to go on with. user: keeps cached prefixes apart.
+    resume: token ids of an answer to go on with. user: keeps cached prefixes apart. may_move: whether a `moved` delta
+    may tell of a thought that only its end shows. ids: what a model of this machine reads, once `ready` knows.
     """
 
     messages: Sequence[Mapping[str, Any]] = ()
@@ -35,6 +36,8 @@ class Ask:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     resume: Sequence[int] = ()
     user: str = ""
+    may_move: bool = False
+    ids: Sequence[int] | None = None
 
     @property
     def n(self) -> int:
@@ -43,7 +46,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of sample `index`. `moved`: all of it so far is thought, which `text` holds.
+    """A piece of sample `index`. `moved`, where the ask allows it: all of it so far is thought, which `text` holds.
 
     tokens: how many came since the last delta; ids: of them, where known; logprobs: of them, in OpenAI's form.
     """
@@ -160,13 +163,13 @@ class Card:
 
 
 class Model(ABC):
-    """A model that is served. `check` says at once what it cannot do; `answer` is left to stop the request."""
+    """A model that is served. `ready` says at once what it cannot do; `answer` is left to stop the request."""
 
     card: Card
 
     @abstractmethod
-    def check(self, ask: Ask) -> None:
-        """Refusal for a request that it cannot honour."""
+    async def ready(self, ask: Ask) -> Ask:
+        """The request, read as far as it has to be before it can be answered. Refusal for one it cannot honour."""
 
     @abstractmethod
     def answer(self, ask: Ask, control: Control | None = None) -> AsyncGenerator[Event]:

@@ -12,6 +12,8 @@ from hadal.server.models import EFFORT_NAMES, Ask
 MOST_N = 32
 MOST_MESSAGES = 2048
 MOST_TOP = 20
+IMPOSSIBLE = -9999.0
+"""The log-probability of a token that is forbidden: JSON has no minus infinity."""
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_STOP // 4)]
 Stops = Annotated[list[Stop], Field(max_length=MOST_STOPS)]
@@ -200,12 +202,12 @@ class UsageBody(BaseModel):
 
 class TopLogprob(BaseModel):
     token: str
-    logprob: float
-    bytes: list[int] | None
+    logprob: float = Field(allow_inf_nan=False)
+    bytes: list[int] | None = None
 
 
 class TokenLogprob(TopLogprob):
-    top_logprobs: list[TopLogprob]
+    top_logprobs: list[TopLogprob] = []
 
 
 class ChatLogprobs(BaseModel):

@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import httpx
@@ -20,7 +20,9 @@ from hadal.cost.prices import ApiPrice
 from hadal.errors import UserError
 from hadal.server.faults import Refusal
 from hadal.server.models import EFFORTS, Ask, Card, Control, Delta, End, Event, Model, Phase, Usage
-from hadal.text.parse import THOUGHT_TAGS, ReplyParser
+from hadal.server.schemas import IMPOSSIBLE, TokenLogprob
+from hadal.text.parse import THOUGHT_TAGS, ReplyParser, Section
+from hadal.text.parse import Delta as Part
 
 CONNECT = 5.0  # seconds
 REFRESH = 30.0  # seconds after which the list of models is asked for again
@@ -37,13 +39,19 @@ class UpstreamModel(Model):
     def __init__(self, upstream: Upstream, card: Card, name: str, owner: str) -> None:
         self.upstream, self.card, self.name, self.owner = upstream, card, name, owner
 
-    def check(self, ask: Ask) -> None:
+    async def ready(self, ask: Ask) -> Ask:
         if ask.resume:
             raise Refusal(409, f"{self.card.id} cannot go on with an answer.")
+        return ask
 
-    def _body(self, ask: Ask) -> dict[str, Any]:
-        sampling = dict(ask.sampling)
+    def _body(self, ask: Ask, wanted: Sequence[int]) -> dict[str, Any]:
+        """What the server is sent. wanted: the samples that it is asked for."""
+        sampling = dict(ask.sampling) | {"n": len(wanted)}
         logprobs = sampling.pop("logprobs", None)
+        if len(wanted) == 1:
+            del sampling["n"]
+        if wanted[0] and "seed" in sampling:  # the same again would be the same sample
+            sampling["seed"] = (sampling["seed"] + wanted[0]) % (1 << 63)
         body: dict[str, Any] = {
             "model": self.name,
             "stream": True,
@@ -62,22 +70,32 @@ class UpstreamModel(Model):
         return body
 
     async def answer(self, ask: Ask, control: Control | None = None) -> AsyncGenerator[Event]:
-        self.check(ask)
+        ask = await self.ready(ask)
         path = "chat/completions" if ask.prompt is None else "completions"
-        readers = [_Reader(index, raw=ask.prompt is not None) for index in range(ask.n)]
-        counts: Mapping[str, Any] = {}
-        async for chunk in self.upstream.stream(path, self._body(ask)):
-            if not chunk:
-                yield Phase("reading")
-            counts = usage if isinstance(usage := chunk.get("usage"), dict) else counts
-            for choice in chunk.get("choices") or []:
-                index = choice.get("index", 0) if isinstance(choice, dict) else -1
-                if not isinstance(index, int) or not 0 <= index < ask.n:
-                    raise self.upstream.junk("a choice that was not asked for")
-                for delta in readers[index].read(choice):
-                    yield delta
-        if not any(reader.finish_reason for reader in readers):
-            raise Refusal(502, f"{self.upstream.name} broke off in the middle of the answer.")
+        may_move = ask.may_move and ask.thinking is not False
+        readers = [_Reader(index, ask.prompt is not None, may_move) for index in range(ask.n)]
+        counts: list[Mapping[str, Any]] = []
+        wanted = readers
+        while wanted:  # again for the rest, as many servers give one sample whatever n says
+            counts.append({})
+            async for chunk in self.upstream.stream(path, self._body(ask, [reader.index for reader in wanted])):
+                if not chunk:
+                    yield Phase("reading")
+                if isinstance(usage := chunk.get("usage"), dict):
+                    counts[-1] = usage
+                for choice in chunk.get("choices") or []:
+                    index = choice.get("index", 0) if isinstance(choice, dict) else -1
+                    if not isinstance(index, int) or not 0 <= index < len(wanted):
+                        raise self.upstream.junk("a choice that was not asked for")
+                    try:
+                        deltas = wanted[index].read(choice)
+                    except (ValueError, TypeError, AttributeError):  # log-probabilities can be wrong in many ways
+                        raise self.upstream.junk("what is no chunk of an answer") from None
+                    for delta in deltas:
+                        yield delta
+            if not any(reader.finish_reason for reader in wanted):
+                raise Refusal(502, f"{self.upstream.name} broke off in the middle of the answer.")
+            wanted = [reader for reader in wanted if not reader.chunks and not reader.finish_reason]
         for reader in readers:
             for event in reader.finish():
                 yield event
@@ -93,46 +111,56 @@ def _switch(thinking: bool, owner: str) -> dict[str, Any]:
     return {"thinking": {"type": "enabled" if thinking else "disabled"}}
 
 
-def _usage(counts: Mapping[str, Any], readers: Sequence[_Reader]) -> Usage:
-    prompt, completion = counts.get("prompt_tokens"), counts.get("completion_tokens")
-    if not isinstance(prompt, int) or not isinstance(completion, int):
+def _usage(counts: Sequence[Mapping[str, Any]], readers: Sequence[_Reader]) -> Usage:
+    """counts: what the server says of each request that was made of it."""
+    prompt, completion = _sum(counts, "prompt_tokens"), _sum(counts, "completion_tokens")
+    if prompt is None or completion is None:
         chunks, thoughts = sum(r.chunks for r in readers), sum(r.thought_chunks for r in readers)
         return Usage(0, 0, chunks, thoughts, estimated=True)
-    cached = counts.get("prompt_cache_hit_tokens", (counts.get("prompt_tokens_details") or {}).get("cached_tokens"))
-    reasoning = (counts.get("completion_tokens_details") or {}).get("reasoning_tokens")
-    if not isinstance(reasoning, int):  # by the share of the text
+    cached = _sum(counts, "prompt_cache_hit_tokens")
+    if cached is None:
+        cached = _sum([one.get("prompt_tokens_details") or {} for one in counts], "cached_tokens")
+    reasoning = _sum([one.get("completion_tokens_details") or {} for one in counts], "reasoning_tokens")
+    if reasoning is None:  # by the share of the text
         thought = sum(len(r.thought or "") for r in readers)
         whole = thought + sum(len(r.text) for r in readers)
         reasoning = round(completion * thought / whole) if whole else 0
-    return Usage(prompt, min(cached, prompt) if isinstance(cached, int) else 0, completion, reasoning)
+    return Usage(prompt, min(cached or 0, prompt), completion, reasoning)
+
+
+def _sum(counts: Sequence[Any], name: str) -> int | None:
+    """A count, all requests together; None where one does not give it."""
+    found = [one.get(name) if isinstance(one, dict) else None for one in counts]
+    numbers = [value for value in found if isinstance(value, int) and value >= 0]
+    return sum(numbers) if len(numbers) == len(found) else None
 
 
 class _Reader:
-    """One choice: fields and tags to thought and answer."""
+    """One choice: fields and tags to thought and answer. may_move: whether the opening of a thought may be missing."""
 
-    def __init__(self, index: int, raw: bool) -> None:
+    def __init__(self, index: int, raw: bool, may_move: bool = False) -> None:
         self.index, self.raw = index, raw
-        self.parser = ReplyParser(tags={} if raw else THOUGHT_TAGS)
-        self.field_thought: list[str] = []
+        self.parser = ReplyParser(None if may_move else False, {} if raw else THOUGHT_TAGS)
+        self.field = Section()  # the thought of a field of its own
+        self.thoughts: list[str] = []  # what was given out
+        self.answers: list[str] = []
         self.finish_reason = ""
         self.chunks = self.thought_chunks = 0
-        self.plain: list[str] = []
+        self._gap = ""  # what stands between the thought of the field and one in tags
         self._half = ""  # a surrogate that waits for its other half
         self._held = ""  # what may be a leaked end token
 
     @property
     def thought(self) -> str | None:
-        found = "".join(self.field_thought).strip() or self.parser.parsed.thought
-        if self.field_thought and self.parser.parsed.thought:
-            found = "".join(self.field_thought).strip() + "\n\n" + self.parser.parsed.thought
-        return found or None
+        return "".join(self.thoughts) or None
 
     @property
     def text(self) -> str:
-        return "".join(self.plain) if self.raw else self.parser.parsed.answer
+        return "".join(self.answers)
 
     def read(self, choice: Mapping[str, Any]) -> list[Delta]:
         piece = choice.get("delta") or choice.get("message") or {}
+        piece = piece if isinstance(piece, dict) else {}
         if reason := choice.get("finish_reason"):
             self.finish_reason = str(reason)
         if self.raw:
@@ -140,11 +168,10 @@ class _Reader:
         out: list[Delta] = []
         for name in FIELDS:
             if isinstance(text := piece.get(name), str) and text:
-                text = self._whole(text)
-                text = text if self.field_thought else text.lstrip()
-                if text:
-                    self.field_thought.append(text)
-                    out.append(Delta(self.index, "thought", text))
+                self.parser.may_move = False
+                if text := self.field.add(self._whole(text)):
+                    self._gap = "\n\n"
+                    out.append(self._said("thought", text))
                 break
         if isinstance(text := piece.get("content"), str) and text:
             out += self._content(self._whole(text))
@@ -166,47 +193,53 @@ class _Reader:
 
     def _content(self, text: str) -> list[Delta]:
         if self.raw:
-            self.plain.append(text)
-            return [Delta(self.index, "answer", text)]
+            return [self._said("answer", text)]
         text, self._held = self._held + text, ""
         cut = text.rfind("<")
         if cut >= 0 and len(text) - cut < 24:
             text, self._held = text[:cut], text[cut:]
         return self._parsed(self.parser.feed(text))
 
-    def _parsed(self, parts: Sequence[Any]) -> list[Delta]:
+    def _parsed(self, parts: Sequence[Part]) -> list[Delta]:
         out = []
         for part in parts:
             if part.kind == "moved":
-                out.append(Delta(self.index, "moved", self.thought or ""))
-            else:
-                out.append(Delta(self.index, part.kind, part.text))
+                self.thoughts, self.answers = [self.parser.parsed.thought or ""], []
+                out.append(Delta(self.index, "moved", self.thoughts[0]))
+            elif part.kind == "thought":
+                out.append(self._said("thought", self._gap + part.text))
+                self._gap = ""
+            elif part.kind == "answer":
+                out.append(self._said("answer", part.text))
         return out
 
+    def _said(self, kind: Literal["thought", "answer"], text: str) -> Delta:
+        (self.thoughts if kind == "thought" else self.answers).append(text)
+        return Delta(self.index, kind, text)
+
     def finish(self) -> list[Event]:
-        parts = (
-            []
-            if self.raw
-            else [*self.parser.feed(LEAKS.sub("", self._held)), *self.parser.finish(self.finish_reason != "length")]
-        )
-        reason = self.finish_reason or "stop"
-        thought = self.thought
-        response = self.text if thought is None else f"<think>{thought}</think>{self.text}"
-        return [*self._parsed(parts), End(self.index, reason, thought, self.text, response)]
+        parts: list[Part] = []
+        if not self.raw:
+            parts += self.parser.feed(LEAKS.sub("", self._held))
+            parts += self.parser.finish(self.finish_reason != "length")
+        said = self._parsed(parts)
+        response = self.text if self.thought is None else f"<think>{self.thought}</think>{self.text}"
+        return [*said, End(self.index, self.finish_reason or "stop", self.thought, self.text, response)]
 
 
 def _logprobs(spelled: Any) -> list[dict[str, Any]]:
-    """Of a chat's tokens, or of a plain completion's, which has them in lists side by side."""
+    """Of a chat's tokens, or of a plain completion's, which has them in lists side by side. ValueError for junk."""
     if not isinstance(spelled, dict):
         return []
-    if "tokens" not in spelled:
-        return [*(spelled.get("reasoning_content") or []), *(spelled.get("content") or [])]
-    likeliest = spelled.get("top_logprobs") or [{}] * len(spelled["tokens"])
-    return [
-        {"token": token, "logprob": logprob, "bytes": list(str(token).encode()),
-         "top_logprobs": [{"token": t, "logprob": p, "bytes": list(t.encode())} for t, p in (top or {}).items()]}
-        for token, logprob, top in zip(spelled["tokens"], spelled.get("token_logprobs") or [], likeliest, strict=False)
-    ]  # fmt: skip
+    entries = [*(spelled.get("reasoning_content") or []), *(spelled.get("content") or [])]
+    if tokens := spelled.get("tokens"):
+        likeliest = spelled.get("top_logprobs") or [None] * len(tokens)
+        entries = [
+            {"token": token, "logprob": logprob,
+             "top_logprobs": [{"token": t, "logprob": p} for t, p in (top or {}).items()]}
+            for token, logprob, top in zip(tokens, spelled.get("token_logprobs") or [], likeliest, strict=False)
+        ]  # fmt: skip
+    return [TokenLogprob.model_validate(entry).model_dump() for entry in entries]
 
 
 class Upstream:
@@ -343,7 +376,7 @@ class Upstream:
 
     def _chunk(self, data: bytes) -> dict[str, Any]:
         try:
-            chunk = json.loads(data)
+            chunk = json.loads(data, parse_constant=lambda name: IMPOSSIBLE if name == "-Infinity" else None)
         except (ValueError, RecursionError):
             chunk = None
         if not isinstance(chunk, dict) or not isinstance(chunk.get("choices") or [], list):

@@ -5,9 +5,9 @@ one is text. From text alone (`ReplyParser`) a border is the spelling, unless it
 
 A thought that was opened, by the prompt or by a `<think>` that begins the reply, ends at the first `</think>` that does
 not stand in fenced code (a reply that ended without one: at the first of all). What follows is answer as it stands,
-whatever it spells. Text behind a fenced `</think>` waits until that is decided, so that no piece is ever taken back. A
-reply whose thought was not opened has none, and `</think>` is text in it. Where the reader cannot know whether the prompt
-opened one, the first `</think>` makes a thought of what came before it, by a `moved` delta.
+whatever it spells. Text behind a fenced `</think>` waits until that is decided, so that no piece is ever taken back.
+A reply whose thought was not opened has none, and `</think>` is text in it. Where the reader cannot know whether the
+prompt opened one, the first `</think>` makes a thought of what came before it, by a `moved` delta.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def parse_response(text: str, thinking: bool | None = None, finished: bool = Tru
     return parser.parsed
 
 
-class _Section:
+class Section:
     """The text of a thought or an answer; white space around it is not given out."""
 
     def __init__(self) -> None:
@@ -98,8 +98,8 @@ class _Section:
 class ReplyParser:
     """A reply that comes in pieces of text. All deltas together are `parsed`, however the text was cut.
 
-    thinking: the prompt has opened the thought, or not; None: nobody knows. tags: the spellings that count in text, or
-    what they stand for.
+    thinking: the prompt has opened the thought, or not; None: nobody knows, and a `</think>` may tell (`may_move`).
+    tags: the spellings that count in text, or what they stand for; a thought ends with the tag that it began with.
     """
 
     def __init__(self, thinking: bool | None = None, tags: Iterable[str] | Mapping[str, str] = TAGS) -> None:
@@ -110,10 +110,11 @@ class ReplyParser:
         self._fence = ""
         self._doubtful: list[str] | None = None  # text of the thought from a fenced `</think>` on, which may be its end
         self._blank = True  # whether nothing but white space has come
-        self._thought: _Section | None = _Section() if thinking else None
+        self._thought: Section | None = Section() if thinking else None
         self._in_thought = bool(thinking)
-        self._may_move = thinking is None
-        self._answer = _Section()
+        self.may_move = thinking is None
+        self._end = ""  # the spelling that ends the thought, once that is known
+        self._answer = Section()
         self._calls: list[ToolCall] = []
         self._in_calls = False
         self._call: list[str] | None = None  # the call that is being read: what stands before and behind its SEP
@@ -213,6 +214,9 @@ class ReplyParser:
 
     def _spelled(self, spelling: str) -> None:
         tag = self._tags[spelling]
+        if tag == END_THINK and self._in_thought and self._end not in ("", spelling):
+            self._text(spelling)
+            return
         if not self._fence or tag not in (THINK, END_THINK, CALLS):
             self._border(tag, spelling)
             return
@@ -241,11 +245,12 @@ class ReplyParser:
             self._text(doubtful)
             self._line_start = False
         if tag == THINK and blank:  # also a second one, where the prompt has opened the thought
-            self._thought, self._in_thought = self._thought or _Section(), True
+            self._thought, self._in_thought = self._thought or Section(), True
+            self._end = f"{spelling[0]}/{spelling[1:]}"
         elif tag == END_THINK and self._in_thought:
             self._in_thought = False
-        elif tag == END_THINK and self._may_move and self._thought is None and not self._calls and not self._in_calls:
-            self._thought, self._answer = self._answer, _Section()
+        elif tag == END_THINK and self.may_move and self._thought is None and not self._calls and not self._in_calls:
+            self._thought, self._answer = self._answer, Section()
             self._out = [Delta("moved")]
         elif tag == CALLS and not self._in_calls:
             self._in_thought, self._in_calls = False, True

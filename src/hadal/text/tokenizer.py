@@ -29,6 +29,7 @@ from tokenizers import Tokenizer as _Tokenizer
 
 from hadal.errors import UserError
 from hadal.text.encodings import ENCODINGS
+from hadal.text.length import TooLong, most_bytes
 
 if TYPE_CHECKING:
     from hadal.text.template import ChatTemplate
@@ -80,6 +81,8 @@ _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 _BRACKETED = re.compile(r"<\S.*>|\[\S+\]", re.DOTALL)
 LONGEST_MARK = 32
 """Tokens that the mark of a thought may be spelled in, white space behind it included."""
+LONG = 10_000
+"""Characters from which on a text is encoded in a way that lets other threads run."""
 _USUAL_ENDS = (EOS, "<|eot_id|>", "<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
 
 
@@ -174,9 +177,10 @@ class Tokenizer:
         """What opens a thought: a token of its own, or its spelling where the tokenizer has none."""
         return [self.controls[THINK]] if THINK in self.controls else self.encode(THINK)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of plain text; never a control id. UserError for lone surrogates, which are no Unicode text."""
-        return self._encode(self.inner, text)
+    def encode(self, text: str, most: int | None = None) -> list[int]:
+        """Ids of plain text; never a control id. UserError for lone surrogates, which are no Unicode text, and
+        `TooLong` for more than `most` tokens, where the size already shows it without encoding any."""
+        return self._encode(self.inner, text, most)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for many texts at once."""
@@ -186,16 +190,25 @@ class Tokenizer:
             for text, e in zip(texts, encoded, strict=True)
         ]
 
-    def _encode(self, inner: _Tokenizer, text: str) -> list[int]:
+    def _encode(self, inner: _Tokenizer, text: str, most: int | None = None) -> list[int]:
+        if most is not None and len(text) > most and (least := self._least(text)) > most:
+            raise TooLong(least, most, counted=False)
         try:
-            encoded = inner.encode(text, add_special_tokens=False)
+            if len(text) < LONG:
+                encoded = inner.encode(text, add_special_tokens=False)
+            else:  # `encode` keeps all of Python waiting
+                (encoded,) = inner.encode_batch_fast([text], add_special_tokens=False)
         except TypeError:
             if not isinstance(text, str):
                 raise
-            raise UserError(f"{ascii(text)} is not Unicode text.", "Give it in UTF-8.") from None
+            raise UserError(f"{ascii(text[:100])} is not Unicode text.", "Give it in UTF-8.") from None
+        if most is not None and len(encoded) > most:
+            raise TooLong(len(encoded), most)
         if self.control_ids.isdisjoint(encoded.ids):
             return encoded.ids
         # The vocabulary itself makes control tokens of plain text: cut the text inside each of them.
+        if len(text) >= LONG:
+            (encoded,) = inner.encode_batch([text], add_special_tokens=False)  # with the places of its tokens
         cuts = [0]
         for index, (begin, end) in zip(encoded.ids, encoded.offsets, strict=True):
             if index in self.control_ids and end - begin < 2:
@@ -206,6 +219,14 @@ class Tokenizer:
         for begin, end in zip(cuts, [*cuts[1:], len(text)], strict=True):
             ids += self._encode(self._inside if begin else inner, text[begin:end])
         return ids
+
+    def _least(self, text: str) -> int:
+        """How many tokens a text certainly has, by its size."""
+        return len(text.encode(errors="replace")) // self._most_bytes if self._most_bytes else 0
+
+    @cached_property
+    def _most_bytes(self) -> int:
+        return most_bytes(self.inner, map(self.token_bytes, self.inner.get_vocab().values()))
 
     @cached_property
     def _inside(self) -> _Tokenizer:
@@ -248,27 +269,31 @@ class Tokenizer:
         thinking: bool | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         encoding: str | None = None,
+        most: int | None = None,
     ) -> list[int]:
         """Prompt ids for the model's next turn, in the tokenizer's own form or a built-in one (`ENCODINGS`).
 
         thinking: True opens the thought, False sees to it that there is none, None leaves it to the form. hadal's
         own leaves the first token to the model, also for False (a sampler that must not think forbids `think_id`).
-        Of earlier answers DeepSeek's forms keep only the text after the last `</think>`.
+        Of earlier answers DeepSeek's forms keep only the text after the last `</think>`. most: `TooLong` for a prompt
+        of more tokens.
         """
         if encoding is None and not self.is_own:
-            return self._chat_by_template(messages, thinking, tools)
+            return self._chat_by_template(messages, thinking, tools, most)
         name = encoding or "own"
         if name not in ENCODINGS:
             raise UserError(f"There is no chat form {name!r}.", f"Known are {', '.join(ENCODINGS)}.")
         parts = ENCODINGS[name](messages, thinking, tools)
-        return self._assemble([part if isinstance(part, str) else self.token_id(part.decode()) for part in parts])
+        pieces = [part if isinstance(part, str) else self.token_id(part.decode()) for part in parts]
+        return self._assemble(pieces, most)
 
     def _chat_by_template(
-        self, messages: Sequence[Mapping[str, Any]], thinking: bool | None, tools: Sequence[Mapping[str, Any]] | None
-    ) -> list[int]:
+        self, messages: Sequence[Mapping[str, Any]], thinking: bool | None, tools: Sequence[Mapping[str, Any]] | None,
+        most: int | None,
+    ) -> list[int]:  # fmt: skip
         # The two names that releases give to the switch: DeepSeek-V3.1's and Qwen3's.
         switch = {} if thinking is None else {"thinking": thinking, "enable_thinking": thinking}
-        ids = self._assemble(self._jinja.pieces(messages, tools, **switch))
+        ids = self._assemble(self._jinja.pieces(messages, tools, **switch), most)
         opened = self.in_thought(ids)
         if thinking and not opened:
             return [*ids, self.think_id]
@@ -305,7 +330,7 @@ class Tokenizer:
             )
         return ChatTemplate(self._template, self.controls, self._named)
 
-    def _assemble(self, pieces: Iterable[str | int]) -> list[int]:
+    def _assemble(self, pieces: Iterable[str | int], most: int | None = None) -> list[int]:
         """Ids of a prompt. Text between two control tokens is encoded as one, whoever wrote its parts."""
         flags = self._flags
         ids: list[int] = []
@@ -315,6 +340,8 @@ class Tokenizer:
         def flush() -> None:
             if text:
                 ids.extend(self._encode(self._inside if ids else self.inner, text))
+                if most is not None and len(ids) > most:
+                    raise TooLong(len(ids), most, counted=False)
 
         for piece in pieces:
             if isinstance(piece, str):
