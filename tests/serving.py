@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,9 +26,9 @@ CONTEXT = 1024
 QUESTION = "How many r in strawberry?"
 
 
-def make_run(folder: Path, seed: int = 0) -> Path:
+def make_run(folder: Path, seed: int = 0, words: Sequence[str] = ("strawberry", " many", "How")) -> Path:
     """A run folder whose model, and its base, are real and untrained: they say anything, at a normal speed."""
-    tokenizer = Tokenizer.from_words(["strawberry", " many", "How"])
+    tokenizer = Tokenizer.from_words(words)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "max_position_embeddings": CONTEXT}
     config = DenseConfig(vocab_size=tokenizer.size, **sizes)
     for number, place in enumerate((folder, folder / "stages" / "pretrain")):

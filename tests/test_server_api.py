@@ -9,12 +9,13 @@ import time
 import httpx
 import openai
 import pytest
-from serving import CONTEXT, QUESTION, hadal_server, make_run
+from serving import CONTEXT, QUESTION, ask, follow, hadal_server, make_run
 
 from hadal.engine import LLM, SamplingParams
 from hadal.errors import UserError
 from hadal.server import streams
 from hadal.server.launch import Settings, prepare
+from hadal.text.tokenizer import Tokenizer
 
 ASK = [{"role": "user", "content": QUESTION}]
 
@@ -281,6 +282,46 @@ def test_who_waits_is_kept_alive(run, tmp_path, monkeypatch):
     assert text.startswith(": keep-alive") or "\n: keep-alive\n" in text
     assert text.endswith("data: [DONE]\n\n")
     assert reply.json()["usage"]["completion_tokens"] == 3  # empty lines before it are white space to JSON
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_streams_go_on_while_a_huge_prompt_is_read(tmp_path, chat):
+    run = make_run(tmp_path / "run", words=["strawberry", "x" * 4000])  # so that its size alone does not tell
+    text = "strawberry 12 many\n" * 25_000
+    prompt = {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
+    body = json.dumps(prompt).encode()
+    told = []
+    with hadal_server(tmp_path / "h.db", models=[str(run)]) as url, httpx.Client(base_url=url, timeout=60) as client:
+        client.get("/healthz")  # connects
+        asked = {"messages": ASK, "n": 4, "max_tokens": 500, "stream": True, "seed": 1}
+
+        def listen():
+            with httpx.stream("POST", f"{url}/v1/chat/completions", json=asked, timeout=60) as reply:
+                for line in reply.iter_lines():
+                    told.append(line)
+
+        listener = threading.Thread(target=listen)
+        listener.start()
+        until(lambda: len(told) > 20)
+        before = len(told)
+        path, kind = f"/v1/{'chat/' if chat else ''}completions", {"content-type": "application/json"}
+        reply = client.post(path, content=body, headers=kind)
+        assert len(told) - before >= 50
+        listener.join(30)
+    assert reply.status_code == 422 and reply.json()["error"]["param"] == ("messages" if chat else "prompt")
+    assert f"at most {CONTEXT - 1} are read" in reply.json()["error"]["message"]
+
+
+def test_a_prompt_is_read_once(run, tmp_path, monkeypatch):
+    read = []
+    chat = Tokenizer.chat
+    monkeypatch.setattr(Tokenizer, "chat", lambda *args, **more: read.append(1) or chat(*args, **more))
+    with hadal_server(tmp_path / "h.db", models=[str(run)]) as url, httpx.Client(base_url=url, timeout=30) as page:
+        for stream in (False, True):
+            page.post("/v1/chat/completions", json={"messages": ASK, "max_tokens": 2, "stream": stream})
+        began = ask(page, settings={"max_tokens": 2})
+        follow(page, began["answer"]["id"])
+    assert len(read) == 3
 
 
 def test_metrics_count_what_was_done(url, client):

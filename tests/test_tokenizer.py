@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 import transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizer_families import FAMILIES, write_tokenizer
 
 from hadal.errors import UserError
 from hadal.tasks import load_tasks
 from hadal.tasks.words import build_tokenizer
+from hadal.text.length import TooLong
 from hadal.text.parse import parse_response
 from hadal.text.tokenizer import END_THINK, SPECIAL, THINK, Tokenizer
 
@@ -176,3 +179,66 @@ def test_what_a_strangers_tokenizer_lacks_is_named(folder: Path, tmp_path: Path)
     loaded = Tokenizer.load(tmp_path)
     with pytest.raises(UserError, match=THINK):
         print(loaded.think_id)
+
+
+# ------------------------------------------------------------------------------------- long texts
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(ANY_TEXT, TRICKY))
+def test_a_text_is_never_called_longer_than_it_is(text: str) -> None:
+    assert TOKENIZER.encode(text, most=len(TOKENIZER.encode(text))) == TOKENIZER.encode(text)
+    assert TOKENIZER._least(text) <= len(TOKENIZER.encode(text))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_size_alone_tells_of_a_text_that_is_far_too_long(tmp_path: Path, family: str) -> None:
+    tokenizer = Tokenizer.load(write_tokenizer(tmp_path, family))
+    for text in ("hello world " * 9, "\u1112\u1161\u11ab" * 9, " " * 99, "\n \n" * 9, "<think>" * 9, "e\u0301" * 99):
+        assert tokenizer._least(text) <= len(tokenizer.encode(text))
+    with pytest.raises(TooLong, match="at most 4 are read"):
+        tokenizer.encode("hello world " * 5000, most=4)
+    with pytest.raises(TooLong, match="at most 40 are read"):
+        tokenizer.chat([{"role": "user", "content": "hello " * 60}], most=40)
+
+
+def test_what_is_certainly_too_long_is_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, encoded = Tokenizer.from_words([" word"]), []
+    inner = tokenizer.inner
+
+    class Watched:
+        def __getattr__(self, name: str) -> object:
+            encoded.append(name) if name.startswith("encode") else None
+            return getattr(inner, name)
+
+    monkeypatch.setattr(tokenizer, "inner", Watched())
+    with pytest.raises(TooLong, match="at least"):
+        tokenizer.encode(" word" * 100_000, most=1000)
+    assert not encoded
+    with pytest.raises(TooLong, match="1001 tokens"):
+        tokenizer.encode(" word" * 1001, most=1000)
+    assert encoded
+
+
+@pytest.mark.parametrize("text", ["word <think>\n", "\x00é 中🦑", THINK])
+def test_a_long_text_is_encoded_as_a_short_one_is(text: str) -> None:
+    assert TOKENIZER.encode(text * 3000) == TOKENIZER.encode(text) * 3000
+
+
+def test_others_run_while_a_long_text_is_encoded() -> None:
+    text, beats, done = "strawberry 12 many\n" * 30_000, [0], threading.Event()
+
+    def beat() -> None:
+        while not done.wait(0.001):
+            beats[0] += 1
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        before = beats[0]
+        TOKENIZER.encode(text)
+        during = beats[0] - before
+    finally:
+        done.set()
+        thread.join()
+    assert during >= 5
