@@ -406,6 +406,26 @@ def test_the_prediction_module_may_be_left_out_whole_and_its_copies_must_be_copi
     assert isinstance(loaded.config, DeepseekConfig) and loaded.config.num_nextn_predict_layers == 0
 
 
+def test_a_head_beside_a_tied_embedding_must_be_its_copy(tmp_path: Path) -> None:
+    """transformers takes a head that differs for the model's own, whatever config.json says."""
+    save_model(tmp_path, DENSE, fresh(DENSE).state_dict())
+    path, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    rewrite(path, lambda tensors: tensors.update({head: tensors[embedding].clone()}))
+    assert same_weights(load_model(tmp_path), fresh(DENSE))
+    rewrite(path, lambda tensors: tensors[head][3, 5].add_(0.5))
+    refused(lambda: load_model(tmp_path), "model.safetensors", head, embedding, "tie_word_embeddings")
+    rewrite(path, lambda tensors: tensors.update({head: torch.ones(60, 32)}))
+    refused(lambda: load_model(tmp_path), "model.safetensors", head, "(60, 32)")
+    generator = torch.Generator().manual_seed(5)
+    rewrite(path, lambda tensors: tensors.update({head: torch.randn(61, 32, generator=generator)}))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tie_word_embeddings": False}))  # as the line says
+    model, ids = load_model(tmp_path), torch.arange(1, 20)[None]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(model.logits(model(ids)), theirs(ids).logits, atol=1e-4, rtol=0)
+
+
 HALF_BILLION = Qwen2Config(151936, 896, 24, 14, 2, 64, 4864, 32768, 1e6)
 MEASURE = """
 import sys

@@ -23,7 +23,7 @@ from hadal.errors import UserError
 from hadal.models import float8
 from hadal.models.decoder import Decoder
 from hadal.models.dense import Dense
-from hadal.models.names import copies, module_prefix, to_released
+from hadal.models.names import EMBEDDING, HEAD, copies, module_prefix, to_released
 from hadal.models.tensor_files import TensorFiles, scale_name
 
 SHARD_BYTES = 5_000_000_000
@@ -80,7 +80,7 @@ def save_model(
     """
     released = to_released(state, config)
     released |= {copy: released[name].clone() for copy, name in copies(config).items()}
-    data = config.to_dict() | {"dtype": str(released["model.embed_tokens.weight"].dtype).removeprefix("torch.")}
+    data = config.to_dict() | {"dtype": str(released[EMBEDDING].dtype).removeprefix("torch.")}
     if source is not None:
         ids = {key: value for key, value in _config_data(source).items() if key.endswith("_token_id")}
         data |= ids
@@ -234,7 +234,10 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, keep_float8: bo
         model.load_state_dict(state, assign=True)
         for copy, name in copies(config).items():
             if copy in files.entries:
-                _check_copy(files, copy, name)
+                _check_copy(files, copy, name, "hadal shares the two, as the paper does.")
+        if config.tie_word_embeddings and HEAD in files.entries:
+            remedy = "config.json ties the two: if the head is meant to stay, set tie_word_embeddings to false there."
+            _check_copy(files, HEAD, EMBEDDING, remedy)
     return model
 
 
@@ -261,7 +264,7 @@ def _check_names(files: TensorFiles, wanted: dict[str, Tensor], config: ModelCon
     left -= copies(config).keys()
     left -= {name for name in left if name.endswith("rotary_emb.inv_freq")}  # older Llama files store the frequencies
     if config.tie_word_embeddings:
-        left.discard("lm_head.weight")
+        left.discard(HEAD)
     if left:
         name = min(left)
         raise UserError(
@@ -269,11 +272,9 @@ def _check_names(files: TensorFiles, wanted: dict[str, Tensor], config: ModelCon
         )
 
 
-def _check_copy(files: TensorFiles, copy: str, name: str) -> None:
+def _check_copy(files: TensorFiles, copy: str, name: str, remedy: str) -> None:
     """UserError unless what should be a second copy of a tensor is one; hadal keeps the first."""
     files.check(copy, files.entries[name].shape)
     for one, other in zip(files.pieces(copy), files.pieces(name), strict=True):
         if not torch.equal(one.float(), other.float()):
-            raise UserError(
-                f"{files.where(copy)}: {copy} differs from {name}.", "hadal shares the two, as the paper does."
-            )
+            raise UserError(f"{files.where(copy)}: {copy} differs from {name}.", remedy)

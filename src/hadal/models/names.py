@@ -12,10 +12,11 @@ from torch import Tensor
 
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _RENAMES = [
-    (r"^embed\.weight$", "model.embed_tokens.weight"),
+    (r"^embed\.weight$", EMBEDDING),
     (r"^norm\.weight$", "model.norm.weight"),
-    (r"^head\.weight$", "lm_head.weight"),
+    (r"^head\.weight$", HEAD),
     (r"^layers\.(\d+)\.input_norm\.", r"model.layers.\1.input_layernorm."),
     (r"^layers\.(\d+)\.post_norm\.", r"model.layers.\1.post_attention_layernorm."),
     (r"^layers\.(\d+)\.attention\.(q_norm|k_norm)$", r"model.layers.\1.self_attn.\2.weight"),
@@ -77,6 +78,5 @@ def copies(config: ModelConfig) -> dict[str, str]:
     prefix = module_prefix(config)
     if prefix is None:
         return {}
-    embedding = "model.embed_tokens.weight"
-    head = embedding if config.tie_word_embeddings else "lm_head.weight"
-    return {prefix + "embed_tokens.weight": embedding, prefix + "shared_head.head.weight": head}
+    head = EMBEDDING if config.tie_word_embeddings else HEAD
+    return {prefix + "embed_tokens.weight": EMBEDDING, prefix + "shared_head.head.weight": head}

@@ -44,7 +44,7 @@ def after_thought(content: str) -> str:
 
 def own(messages: Sequence[Message], thinking: bool | None, tools: Sequence[Any] | None) -> Parts:
     """The form that models grown by hadal know. Without `thinking` the first token is left to the model."""
-    if tools:
+    if tools or any(message.get("tool_calls") for message in messages):
         raise UserError("A model grown by hadal knows no tools.", "Leave them out.")
     parts: Parts = [BOS, *(content(m) for m in messages if m["role"] == "system")]
     for message in messages:
@@ -176,7 +176,7 @@ def _v3_1_tools(tools: Sequence[Any]) -> Parts:
 
 def _function(call: Message) -> tuple[str, str]:
     function = call.get("function", call)
-    arguments = function.get("arguments", "{}")
+    arguments = function.get("arguments") or {}
     return function["name"], arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 

@@ -30,6 +30,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hadal.errors import UserError
+from hadal.text.calls import CallShapes, called
 
 Piece = str | int
 """A part of a prompt: text, or the id of a control token."""
@@ -257,6 +258,7 @@ class ChatTemplate:
         self._spelled = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._environment = _Environment()
         self._plain = self._compile(lambda text: text)
+        self._calls = CallShapes(self._text)
         self._new_marks()
         self._refuse_built_control()
 
@@ -293,18 +295,14 @@ class ChatTemplate:
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, **variables: Any
     ) -> list[Piece]:
         """The prompt for the model's next turn. UserError for what the template refuses or cannot do."""
-        given = json.dumps([list(messages), tools, variables], ensure_ascii=False, default=str)
+        messages = self._calls.shaped(messages, bool(tools))
+        given = json.dumps([messages, tools, variables], ensure_ascii=False, default=str)
         while self._nonce in given:
             self._new_marks()
-        now = datetime.now()
-        data = {
-            "messages": [dict(message) for message in messages],
-            "tools": list(tools) if tools else None,
-            "documents": None,
-            "add_generation_prompt": True,
-            "strftime_now": lambda form: now.strftime(form[:100]),
-        } | variables
+        data = _data(messages, tools) | variables
         plain = self._render(self._plain, {**self.named, **data}, len(given))
+        if lost := next((name for name in called(messages) if name not in plain), None):
+            raise UserError(f"The chat template leaves out the call of {lost}.", "Give it one call at a time.")
         marked = self._render(self._marked, {k: self._mark(v) for k, v in self.named.items()} | data, len(given))
         parts = self._marks.split(marked)
         pieces: list[Piece] = [int(part) if i % 2 else part for i, part in enumerate(parts)]
@@ -312,6 +310,9 @@ class ChatTemplate:
         if plain != "".join(spelling[p] if isinstance(p, int) else p for p in pieces):
             raise _computed()
         return [piece for piece in pieces if piece != ""]
+
+    def _text(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> str:
+        return self._render(self._plain, {**self.named, **_data(messages, tools)}, 1000)
 
     def _refuse_built_control(self) -> None:
         """UserError for a template that puts control tokens together out of parts (`'<|' ~ role ~ '|>'`)."""
@@ -334,6 +335,18 @@ class ChatTemplate:
             raise UserError(f"The chat template gives no prompt for this ({_line(error)}).") from None
         finally:
             _BUDGET.reset(token)
+
+
+def _data(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
+    """What a program is given, as transformers gives it."""
+    now = datetime.now()
+    return {
+        "messages": [dict(message) for message in messages],
+        "tools": list(tools) if tools else None,
+        "documents": None,
+        "add_generation_prompt": True,
+        "strftime_now": lambda form: now.strftime(form[:100]),
+    }
 
 
 def _join_by_adding(tree: nodes.Node) -> None:

@@ -73,6 +73,8 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     if not (text is None or isinstance(text, str | list)) or not whole:
         raise UserError(f"{where} has a content that is no text.", "hadal trains on text alone.")
     out = {**message, "content": content(message)}
+    if message.get("function_call"):
+        raise UserError(f"{where} has function_call, the older form of a call.", "Give it as one of tool_calls.")
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list) or not all(map(_is_call, calls)):
         raise UserError(f"{where} has tool_calls without a function's name.", "Give them in the OpenAI form.")
