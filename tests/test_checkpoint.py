@@ -114,14 +114,16 @@ def test_an_interrupted_save_leaves_the_old_model(tmp_path: Path, monkeypatch: p
     save_model(tmp_path, DENSE, old.state_dict(), shard_bytes=30_000)
     calls = 0
 
-    def full(*args: Any, **kwargs: Any) -> None:
+    save = checkpoint.save_tensors
+
+    def full(*args: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise OSError(28, "No space left on device")
-        save_file(*args, **kwargs)
+        save(*args)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_tensors", full)
     with pytest.raises(OSError, match="space"):
         save_model(tmp_path, DENSE, fresh(DENSE, 1).state_dict(), shard_bytes=30_000)
     assert not list(tmp_path.glob("*.part")) and same_weights(old, load_model(tmp_path))

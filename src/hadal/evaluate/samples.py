@@ -137,6 +137,8 @@ def open_folder(folder: Path, config: dict[str, Any], problems: Sequence[dict[st
                 f"{folder} holds another evaluation: it differs in {difference}.", "Choose another folder with --out."
             )
         return old
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder.", "Choose another with --out.")
     left = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     if any(name not in ("problems.jsonl", ".problems.jsonl.part", ".eval.json.part") for name in left):
         raise UserError(f"{folder} holds other files and no evaluation.", "Choose another folder with --out.")

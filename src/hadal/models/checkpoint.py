@@ -9,22 +9,24 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig, from_dict
+from hadal.configs.shipped import read_json
 from hadal.errors import UserError
+from hadal.files import write_json
 from hadal.models import float8
 from hadal.models.decoder import Decoder
 from hadal.models.dense import Dense
 from hadal.models.names import EMBEDDING, HEAD, copies, module_prefix, to_released
-from hadal.models.tensor_files import TensorFiles, scale_name
+from hadal.models.tensor_files import TensorFiles, save_tensors, scale_name
 
 SHARD_BYTES = 5_000_000_000
 COMPANIONS = (
@@ -32,6 +34,8 @@ COMPANIONS = (
     "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 """Files that go with the weights and do not change with them."""
+CONVERTING = "converting.json"
+"""What marks a folder that is being converted into."""
 
 
 class _Unfilled(TorchFunctionMode):
@@ -106,8 +110,29 @@ def convert(source: Path, folder: Path, dtype: torch.dtype, shard_bytes: int = S
 
     if source.resolve() == folder.resolve():
         raise UserError(f"{folder} is the model itself.", "Give another folder for the converted one.")
-    with TensorFiles(source) as files:
+    with TensorFiles(source) as files, _claimed(folder, [str(source.resolve()), data["dtype"], shard_bytes]):
         _write(folder, data, tensors(files), shard_bytes, source)
+
+
+@contextmanager
+def _claimed(folder: Path, request: list[Any]) -> Iterator[None]:
+    """A folder to convert into, marked until that is done: empty, or with what a killed call of the same left there."""
+    mark, part = folder / CONVERTING, folder / f".{CONVERTING}.part"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder.", "Give another one for the converted model.")
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if mark.name in there and read_json(mark).get("request") == request:
+        there = set()
+    if there - {part.name}:
+        raise UserError(f"{folder} is not empty.", "Give another folder for the converted model, or empty it.")
+    write_json(mark, {"request": request})
+    try:
+        yield
+    except BaseException:
+        if [path.name for path in folder.iterdir()] == [mark.name]:
+            mark.unlink()
+        raise
+    mark.unlink()
 
 
 def _write(
@@ -127,7 +152,7 @@ def _write(
 
         def flush() -> None:
             parts.append(folder / (f"model-{len(parts) + 1:05d}.part" if parts else "model.safetensors.part"))
-            save_file(shard, parts[-1], metadata={"format": "pt"})
+            save_tensors(parts[-1], shard)
             places.update(dict.fromkeys(shard, len(parts)))
             shard.clear()
 
@@ -173,7 +198,7 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
 def _config_data(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} is missing.", "Give a folder that holds a finished run or a checkpoint.") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hadal.configs.models import DeepseekConfig, ModelConfig
@@ -32,7 +31,7 @@ from hadal.models.decoder import Decoder, LowRank
 from hadal.models.deepseek import Experts
 from hadal.models.hub import resolve
 from hadal.models.names import to_released
-from hadal.models.tensor_files import TensorFiles
+from hadal.models.tensor_files import TensorFiles, save_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
@@ -297,7 +296,7 @@ def save_adapter(folder: Path, model: Decoder, config: LoraConfig, base: str) ->
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     parts = [folder / f"{name}.part" for name in (WEIGHTS, CONFIG)]
-    save_file(tensors, parts[0], metadata={"format": "pt"})
+    save_tensors(parts[0], tensors)
     parts[1].write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     for part in parts:
         os.replace(part, part.with_suffix(""))

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from hadal.configs.tensor_header import REMEDY, Entry, read_header
@@ -49,6 +51,19 @@ def stored_in_float8(folder: Path) -> int:
 def scale_name(name: str) -> str:
     """The tensor of an FP8 one's scales."""
     return name + "_scale_inv"
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file, with the mode that other files get: the library's own writer keeps it to its owner."""
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # its own error for a full disk
+        raise UserError(
+            f"cannot write a model in {path.parent}: {error}.", "Free some space; the same command then carries on."
+        ) from error
+    path.chmod(mode)
 
 
 class TensorFiles:

@@ -24,7 +24,7 @@ from hadal.evaluate.statistics import paired_difference
 from hadal.evaluate.suite import ask, held_out
 from hadal.files import JsonLines, write_json, write_text
 from hadal.recipe.config import Recipe, read_recipe
-from hadal.recipe.run_folder import read_run
+from hadal.recipe.run_folder import read_json, read_run
 from hadal.recipe.runner import grow, read_file
 from hadal.recipe.view import View
 from hadal.tasks import load_tasks
@@ -88,11 +88,13 @@ def ablate(
 def _check_folder(out: Path, asked: dict[str, Any]) -> None:
     """UserError for a folder of another ablation. Seeds may be added: what is there is kept."""
     path = out / "asked.json"
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is not a folder.", "Choose another with --out.")
     if not path.exists():
-        if out.exists() and any(out.iterdir()):
+        if out.exists() and any(other.name != ".asked.json.part" for other in out.iterdir()):
             raise UserError(f"{out} is not empty and holds no ablation.", "Choose another folder with --out.")
         write_json(path, asked)
-    elif json.loads(path.read_bytes()) != asked:
+    elif read_json(path) != asked:
         raise UserError(f"{out} holds another ablation.", "Give the same settings, or another folder with --out.")
 
 

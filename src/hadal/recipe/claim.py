@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     """The folder, made and locked: two processes would undo each other's work. A kill frees it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise UserError(
             f"cannot make the folder {folder}: {(error.strerror or str(error)).lower()}.",
@@ -55,14 +56,22 @@ def disk_trouble_told(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def existing(folder: Path, fresh: bool) -> dict[str, Any] | None:
-    """The record of a run to carry on; None where one can be set up. UserError for a folder of something else."""
+def existing(folder: Path, fresh: bool, kind: str | None = None) -> dict[str, Any] | None:
+    """The record of a run to carry on; None where one can be set up. UserError for a folder of something else.
+
+    kind: of the run, as run.json has it; a recipe's has none.
+    """
     path = folder / "run.json"
     if not path.exists():
         if all(other.name == ".run.json.part" for other in folder.iterdir()):  # killed while it was written
             return None
         raise UserError(f"{folder} is not empty and holds no run.", "Choose another folder with --out.")
-    if fresh and b'"hadal_run"' in path.read_bytes():
+    data = path.read_bytes()
+    with suppress(ValueError, RecursionError):
+        found = json.loads(data)
+        if isinstance(found, dict) and found.get("kind") != kind:
+            raise UserError(f"{folder} holds what another command made.", "Choose another folder with --out.")
+    if fresh and b'"hadal_run"' in data:
         return None  # of whatever version, and however damaged
     record = read_run(folder)
     return None if record.get("status") == "preparing" else record

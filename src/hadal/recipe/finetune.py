@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from hadal.configs.models import ModelConfig
 from hadal.configs.reading import read_dataclass
@@ -74,7 +73,7 @@ def finetune(
     request = {"model": model, "weights": _digest(source), "data": _file_digest(data), "merged": merged}
     request |= {"config": config.to_dict()}
     with alone_in(out), disk_trouble_told(out):
-        record = existing(out, fresh=False)
+        record = existing(out, fresh=False, kind=STAGE)
         if record is None:
             config = _decide(config, shape)
             for name in WRITTEN:
@@ -115,21 +114,16 @@ def _train(
     model = model.to(place(config.device))
     forbidden = LLM(model, tokenizer).forbidden
     sft(run, model, conversations, forbidden, tokenizer.pad_id, config)
-    try:
-        if config.lora.rank and not merged:
-            save_adapter(run.folder, model, config.lora, str(source.resolve()) if Path(name).is_dir() else name)
-            tokenizer.save(run.folder)
-        else:
-            if config.lora.rank:
-                merge(model)
-            for parameter in model.parameters():  # and not the routers' biases, whose steps bf16 cannot hold
-                parameter.data = parameter.data.to(getattr(torch, config.dtype))
-            model.changed()
-            save_model(run.folder, model.config, model.state_dict(), source)
-    except SafetensorError as error:  # its own error for a full disk
-        raise UserError(
-            f"cannot write a model in {run.folder}: {error}.", "Free some space; the same command then carries on."
-        ) from error
+    if config.lora.rank and not merged:
+        save_adapter(run.folder, model, config.lora, str(source.resolve()) if Path(name).is_dir() else name)
+        tokenizer.save(run.folder)
+    else:
+        if config.lora.rank:
+            merge(model)
+        for parameter in model.parameters():  # and not the routers' biases, whose steps bf16 cannot hold
+            parameter.data = parameter.data.to(getattr(torch, config.dtype))
+        model.changed()
+        save_model(run.folder, model.config, model.state_dict(), source)
     run.enter_books(STAGE)
     write_json(run.stage_folder(STAGE) / "result.json", {"conversations": len(conversations)})
 
