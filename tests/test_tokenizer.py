@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -242,3 +244,80 @@ def test_others_run_while_a_long_text_is_encoded() -> None:
         done.set()
         thread.join()
     assert during >= 5
+
+
+# What a tokenizer.json of other hands can hold
+
+
+def written(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """A family's tokenizer with something changed in its file."""
+    path = write_tokenizer(folder, "qwen3") / "tokenizer.json"
+    state = json.loads(path.read_text())
+    change(state)
+    path.write_text(json.dumps(state))
+    return folder
+
+
+BROKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "prefix": lambda s: s["model"].update(continuing_subword_prefix="##"),
+    "long prefix": lambda s: s["model"].update(continuing_subword_prefix="x" * 500),
+    "prefix and merges as text": lambda s: s["model"].update(
+        continuing_subword_prefix="##", merges=[" ".join(pair) for pair in s["model"]["merges"]]
+    ),
+    "merge of three": lambda s: s["model"].update(merges=["a b c"], continuing_subword_prefix="##"),
+    "merges of numbers": lambda s: s["model"].update(merges=[1, 2], continuing_subword_prefix="##"),
+    "unknown merge": lambda s: s["model"].update(merges=[["zzz", "yyy"]]),
+    "negative id": lambda s: s["model"]["vocab"].update(a=-1),
+    "expression": lambda s: s.update(pre_tokenizer={"type": "Split", "pattern": {"Regex": "("}}),
+    "no step": lambda s: s.update(pre_tokenizer={"type": "FixedLength", "length": 0}),
+    "replaced nothing": lambda s: s.update(normalizer={"type": "Replace", "pattern": {"String": ""}, "content": "x"}),
+    "charsmap": lambda s: s.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+    "strip": lambda s: s.update(decoder={"type": "Strip", "content": "t", "start": 2, "stop": 2}),
+    "no unknown": lambda s: s.update(model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "?"}, added_tokens=[]),
+    "empty unigram": lambda s: s.update(model={"type": "Unigram", "vocab": [], "unk_id": None}),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_file_that_the_library_fails_on_is_one_line(name: str, tmp_path: Path) -> None:
+    """It panics on most of these, which is no `Exception`: some while it reads them, others at the first text."""
+    folder = written(tmp_path, BROKEN[name])
+    with pytest.raises(UserError) as error:
+        t = Tokenizer.load(folder)
+        t.decode(t.encode("t"))
+        [t.token_bytes(i) for i in range(t.size)]
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500 and error.value.remedy
+
+
+def test_a_prefix_that_goes_with_its_merges_is_read(tmp_path: Path) -> None:
+    model = {"type": "BPE", "vocab": {"a": 0, "##b": 1, "ab": 2}, "merges": [["a", "##b"]], "unk_token": None,
+             "continuing_subword_prefix": "##"}  # fmt: skip
+    t = Tokenizer.load(written(tmp_path, lambda s: s.update(model=model, pre_tokenizer=None)))
+    assert t.encode("ab") == [2]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}},
+        {"truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 8}},
+        {"padding": {"strategy": {"Fixed": 500}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0,
+                     "pad_type_id": 0, "pad_token": "a"}},
+    ],
+)  # fmt: skip
+def test_a_text_is_read_whole_whatever_a_training_cut_it_to(change: dict[str, Any], tmp_path: Path) -> None:
+    text = "The capital of France is Paris, a city."
+    plain = Tokenizer.load(write_tokenizer(tmp_path / "plain", "qwen3"))
+    cut = Tokenizer.load(written(tmp_path / "cut", lambda s: s.update(change)))
+    assert cut.encode(text) == plain.encode(text) and cut.encode_batch([text]) == [plain.encode(text)]
+    if "truncation" not in change or change["truncation"]["stride"] == 0:  # which transformers does not open
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "cut")
+        assert cut.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
+
+
+def test_a_text_is_always_read_alike(tmp_path: Path) -> None:
+    text = "The capital of France is Paris, a city."
+    plain = Tokenizer.load(write_tokenizer(tmp_path / "plain", "qwen3"))
+    random = Tokenizer.load(written(tmp_path / "random", lambda s: s["model"].update(dropout=0.9)))
+    for i in range(9):
+        assert random.encode(f"{text}{i}") == plain.encode(f"{text}{i}")

@@ -30,6 +30,7 @@ from tokenizers import Tokenizer as _Tokenizer
 from hadal.errors import UserError
 from hadal.text.encodings import ENCODINGS
 from hadal.text.length import TooLong, most_bytes
+from hadal.text.library import failures_told, read_tokenizer
 
 if TYPE_CHECKING:
     from hadal.text.template import ChatTemplate
@@ -83,6 +84,7 @@ LONGEST_MARK = 32
 """Tokens that the mark of a thought may be spelled in, white space behind it included."""
 LONG = 10_000
 """Characters from which on a text is encoded in a way that lets other threads run."""
+UNREADABLE = "The tokenizer fails on a text"
 _USUAL_ENDS = (EOS, "<|eot_id|>", "<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
 
 
@@ -184,7 +186,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for many texts at once."""
-        encoded = self.inner.encode_batch(texts, add_special_tokens=False)
+        with failures_told(UNREADABLE):
+            encoded = self.inner.encode_batch(texts, add_special_tokens=False)
         return [
             self.encode(text) if self.control_ids.intersection(e.ids) else e.ids
             for text, e in zip(texts, encoded, strict=True)
@@ -194,10 +197,11 @@ class Tokenizer:
         if most is not None and len(text) > most and (least := self._least(text)) > most:
             raise TooLong(least, most, counted=False)
         try:
-            if len(text) < LONG:
-                encoded = inner.encode(text, add_special_tokens=False)
-            else:  # `encode` keeps all of Python waiting
-                (encoded,) = inner.encode_batch_fast([text], add_special_tokens=False)
+            with failures_told(UNREADABLE):
+                if len(text) < LONG:
+                    encoded = inner.encode(text, add_special_tokens=False)
+                else:  # `encode` keeps all of Python waiting
+                    (encoded,) = inner.encode_batch_fast([text], add_special_tokens=False)
         except TypeError:
             if not isinstance(text, str):
                 raise
@@ -245,7 +249,8 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """Text of ids; control tokens are left out, or spelled where `special`."""
         kept = [i for i in ids if special or i not in self.control_ids]
-        return self.inner.decode(kept, skip_special_tokens=False)
+        with failures_told(UNREADABLE):
+            return self.inner.decode(kept, skip_special_tokens=False)
 
     def token_bytes(self, index: int) -> bytes:
         """What one token adds to a text; a token may be a part of a character."""
@@ -256,7 +261,8 @@ class Tokenizer:
             return bytes([int(byte[1], 16)])
         if "ByteLevel" in self._decoders and all(character in _BYTES for character in spelled):
             return bytes(_BYTES[character] for character in spelled)
-        return self.inner.decode([index], skip_special_tokens=False).encode()
+        with failures_told(UNREADABLE):
+            return self.inner.decode([index], skip_special_tokens=False).encode()
 
     @cached_property
     def _decoders(self) -> set[str]:
@@ -392,10 +398,7 @@ class Tokenizer:
             template = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}.get("default")
         if "chat_template.jinja" in files:
             template = files["chat_template.jinja"].decode(errors="replace")
-        try:
-            inner = _Tokenizer.from_str(files[path.name].decode())
-        except Exception as error:  # the library raises bare Exception for any malformed file
-            raise UserError(f"{path} cannot be read ({error}).", "Restore it or start anew.") from None
+        inner = read_tokenizer(files[path.name], path)
         return cls(inner, config or None, generation, template if isinstance(template, str) else None, files)
 
     @classmethod
