@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -33,15 +35,19 @@ def test_adam_equals_torchs_adamw(config: ModelConfig, clip: float) -> None:
     ours, theirs = fresh(config), fresh(config)
     settings = OptimizerConfig(lr=1e-3, muon_lr=0.0, beta1=0.8, beta2=0.95, eps=1e-6, weight_decay=0.1, clip=clip)
     optimizer = Optimizer(ours, settings)
+    decayed = [p for n, p in theirs.named_parameters() if p.dim() >= 2 and n != "embed.weight"]
+    rest = [p for n, p in theirs.named_parameters() if p.dim() < 2 or n == "embed.weight"]
     reference = torch.optim.AdamW(
-        theirs.parameters(), 1e-3, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1, foreach=False, fused=False
-    )
+        [{"params": decayed}, {"params": rest, "weight_decay": 0.0}],
+        1e-3, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1, foreach=False, fused=False,
+    )  # fmt: skip
     for step, scale in enumerate((0.5, 1.0, 1.0, 0.25)):
         loss(ours, step).backward()
         norm = optimizer.step(scale)
         loss(theirs, step).backward()
         total = nn.utils.clip_grad_norm_(theirs.parameters(), clip or float("inf"))
-        reference.param_groups[0]["lr"] = 1e-3 * scale
+        for group in reference.param_groups:
+            group["lr"] = 1e-3 * scale
         reference.step()
         reference.zero_grad()
         assert norm == pytest.approx(float(total), rel=1e-4)
@@ -111,3 +117,63 @@ def test_a_gradient_that_is_not_finite_is_left_out(value: float) -> None:
     assert not optimizer.step() < float("inf")
     assert torch.equal(optimizer.master, before)
     assert optimizer.grad.abs().sum() == 0
+
+
+def test_weight_decay_reaches_matrices_alone() -> None:
+    """Not norms, biases and embeddings, whose size means something else; with a gradient of 0 nothing else moves."""
+    model = fresh(replace(DENSE, tie_word_embeddings=False, attention_bias=True))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)  # biases begin at 0
+    for muon_lr in (0.0, 0.02):
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        optimizer = Optimizer(model, OptimizerConfig(lr=0.1, muon_lr=muon_lr, weight_decay=0.5))
+        optimizer.step(scale=0.5)
+        kept = {name for name, parameter in model.named_parameters() if torch.equal(before[name], parameter)}
+        assert kept == {name for name, value in before.items() if value.dim() == 1 or name == "embed.weight"}
+        for name in before.keys() - kept:
+            rate = muon_lr if muon_lr and name != "head.weight" else 0.1
+            expected = before[name] * (1 - 0.5 * rate * 0.5)
+            torch.testing.assert_close(dict(model.named_parameters())[name].detach(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_gradients_of_many_passes_add_up_in_float32(tied: bool) -> None:
+    """400 passes in bf16 give the sum of their gradients, of which each alone is far below its last bit."""
+    model = fresh(replace(DENSE, tie_word_embeddings=tied))
+    optimizer = Optimizer(model, OptimizerConfig(muon_lr=0.0), torch.bfloat16)
+    loss(model, 0).backward()
+    once = optimizer.grad.float().clone()
+    for _ in range(399):
+        loss(model, 0).backward()
+    torch.testing.assert_close(optimizer.grad.float(), 400 * once, rtol=1e-4, atol=1e-6)
+    assert all(parameter.grad is None for parameter in model.parameters())  # nothing is held twice
+    optimizer.step()
+    assert optimizer.grad.abs().sum() == 0
+
+
+def test_a_model_that_is_handed_over_is_its_optimisers_no_more() -> None:
+    model = fresh(DENSE)
+    optimizer = Optimizer(model, OptimizerConfig(), torch.bfloat16)
+    loss(model, 0).backward()
+    optimizer.step()
+    optimizer.hand_over(model)
+    loss(model, 1).backward()
+    assert all(p.dtype == torch.float32 and p.grad is not None for p in model.parameters())
+    assert optimizer.grad.abs().sum() == 0
+
+
+def test_updates_that_are_left_out_are_counted_also_where_a_run_is_carried_on() -> None:
+    model = fresh(DENSE)
+    optimizer = Optimizer(model, OptimizerConfig())
+    for value in (float("nan"), 1.0, float("nan"), float("inf")):
+        optimizer.grad[7] = value
+        optimizer.step()
+    assert (optimizer.left_out, optimizer.in_a_row) == (3, 2)
+    state = {name: tensor.clone() for name, tensor in optimizer.state().items()}
+    other = Optimizer(fresh(DENSE), OptimizerConfig())
+    other.load_state(state)
+    assert (other.left_out, other.in_a_row) == (3, 2)
+    del state["left_out"]  # as states were written before they were counted
+    other.load_state(state)
+    assert (other.left_out, other.in_a_row) == (0, 0)

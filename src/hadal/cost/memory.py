@@ -32,7 +32,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes by what they hold. `moment` is the most of what comes and goes: logits, or what an update makes."""
+    """Bytes by what they hold. `moment` is what comes and goes: logits, and libraries."""
 
     weights: int
     gradients: int
@@ -55,7 +55,7 @@ def training_memory(
 ) -> TrainingMemory:
     """Memory of training passes of `rows` rows of `length` tokens in a dtype of `value_bytes`.
 
-    adapters: how many parameters low-rank adapters have, if those are trained and the model is frozen. Beyond
+    adapters: how many parameters low-rank adapters have, if those are trained and the model is frozen. Below
     float32, masters in float32 are kept of what is trained.
     """
     s = Shape.of(config)
@@ -77,13 +77,12 @@ def training_memory(
         logits *= 12
     else:
         logits = min(logits, CHUNK_LOGITS) * (4 + (value_bytes if value_bytes < 4 else 0))
-    update = 4 * trained if value_bytes < 4 else 0
     return TrainingMemory(
         weights=value_bytes * (model + adapters) + tables,
-        gradients=value_bytes * trained,
+        gradients=4 * trained,  # which add up in float32
         optimiser=8 * trained + masters,
         activations=activations,
-        moment=max(logits, update - activations) + LIBRARIES,
+        moment=logits + LIBRARIES,
     )
 
 

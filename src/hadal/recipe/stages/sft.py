@@ -81,11 +81,7 @@ def sft(
         )
         if done % config.checkpoint_every == 0 and done < len(plan):
             run.checkpoint(stage, done, model, optimizer, {})
-    masters = optimizer.masters(model)
-    for name, parameter in model.named_parameters():
-        if name in masters:
-            parameter.grad, parameter.data = None, masters[name]
-    model.changed()
+    optimizer.hand_over(model)
     model.eval()
     return optimizer
 
