@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from hadal.tasks.words import build_tokenizer
 from hadal.train.curriculum import Curriculum
 from hadal.train.optim import Optimizer, OptimizerConfig
 from hadal.train.overlap import Ahead
-from hadal.train.rl import Batch, RLConfig, draw_batch, train_on
+from hadal.train.rl import Batch, RLConfig, draw_batch, sampler_mismatch, train_on
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = RLConfig(prompts=4, samples=8, max_tokens=12, options={"count_all": True, "kl": 0.01})
@@ -44,7 +45,8 @@ class Grown:
         self.sampler = LLM(copied(model), self.tokenizer)
 
     def draw(self, llm: LLM, step: int) -> Batch:
-        return draw_batch(llm, self.tasks, self.curriculum, CONFIG, 0, step)
+        batch = draw_batch(llm, self.tasks, self.curriculum, CONFIG, 0, step)
+        return replace(batch, mismatch=sampler_mismatch(llm, batch, CONFIG))
 
     def train(self, batch: Batch, step: int) -> dict[str, float]:
         return train_on(self.llm, self.optimizer, batch, CONFIG, 0, step, reference=self.reference).metrics
@@ -58,7 +60,7 @@ def test_each_batch_is_drawn_with_the_weights_before_the_last_update() -> None:
     slow = Grown()  # one after the other, with copies that are kept of the weights
     older, expected = [copied(slow.llm.model)], []
     for step in range(UPDATES):
-        batch = slow.draw(LLM(older[max(0, step - 1)], slow.tokenizer), step)
+        batch = replace(slow.draw(LLM(older[max(0, step - 1)], slow.tokenizer), step), stale=min(step, 1))
         expected.append((drawn(batch), slow.train(batch, step)))
         older.append(copied(slow.llm.model))
 
@@ -78,7 +80,9 @@ def test_each_batch_is_drawn_with_the_weights_before_the_last_update() -> None:
             found.append((drawn(batch), metrics))
         assert found == expected
         assert torch.equal(grown.optimizer.master, slow.optimizer.master)
-    assert expected[1][1]["mismatch"] > 1e-5 > expected[0][1]["mismatch"]  # the lag is there to be seen
+    first, second = expected[0][1], expected[1][1]
+    assert second["drift"] > 1e-4 and "drift" not in first  # the lag is there to be seen, and is no mismatch
+    assert 0 < first["mismatch"] < 1e-5 and 0 < second["mismatch"] < 1e-5
 
 
 def test_threads_are_shared_between_the_two() -> None:

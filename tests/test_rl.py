@@ -156,14 +156,34 @@ def test_updates_are_the_same_twice_and_sampler_and_trainer_agree() -> None:
     results = []
     for _ in range(2):
         llm, optimizer = grown()
-        tasks = {"letters": BUILT_IN["letters"]()}
+        task = BUILT_IN["letters"]()
+        task.judge = lambda problem, answer: "e" in answer  # type: ignore[method-assign]
+        tasks = {"letters": task}
         curriculum = Curriculum(tasks)
         config = RLConfig(prompts=4, samples=4, max_tokens=12, epochs=2, minibatches=2)
         metrics = [rl_update(llm, optimizer, tasks, curriculum, config, 0, step).metrics for step in range(3)]
         results.append((metrics, optimizer.master.clone()))
-        assert all(m["mismatch"] < 1e-5 for m in metrics)
+        assert all(m["mismatch"] < 1e-5 < m["drift"] for m in metrics)  # the policy moves, in four steps an update
     assert results[0][0] == results[1][0]
     assert torch.equal(results[0][1], results[1][1])
+
+
+def test_figures_of_the_policy_are_those_of_before_it_moved() -> None:
+    """Mismatch, and distance from a reference that is the policy itself: 0 however many steps an update has."""
+    for options in ({"kl": 0.1}, {"kl": 0.1, "kl_unbiased": True}, {"kl": 0.1, "importance_cap": 2.0}):
+        llm, optimizer = grown()
+        task = BUILT_IN["letters"]()
+        task.judge = lambda problem, answer: "e" in answer  # type: ignore[method-assign]
+        config = RLConfig(prompts=4, samples=4, max_tokens=12, epochs=2, minibatches=4, options=options)
+        reference = copy.deepcopy(llm.model).eval().requires_grad_(False)
+        metrics = rl_update(
+            llm, optimizer, {"letters": task}, Curriculum({"letters": task}), config, 0, 0, 1.0, reference
+        ).metrics
+        assert 0 <= metrics["mismatch"] < 1e-5 and abs(metrics["kl"]) < 1e-6 and metrics["drift"] > 1e-3
+        assert metrics.get("capped", 0.0) == 0.0
+    tasks = {"letters": BUILT_IN["letters"]()}  # of which nothing is right, and nothing is trained
+    plain = rl_update(llm, optimizer, tasks, Curriculum(tasks), RLConfig(prompts=4, samples=4, max_tokens=12), 0, 1)
+    assert "drift" not in plain.metrics and 0 < plain.metrics["mismatch"] < 1e-5
 
 
 def test_reinforcement_makes_a_rewarded_answer_likely() -> None:

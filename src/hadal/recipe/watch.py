@@ -1,4 +1,5 @@
 """Says why a run of reinforcement learning does not learn, or learns the wrong thing: one sentence and what to do.
+And of any stage, where updates are left out because their gradient is not finite.
 
 Everything is read off the metrics of the updates so far, so that a run that is carried on says just what an
 uninterrupted one says. The limits were chosen so that the runs in docs/results.md raise no alarm.
@@ -11,7 +12,10 @@ from dataclasses import dataclass, field
 from math import isfinite, sqrt
 from typing import Any
 
+from hadal.errors import UserError
+from hadal.recipe.run import RunFiles
 from hadal.rewards.shape import format_reward
+from hadal.train.optim import Optimizer
 from hadal.train.rl import RLConfig
 from hadal.train.rollouts import Group
 
@@ -19,6 +23,8 @@ WINDOW = 8
 """Updates whose mean is judged."""
 AGAIN = 100
 """Updates after which what still holds is said again."""
+IN_A_ROW = 5
+"""Updates without a finite gradient, one after the other, that end a stage."""
 Line = Mapping[str, Any]
 
 
@@ -137,7 +143,7 @@ def mismatch(seen: Seen) -> str | None:
         return None
     return (
         f"Sampler and trainer disagree by {seen.mean('mismatch'):.2f} nats on each token's log-probability, so what is "
-        "trained is not what was sampled. Compute both in one dtype, take fewer minibatches, or set importance_cap = 2."
+        "trained is not what was sampled. Compute both in one dtype, or set importance_cap = 2."
     )
 
 
@@ -189,6 +195,26 @@ RULES: dict[str, Callable[[Seen], str | None]] = {
     )
 }  # fmt: skip
 """Each gives the sentence for what it sees, or None."""
+
+
+def end_if_lost(stage: str, step: int, optimizer: Optimizer) -> None:
+    """UserError where the last updates were all left out: the next ones will be, too."""
+    if optimizer.in_a_row >= IN_A_ROW:
+        raise UserError(
+            f"{stage}: the last {optimizer.in_a_row} gradients, up to update {step}, were not finite.",
+            "Begin anew with a lower optimizer.lr; where it is so from the first update on, look for damaged weights.",
+        )
+
+
+def tell_left_out(run: RunFiles, stage: str, step: int, optimizer: Optimizer) -> None:
+    """After an update of a stage without a Watch: say where it was left out, at the first such one, the second, the
+    fourth and so on; UserError where too many are, one after the other."""
+    count = optimizer.left_out
+    if optimizer.in_a_row and count & (count - 1) == 0:
+        text = f"The gradient is not finite, and the update was left out ({count} so far). Lower the learning rate."
+        run.metrics.append({"stage": stage, "step": step, "alarm": not_finite.__name__, "text": text})
+        run.view.note(f"{stage}, update {step}: {text}")
+    end_if_lost(stage, step, optimizer)
 
 
 class Watch:

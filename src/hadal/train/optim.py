@@ -170,6 +170,11 @@ class Optimizer:
         self.zero_grad()
         return norm
 
+    @property
+    def figures(self) -> dict[str, int]:
+        """What a line of metrics has to say of updates that were left out: how many so far; nothing where none was."""
+        return {"left_out": self.left_out} if self.left_out else {}
+
     def masters(self, model: Decoder) -> dict[str, Tensor]:
         """The float32 value of each parameter, by its name in the model."""
         named = dict(model.named_parameters())

@@ -70,13 +70,15 @@ class RLConfig:
 class Batch:
     """Groups to learn from, with the advantages [P, G] of their samples.
 
-    seconds: that drawing them took; stale: updates that the policy has had since.
+    seconds: that drawing them took; stale: updates that the policy has had since; mismatch: of the weights that it was
+    drawn with, where it was measured (`sampler_mismatch`).
     """
 
     groups: list[Group]
     advantages: Tensor
     seconds: float
     stale: int = 0
+    mismatch: float | None = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,8 @@ def train_on(
         order = rng.sample(items, len(items)) if config.minibatches > 1 else items
         size = -(-len(order) // config.minibatches)
         for begin in range(0, len(order), max(size, 1)):
-            if trainer.add_gradients(order[begin : begin + size], behaviour, first=epoch == 0):
+            part = order[begin : begin + size]
+            if trainer.add_gradients(part, behaviour, first=epoch == 0, unmoved=updates == 0):
                 sums["grad_norm"] += optimizer.step(scale)
                 updates += 1
     done = time.perf_counter()
@@ -188,10 +191,18 @@ def train_on(
         "all_wrong": sum(g.success == 0 for g in groups) / len(groups),
         "foreign": _foreign(groups, config.rewards.target_language),
         "entropy": sums["entropy"] / seen if sums["tokens"] else _sampled_entropy(samples),
-        "mismatch": sums["mismatch"] / seen,
-        "grad_norm": sums["grad_norm"] / max(updates, 1),
     }
-    metrics |= {name: sums[name] / seen for name in ("kl", "capped") if name in sums}
+    mismatch = batch.mismatch
+    if not batch.stale:
+        known = sums["unmoved"] > 0  # else nothing was trained, and the policy is still the one that sampled
+        mismatch = sums["mismatch"] / sums["unmoved"] if known else sampler_mismatch(llm, batch, config)
+    metrics |= {"mismatch": mismatch} if mismatch is not None else {}
+    if batch.stale or config.epochs * config.minibatches > 1:
+        metrics["drift"] = sums["drift"] / seen
+    metrics["grad_norm"] = sums["grad_norm"] / max(updates, 1)
+    metrics |= {"kl": sums["kl"] / sums["unmoved"]} if "kl" in sums else {}
+    metrics |= {"capped": sums["capped"] / seen} if "capped" in sums else {}
+    metrics |= optimizer.figures
     if options.max_draws > 1:
         metrics["groups"] = len(groups)
     scored = [r for g in groups for r in g.rewards]
@@ -203,6 +214,23 @@ def train_on(
     return UpdateResult(
         metrics, groups, sum(len(s.token_ids) for s in samples), trainer.tokens, batch.seconds, done - began
     )
+
+
+@torch.no_grad()
+def sampler_mismatch(llm: LLM, batch: Batch, config: RLConfig) -> float:
+    """How far sampler and trainer are apart with the weights that sampled, in nats a token, by the first group.
+
+    Of a batch that is trained on later it has to be measured where it is drawn: the policy will have moved.
+    """
+    group = batch.groups[0]
+    items = [(group.prompt, sample, 0.0) for sample in group.samples]
+    away = tokens = 0.0
+    for packed in pack(items, llm.tokenizer.pad_id, config.micro_tokens):
+        rows = packed.to(llm.model.device)
+        logprobs, _ = predict_rows(llm.model, rows, llm.forbidden, config.temperature)
+        away += float((logprobs - rows.old_logprobs).abs().sum())
+        tokens += len(rows.targets)
+    return away / max(tokens, 1)
 
 
 def _advantages(algorithm: Algorithm, options: Options, groups: list[Group]) -> Tensor:
@@ -231,7 +259,8 @@ def _foreign(groups: list[Group], language: str) -> float:
 
 
 class Trainer:
-    """Adds up the gradients of minibatches, and figures of the first pass over each sample in `sums`."""
+    """Adds up the gradients of minibatches, and figures in `sums`: of the first pass over each sample, and of those
+    passes in which the policy is still what it was at the beginning of the update (`unmoved`)."""
 
     def __init__(
         self, llm: LLM, config: RLConfig, algorithm: Algorithm, options: Options, reference: Decoder | None,
@@ -242,7 +271,9 @@ class Trainer:
         self.tokens = 0
         assert reference is not None or not options.kl
 
-    def add_gradients(self, part: list[Item], behaviour: Mapping[int, Tensor], first: bool) -> bool:
+    def add_gradients(
+        self, part: list[Item], behaviour: Mapping[int, Tensor], first: bool, unmoved: bool = True
+    ) -> bool:
         """Those of a minibatch; False where nothing in it has any. behaviour: from `logprobs_now`, if needed."""
         options, config = self.options, self.config
         counted = sum(len(sample.token_ids) for _, sample, _ in part)
@@ -262,12 +293,16 @@ class Trainer:
                 distance = divergence(tokens, self._look(self.reference, rows), options.kl_unbiased)
                 terms = terms + options.kl * distance
             total(terms, tokens, options.mean, counted, len(part), config.max_tokens).backward()
+            away = float((logprobs.detach() - rows.old_logprobs).abs().sum())
             if first:
                 self.sums["entropy"] += float(entropy.sum())
-                self.sums["mismatch"] += float((logprobs.detach() - rows.old_logprobs).abs().sum())
+                self.sums["drift"] += away
                 self.sums["tokens"] += len(rows.targets)
                 if options.importance_cap:
                     self.sums["capped"] += float((weight > options.importance_cap).sum())
+            if unmoved:
+                self.sums["mismatch"] += away
+                self.sums["unmoved"] += len(rows.targets)
                 if options.kl:
                     self.sums["kl"] += float(distance.detach().sum())
             self.tokens += rows.tokens

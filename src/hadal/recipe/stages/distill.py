@@ -16,6 +16,7 @@ from hadal.models.decoder import Decoder
 from hadal.recipe.kinds import DistillConfig
 from hadal.recipe.run import Run
 from hadal.recipe.stages.sft import Objective, gather, gradients, seed_dropout, settled, sft, sft_stage
+from hadal.recipe.watch import tell_left_out
 from hadal.tasks import Problem, Rng
 from hadal.train.conversations import Conversation
 from hadal.train.corpus import Batch
@@ -84,7 +85,8 @@ def _on_policy(
             run.count_trained(len(conversation.ids), len(conversation.ids))
         done, learnt = step + 1, sum(c.learnt for c in chosen)
         line = {"loss": loss, "reward": right / len(chosen), "length": learnt / len(chosen), "grad_norm": norm}
-        run.metrics.append({"stage": stage, "step": done, **line})
+        run.metrics.append({"stage": stage, "step": done, **line, **optimizer.figures})
+        tell_left_out(run, stage, done, optimizer)
         seconds = time.perf_counter() - began
         run.timing.append({"stage": stage, "step": done, "seconds": seconds, "tokens_per_second": learnt / seconds})
         run.view.step(stage, done, {**line, "tokens_per_second": learnt / seconds, "cost_usd": run.cost_so_far()})

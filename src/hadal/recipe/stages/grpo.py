@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,12 +20,12 @@ from hadal.models.decoder import Decoder
 from hadal.recipe.config import GrpoConfig
 from hadal.recipe.run import Run, save_checkpoint
 from hadal.recipe.stages.sft import seed_dropout
-from hadal.recipe.watch import Watch
+from hadal.recipe.watch import Watch, end_if_lost
 from hadal.tasks import Rng
 from hadal.train.curriculum import Curriculum
 from hadal.train.optim import Optimizer
 from hadal.train.overlap import Ahead
-from hadal.train.rl import Batch, UpdateResult, draw_batch, train_on
+from hadal.train.rl import Batch, UpdateResult, draw_batch, sampler_mismatch, train_on
 from hadal.train.rollouts import Group
 
 STAGE = "grpo"
@@ -61,7 +62,8 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
         curriculum = Curriculum.from_state(tasks, state.numbers["curriculum"])
 
     def draw(llm: LLM, step: int) -> Batch:
-        return draw_batch(llm, tasks, curriculum, config, seed, step)
+        batch = draw_batch(llm, tasks, curriculum, config, seed, step)
+        return replace(batch, mismatch=sampler_mismatch(llm, batch, config)) if sampler is not None else batch
 
     ahead = Ahead(run.engine(sampler), draw, torch.get_num_threads()) if sampler is not None else None
     run.view.stage(stage, config.updates, "reinforcement learning: right answers are reinforced, nothing else is told")
@@ -95,6 +97,7 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
         line = {"stage": stage, "step": step, **result.metrics, "difficulty": levels}
         line |= {"stale": batch.stale} if ahead is not None else {}
         enter(line | ({"experts": loads} if loads else {}), result.groups)
+        end_if_lost(stage, step, optimizer)
         tell(run, stage, step, result, seconds, levels)
         if step % config.rollouts_every == 0 or step == config.updates:
             write_rollouts(run, stage, step, result)

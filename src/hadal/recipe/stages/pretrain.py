@@ -17,6 +17,7 @@ from hadal.evaluate.suite import ask
 from hadal.models.decoder import Decoder
 from hadal.recipe.kinds import PretrainStage
 from hadal.recipe.run import Run
+from hadal.recipe.watch import tell_left_out
 from hadal.tasks import Problem, Task
 from hadal.train.corpus import batches
 from hadal.train.losses import pretraining_loss
@@ -54,13 +55,14 @@ def pretrain(run: Run, stage: str = "pretrain", config: PretrainStage | None = N
         loads = model.load_metrics() if (step + 1) % 10 == 0 else []
         model.after_update(config.router_bias_rate)
         step += 1
+        tell_left_out(run, stage, step, optimizer)
         tokens += batch.ids.numel()
         run.count_trained(batch.ids.numel(), batch.ids.shape[1])
         if step % 10 == 0:
             seconds = time.perf_counter() - began
             value = float(next_token)
             line = {"stage": stage, "step": step, "loss": value, "rate": scale, "grad_norm": norm}
-            run.metrics.append(line | ({"experts": loads} if loads else {}))
+            run.metrics.append(line | optimizer.figures | ({"experts": loads} if loads else {}))
             run.timing.append(
                 {
                     "stage": stage,

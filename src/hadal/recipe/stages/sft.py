@@ -14,6 +14,7 @@ from hadal.models.decoder import Decoder
 from hadal.models.lora import LoraConfig
 from hadal.recipe.kinds import SftConfig, SftStage
 from hadal.recipe.run import Run, RunFiles
+from hadal.recipe.watch import tell_left_out
 from hadal.tasks.base import Rng
 from hadal.train.conversations import Conversation, epoch_batches, packed, read_conversations
 from hadal.train.corpus import Batch
@@ -69,11 +70,10 @@ def sft(
         for conversation in chosen:
             run.count_trained(len(conversation.ids), len(conversation.ids), 2 / 3 if config.lora.rank else 1.0)
         done = step + 1
-        if not norm < float("inf"):
-            run.view.note(f"The gradient of update {done} is not finite: the update is left out.")
         seconds = time.perf_counter() - began
         line = {"stage": stage, "step": done, "loss": loss, "rate": scale * config.lr, "grad_norm": norm}
-        run.metrics.append(line | ({"experts": loads} if loads else {}))
+        run.metrics.append(line | optimizer.figures | ({"experts": loads} if loads else {}))
+        tell_left_out(run, stage, done, optimizer)
         pace = {"seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / seconds}
         run.timing.append({"stage": stage, "step": done, **pace})
         run.view.step(
