@@ -25,6 +25,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import prepared  # noqa: F401
 import torch
 
 from hadal.evaluate.statistics import crossing

@@ -23,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import prepared  # noqa: F401
 import torch
 from common import interleave, measured_rates, save_random, transformers_or_none
 

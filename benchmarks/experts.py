@@ -14,6 +14,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import prepared  # noqa: F401
 import torch
 from common import Result, arguments, interleave, measured_rates, results, show
 from torch import Tensor

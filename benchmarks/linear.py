@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import prepared  # noqa: F401
 import torch
 from common import interleave
 

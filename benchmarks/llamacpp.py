@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import prepared  # noqa: F401
 import torch
 from common import measured_rates, save_random
 from engine import hadal_call, prompts, shape

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import prepared  # noqa: F401
 
 from hadal.evaluate.statistics import proportion
 from hadal.evaluate.suite import held_out

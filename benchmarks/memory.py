@@ -20,6 +20,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+import prepared  # noqa: F401
 import torch
 from common import arguments, measured_rates
 from engine import prompts, shape

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import prepared  # noqa: F401
 import torch
 from common import (
     Result,

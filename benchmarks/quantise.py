@@ -15,6 +15,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import prepared  # noqa: F401
 import torch
 from torch import Tensor
 

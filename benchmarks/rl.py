@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import prepared  # noqa: F401
 import torch
 from common import arguments, measured_rates
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import prepared  # noqa: F401
 import torch
 from common import (
     SHAPES,

@@ -49,6 +49,8 @@ def question(number: int) -> str:
 
 BARE = """
 import json, sys, time
+import prepared  # noqa: F401
+
 from hadal.engine import LLM, EngineConfig, SamplingParams
 from hadal.engine.llm import generation_defaults
 from hadal.terminal.model import R1_SAMPLING

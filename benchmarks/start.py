@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import prepared  # noqa: F401
 import torch
 from common import arguments, save_random, transformers_or_none
 from engine import MODELS, shape

@@ -22,6 +22,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import prepared  # noqa: F401
+
 import hadal
 from hadal.tasks import BUILT_IN, Rng, Task
 

@@ -1,14 +1,12 @@
-"""Before torch is imported: threads that wait shall sleep, not spin.
+"""What every test and every process that it starts has: the environment of hadal's commands, and a working Ctrl-C."""
 
-On two cores with anything else running, spinning made the model tests ten times slower.
-"""
-
-import os
 import signal
 
 import pytest
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+from hadal.environment import prepare
+
+prepare()  # before torch is imported
 
 # A shell that starts a job in the background makes it deaf to Ctrl-C, and every child of it as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)

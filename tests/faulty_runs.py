@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-QUIET = {**os.environ, "OMP_WAIT_POLICY": "passive", "NO_COLOR": "1"}
+QUIET = {**os.environ, "NO_COLOR": "1"}
 
 
 class FaultyRuns:

@@ -372,7 +372,7 @@ def test_in_a_narrow_terminal_without_colour(settings: list[str], tmp_path: Path
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
     command = [sys.executable, "-P", "-m", "hadal", *BASE, "--out", str(tmp_path / "run"), *settings]
-    environment = {**os.environ, "NO_COLOR": "1", "TERM": "xterm-256color", "OMP_WAIT_POLICY": "passive"}
+    environment = {**os.environ, "NO_COLOR": "1", "TERM": "xterm-256color"}
     for name in ("COLUMNS", "LINES", "FORCE_COLOR"):
         environment.pop(name, None)
     process = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, env=environment)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -172,7 +171,6 @@ def test_killed_and_carried_on_it_ends_in_the_same_bits(more: list[str], tmp_pat
         process = subprocess.Popen(
             [*command, *arguments(base, out, file, *settings)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "OMP_WAIT_POLICY": "passive"},
         )  # fmt: skip
         while kill_at is not None and process.poll() is None:
             path = out / "metrics.jsonl"

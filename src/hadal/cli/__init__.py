@@ -23,6 +23,7 @@ from hadal.cli.finetune import add_sft
 from hadal.cli.models import add_model, add_verify
 from hadal.cli.rollouts import add_rollouts
 from hadal.cli.serve import add_serve
+from hadal.environment import prepare
 from hadal.errors import UserError
 
 if TYPE_CHECKING:  # torch is loaded when a model is
@@ -33,6 +34,7 @@ CARRIES_ON = {"quickstart", "train", "sft", "eval"}  # commands that resume wher
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 2 for a user's error, 130 for Ctrl-C."""
+    prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments else ""
     try:
