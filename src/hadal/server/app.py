@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Match
+from starlette.types import Scope
 
 from hadal import __version__
 from hadal.errors import UserError
 from hadal.server import chats, completions, duels
+from hadal.server.bodies import complaint
 from hadal.server.context import Context
 from hadal.server.faults import CODES, Refusal, body, documented, refusal_of
 from hadal.server.guard import Guard
@@ -22,6 +26,7 @@ from hadal.server.local import LocalModel
 from hadal.server.streams import Gone
 
 PAGE = Path(__file__).parent / "page"
+ADDRESSES = re.compile(r"/|/c/[^/]+|/side-by-side(/[^/]+)?")  # of the page, as its web/src/route.ts has them
 BODY_SIZE = 4_000_000
 
 
@@ -38,7 +43,7 @@ def make_app(
         context.store.close()
 
     app = FastAPI(
-        title="hadal", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan,
+        title="hadal", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False,
         description="DeepSeek's and OpenAI's API over models here and upstream, and what the page uses (/api).",
     )  # fmt: skip
     app.state.context = context
@@ -46,7 +51,7 @@ def make_app(
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(UserError, _users)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(StarletteHTTPException, _http)
+    app.add_exception_handler(StarletteHTTPException, _elsewhere(app, page))
     app.add_exception_handler(Gone, _left)
     app.add_exception_handler(Exception, _bug)
     for part in (completions, chats, duels):
@@ -65,26 +70,6 @@ def make_app(
         text = context.meter.text(waiting, drafts)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/{path:path}", include_in_schema=False)
-    async def static(path: str) -> Response:
-        """The page's files; its own addresses, which have no dot, are its first file."""
-        file = (page / (path or "index.html")).resolve()
-        inside = file.is_relative_to(page.resolve())
-        if (
-            inside
-            and "." not in path.rpartition("/")[2]
-            and not file.is_file()
-            and not path.startswith(("api/", "v1/"))
-        ):
-            file = page / "index.html"
-        if not inside or not file.is_file():
-            raise Refusal(
-                404, "There is nothing at this address." if path else "This hadal has no page; its API works."
-            )
-        lasting = path.startswith("assets/")
-        cache = "public, max-age=31536000, immutable" if lasting else "no-cache"
-        return FileResponse(file, headers={"cache-control": cache})
-
     return app
 
 
@@ -96,11 +81,34 @@ async def _users(request: Request, error: Any) -> JSONResponse:
     return await _refused(request, refusal_of(error))
 
 
-async def _http(request: Request, error: Any) -> JSONResponse:
-    status = error.status_code if error.status_code in CODES else 400
-    said = {404: "There is nothing at this address.", 405: f"{request.method} is not for this address."}
-    message = said.get(status, "The body is no valid JSON." if status == 400 else str(error.detail))
-    return JSONResponse(body(status, message), status, getattr(error, "headers", None))
+def _elsewhere(app: FastAPI, page: Path) -> Callable[[Request, Any], Awaitable[Response]]:
+    """What an address gets that is none of the API's: the page, and else an error."""
+    files = {f"/{file.relative_to(page).as_posix()}": file for file in page.rglob("*") if file.is_file()}
+
+    async def answer(request: Request, error: Any) -> Response:
+        path = request.scope["path"]
+        file = files.get("/index.html" if ADDRESSES.fullmatch(path) else path)
+        if error.status_code == 404 and file is not None and request.method in ("GET", "HEAD"):
+            lasting = path.startswith("/assets/")
+            cache = "public, max-age=31536000, immutable" if lasting else "no-cache"
+            return FileResponse(file, headers={"cache-control": cache})
+        allowed = ["GET", "HEAD"] if file is not None else _methods(app, request.scope)
+        if error.status_code == 405 or (error.status_code == 404 and file is not None):
+            message = f"{request.method} is not for this address, which takes {' and '.join(allowed)}."
+            return JSONResponse(body(405, message), 405, {"allow": ", ".join(allowed)})
+        if error.status_code == 404 and path == "/":
+            return JSONResponse(body(404, "This hadal has no page; its API works."), 404)
+        said = {400: "The body is no valid JSON.", 404: "There is nothing at this address."}
+        status = error.status_code if error.status_code in CODES else 400
+        return JSONResponse(body(status, said.get(status, str(error.detail))), status)
+
+    return answer
+
+
+def _methods(app: FastAPI, scope: Scope) -> list[str]:
+    """The methods that an address of the API takes."""
+    asked = {method: {**scope, "method": method} for method in ("GET", "POST", "PUT", "PATCH", "DELETE")}
+    return [m for m, as_if in asked.items() if any(r.matches(as_if)[0] is Match.FULL for r in app.router.routes)]
 
 
 async def _left(request: Request, error: Any) -> Response:
@@ -114,21 +122,8 @@ async def _bug(request: Request, error: Any) -> JSONResponse:
 async def _invalid(request: Request, error: Any) -> JSONResponse:
     """The first fault of a request, by the name of its field."""
     fault = error.errors()[0]
-    where = [str(part) for part in fault["loc"] if part not in ("body", "query", "path", "header")]
-    field = ".".join(where) or None
     if fault["loc"] == ("body",) and "json" not in request.headers.get("content-type", ""):
         return JSONResponse(body(415, "Send the body as application/json."), 415)
-    if fault["type"] == "json_invalid" or (field is None and fault["type"] != "value_error"):
+    if fault["loc"] == ("body",) and fault["type"] != "value_error":
         return JSONResponse(body(400, "The body is no valid JSON object."), 400)
-    if fault["type"] == "extra_forbidden":
-        message = f"{field} is not honoured by this server. Leave it out."
-    elif fault["type"] == "missing":
-        message = f"{field} is missing."
-    elif fault["type"] == "value_error":
-        message = str(fault["ctx"]["error"])
-    else:
-        message = f"{field or 'The body'}: {fault['msg'][:1].lower()}{fault['msg'][1:]}."
-    message = message.encode("utf-8", "replace").decode()[:500]
-    return JSONResponse(
-        body(422, message, None if field is None else field.encode("utf-8", "replace").decode()[:200]), 422
-    )
+    return JSONResponse(body(422, *complaint(error.errors(), error.body)), 422)

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from hadal import __version__
 from hadal.server import exchange, guard
 from hadal.server.answers import new_message, public
+from hadal.server.bodies import Route
 from hadal.server.context import Context, context_of
 from hadal.server.faults import Refusal, documented
 from hadal.server.models import Ask, Model
@@ -21,7 +22,7 @@ from hadal.server.store import dumps
 from hadal.server.streams import STREAM, Live, event
 
 LONGEST = 200_000  # characters of a message
-router = APIRouter(prefix="/api", tags=["page"])
+router = APIRouter(prefix="/api", tags=["page"], route_class=Route)
 ERRORS = documented(400, 401, 403, 404, 409, 413, 415, 422, 500, 502, 503)
 
 
@@ -132,7 +133,11 @@ def preferences(request: Request) -> dict[str, Any]:
 
 @router.put("/preferences", responses=ERRORS)
 def set_preferences(wanted: Annotated[dict[str, JsonValue], Body()], request: Request) -> dict[str, Any]:
-    if len(dumps(wanted)) > 16_000:
+    try:
+        size = len(dumps(wanted))
+    except ValueError:  # NaN and infinities, which a JSON reader may take and a writer may not
+        raise Refusal(422, "The body holds a number that is not finite.") from None
+    if size > 16_000:
         raise Refusal(413, "Preferences are larger than 16 kB.")
     context_of(request).store.set_preferences(wanted)
     return wanted

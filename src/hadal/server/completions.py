@@ -13,13 +13,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from hadal import __version__
+from hadal.server.bodies import Route
 from hadal.server.context import Context, context_of
 from hadal.server.faults import Refusal, body, documented
 from hadal.server.models import Ask, Delta, End, Event, Model, Usage
 from hadal.server.schemas import ChatCompletion, ChatRequest, CompletionRequest, ModelBody, ModelList, TextCompletion
 from hadal.server.streams import STREAM, Live, begin, event, one_reply
 
-router = APIRouter(tags=["API"])
+router = APIRouter(tags=["API"], route_class=Route)
 ERRORS = documented(400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 502, 503)
 SHUT_DOWN = "insufficient_system_resource"  # DeepSeek's finish_reason where the server could not go on
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from hadal.errors import UserError
 from hadal.server.answers import new_message
+from hadal.server.bodies import Route
 from hadal.server.chats import ERRORS, LONGEST, Settings, ask_of
 from hadal.server.context import context_of
 from hadal.server.faults import Refusal, documented, refusal_of
@@ -21,7 +22,7 @@ from hadal.server.store import Store, auto_title
 from hadal.tasks import Problem, Task
 from hadal.text.parse import parse_response
 
-router = APIRouter(prefix="/api", tags=["side by side"])
+router = APIRouter(prefix="/api", tags=["side by side"], route_class=Route)
 
 
 class NewDuel(Strict):

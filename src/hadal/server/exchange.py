@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel as Lenient
 from pydantic import ConfigDict, Field, ValidationError
 
+from hadal.server.bodies import load_json
 from hadal.server.faults import Refusal
 from hadal.server.store import Store, dumps, new_id, now
 
@@ -117,10 +117,9 @@ def _comment(text: str) -> str:
 def import_(store: Store, data: bytes, is_json: bool) -> list[str]:
     """Put the chats of a file into the store, under new ids; the ids. Refusal for what is no such file."""
     try:
-        text = data.decode()
-        chats = File.model_validate(json.loads(text)).chats if is_json else _read_markdown(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        raise Refusal(400, "The file is no " + ("JSON." if is_json else "UTF-8 text.")) from None
+        chats = File.model_validate(load_json(data, "The file")).chats if is_json else _read_markdown(data.decode())
+    except UnicodeDecodeError:
+        raise Refusal(400, "The file is no UTF-8 text.") from None
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         raise Refusal(
@@ -128,15 +127,23 @@ def import_(store: Store, data: bytes, is_json: bool) -> list[str]:
         ) from None
     if not chats:
         raise Refusal(422, "The file holds no chats.")
+    for chat in chats:
+        _check(chat)  # all of them first, so that none is taken where one cannot be
     return [_add(store, chat) for chat in chats]
+
+
+def _check(chat: ChatFile) -> None:
+    known: set[str | None] = {None}
+    for message in chat.messages:
+        if message.id in known or message.parent not in known:
+            raise Refusal(422, "The file is no export of hadal's chats: its messages are no tree.")
+        known.add(message.id)
 
 
 def _add(store: Store, chat: ChatFile) -> str:
     ids: dict[str, str] = {}
     new: list[dict[str, Any]] = []
     for message in chat.messages:
-        if message.id in ids or (message.parent is not None and message.parent not in ids):
-            raise Refusal(422, "The file is no export of hadal's chats: its messages are no tree.")
         ids[message.id] = new_id()
         values = message.model_dump() | {"id": ids[message.id], "parent": ids.get(message.parent or "")}
         values["created"] = message.created or now()

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 
 from hadal.engine import Busy, Closed
 from hadal.errors import UserError
 
+LONGEST = 1000  # characters of a message, which may tell what the client sent
 CODES = {
     400: ("invalid_format", "invalid_request_error"),
     401: ("unauthorized", "authentication_error"),
@@ -39,17 +41,17 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-class Refusal(Exception):
+class Refusal(HTTPException):
     """A request that gets an error; param: the field at fault."""
 
     def __init__(self, status: int, message: str, param: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(status, message)
         self.status, self.message, self.param = status, message, param
 
 
 def body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
     code, kind = CODES.get(status, CODES[500 if status >= 500 else 400])
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return {"error": {"message": message[:LONGEST], "type": kind, "param": param, "code": code}}
 
 
 def refusal_of(error: UserError) -> Refusal:

@@ -1,16 +1,27 @@
-"""What clients of the public API may send, field by field. What is not here is refused by name."""
+"""What clients of the public API may send, field by field. What is not here, and not empty, is refused by name."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from hadal.engine.params import LONGEST_STOP, MOST_BIAS, MOST_STOPS
 from hadal.server.models import EFFORT_NAMES, Ask
 
 MOST_N = 32
 MOST_MESSAGES = 2048
+MOST_PARTS = 2048
+MOST_BIASES = 1024
 MOST_TOP = 20
 IMPOSSIBLE = -9999.0
 """The log-probability of a token that is forbidden: JSON has no minus infinity."""
@@ -27,46 +38,88 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
+    @classmethod
+    def means_nothing(cls, value: Any) -> bool:
+        """Whether a field that is not known may stand here all the same."""
+        return False
 
-class TextPart(Strict):
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown_field_is_enough(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        unknown = (n for n, v in given.items() if n not in cls.model_fields and not cls.means_nothing(v))
+        first = next(unknown, None)  # a body of a hundred thousand is not told each of them
+        return {name: value for name, value in given.items() if name in cls.model_fields or name == first}
+
+
+class Public(Strict):
+    """Of the public API, whose clients send fields that they leave empty, and so ask nothing by them."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": {"enum": [None, "", [], {}]}})
+
+    @classmethod
+    def means_nothing(cls, value: Any) -> bool:
+        return value is None or value == "" or value == [] or value == {}
+
+
+class TextPart(Public):
     type: Literal["text"]
     text: str
 
 
-class Message(Strict):
-    """reasoning_content: accepted from earlier turns and left out, as DeepSeek does."""
+class Message(Public):
+    """One turn. Accepted from earlier turns and left out, as DeepSeek does: thoughts, and what clients keep beside an
+    answer (they send back what they were given, `message.model_dump()`)."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(max_length=MOST_PARTS, fail_fast=True)] | None = Field(
+        None, validate_default=True
+    )
+    name: str | None = None
+    refusal: str | None = Field(None, description="What the model said in place of a content.")
+    annotations: list[Any] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    reasoning_details: list[Any] | None = None
+    reasoning_items: list[Any] | None = None
+    thinking_blocks: list[Any] | None = None
+    provider_specific_fields: dict[str, Any] | None = None
+
+    @field_validator("content")
+    @classmethod
+    def _who_asks_says_something(cls, content: Any, info: ValidationInfo) -> Any:
+        role = info.data.get("role", "assistant")
+        if role != "assistant" and (content is None or content == []):
+            raise PydanticCustomError("words", "must be given in a message of role {role}", {"role": role})
+        return content
 
     def plain(self) -> dict[str, str]:
         role = "system" if self.role == "developer" else self.role
-        content = self.content or ""
+        content = self.content or self.refusal or ""
         return {"role": role, "content": content if isinstance(content, str) else "".join(p.text for p in content)}
 
 
-class Thinking(Strict):
+class Thinking(Public):
     type: Literal["enabled", "disabled"]
 
 
-class StreamOptions(Strict):
+class StreamOptions(Public):
     include_usage: bool | None = None
 
 
-class ResponseFormat(Strict):
+class ResponseFormat(Public):
     type: Literal["text"]
 
 
-class TemplateSettings(Strict):
+class TemplateSettings(Public):
     """vLLM's way to the thinking switch; the two names that chat templates give it."""
 
     thinking: bool | None = None
     enable_thinking: bool | None = None
 
 
-class Sampling(Strict):
+class Sampling(Public):
     """Settings that chat and plain completions share."""
 
     model: str | None = Field(None, description="An id of /v1/models; the first one where absent.")
@@ -79,7 +132,7 @@ class Sampling(Strict):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     logit_bias: dict[TokenId, Bias] | None = Field(
-        None, max_length=1024, description="Added to the logits of token ids."
+        None, max_length=MOST_BIASES, description="Added to the logits of token ids."
     )
     n: int | None = Field(None, ge=1, le=MOST_N)
     seed: int | None = Field(None, ge=-(1 << 63), le=(1 << 63) - 1)
@@ -88,6 +141,13 @@ class Sampling(Strict):
     stream_options: StreamOptions | None = Field(None, description="Only with stream.")
     user: str | None = Field(None, max_length=512, description="Keeps cached prefixes of users apart.")
     user_id: str | None = Field(None, max_length=512, description="DeepSeek's name of user.")
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _few_biases(cls, bias: Any) -> Any:
+        if isinstance(bias, dict) and len(bias) > MOST_BIASES:  # said before each of them is looked at
+            raise PydanticCustomError("words", "must have {most} entries at most", {"most": MOST_BIASES})
+        return bias
 
     @model_validator(mode="after")
     def _options_belong_to_a_stream(self) -> Sampling:
@@ -166,11 +226,18 @@ class ChatRequest(Sampling):
 class CompletionRequest(Sampling):
     """POST /v1/completions: text goes on from a prompt, with no chat around it."""
 
-    prompt: str | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1 << 20)]
+    prompt: str | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1 << 20, fail_fast=True)]
     logprobs: int | None = Field(None, ge=0, le=MOST_TOP)
     echo: Literal[False] | None = None
     suffix: Literal[""] | None = None
     best_of: Literal[1] | None = None
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one_prompt(cls, prompt: Any) -> Any:
+        if isinstance(prompt, list) and any(isinstance(part, str | list) for part in prompt[:1]):
+            raise PydanticCustomError("words", "must be one text or the token ids of one: several are not honoured")
+        return prompt
 
     def ask(self) -> Ask:
         sampling = self.settings()

@@ -193,9 +193,10 @@ class Tokenizer:
             for text, e in zip(texts, encoded, strict=True)
         ]
 
-    def _encode(self, inner: _Tokenizer, text: str, most: int | None = None) -> list[int]:
-        if most is not None and len(text) > most and (least := self._least(text)) > most:
-            raise TooLong(least, most, counted=False)
+    def _encode(self, inner: _Tokenizer, text: str, most: int | None = None, before: int = 0) -> list[int]:
+        """before: how many of the `most` tokens are there already."""
+        if most is not None and before + len(text) > most and before + (least := self._least(text)) > most:
+            raise TooLong(before + least, most, counted=False)
         try:
             with failures_told(UNREADABLE):
                 if len(text) < LONG:
@@ -206,8 +207,8 @@ class Tokenizer:
             if not isinstance(text, str):
                 raise
             raise UserError(f"{ascii(text[:100])} is not Unicode text.", "Give it in UTF-8.") from None
-        if most is not None and len(encoded) > most:
-            raise TooLong(len(encoded), most)
+        if most is not None and before + len(encoded) > most:
+            raise TooLong(before + len(encoded), most, counted=not before)
         if self.control_ids.isdisjoint(encoded.ids):
             return encoded.ids
         # The vocabulary itself makes control tokens of plain text: cut the text inside each of them.
@@ -345,9 +346,7 @@ class Tokenizer:
 
         def flush() -> None:
             if text:
-                ids.extend(self._encode(self._inside if ids else self.inner, text))
-                if most is not None and len(ids) > most:
-                    raise TooLong(len(ids), most, counted=False)
+                ids.extend(self._encode(self._inside if ids else self.inner, text, most, len(ids)))
 
         for piece in pieces:
             if isinstance(piece, str):
