@@ -72,7 +72,7 @@ def lines(rows: list[Row], path: Path) -> Path:
     return path
 
 
-def run_here(program: str, tests: str) -> tuple[bool, str]:
+def run_here(program: str, tests: str, names: tuple[str, ...] | None = None) -> tuple[bool, str]:
     """Runs the programs of this file, which are trusted."""
     try:
         exec(f"{program}\n{tests}", {"__name__": "program"})
@@ -322,6 +322,29 @@ def test_mbpp_knows_its_sides_by_their_ids(tmp_path: Path) -> None:
     task.validate()
     with pytest.raises(UserError, match="list of tests"):
         MBPP(lines([PROGRAMS[1] | {"test_list": []}], tmp_path / "b.jsonl")).problems("held_out")
+
+
+def test_tests_hold_all_that_they_need_but_what_the_program_defines(tmp_path: Path) -> None:
+    """In HumanEval the helpers of the prompt, in MBPP the imports of the solution; a builtin's name is the program's
+    where the solution defines it."""
+    cheat = "def twice(x): return 2\ndef thrice(x): return 15"
+    task: CodeTask = HumanEval(lines(FUNCTIONS, tmp_path / "a.jsonl"))
+    (problem,) = task.problems("held_out")
+    assert problem.meta["names"] == ("thrice",) and task.verdict(problem, problem.answer).right
+    assert "def twice" in problem.meta["tests"] and task.verdict(problem, f"```\n{cheat}\n```").right
+    row = {
+        "task_id": 11, "text": "Sum",
+        "code": "import math, sys\nclass Pair:\n    n = 1\ndef sum(x): return math.sqrt(x)",
+        "test_list": ["assert math.isclose(sum(4), 2)", "assert len([sum(9)]) == Pair().n"],
+    }  # fmt: skip
+    task = MBPP(lines([row], tmp_path / "b.jsonl"))
+    (problem,) = task.problems("held_out")
+    assert set(problem.meta["names"]) == {"sum", "Pair"} and problem.meta["tests"].startswith("import math\nassert")
+    assert task.verdict(problem, problem.answer).right
+    lying = "import math\nmath.isclose = len = lambda *a, **k: 1\nclass Pair:\n    n = 1\ndef sum(x): return 0"
+    assert not task.verdict(problem, f"```\n{lying}\n```").right
+    with pytest.raises(UserError, match="no Python"):
+        HumanEval(lines([FUNCTIONS[0] | {"test": "def check("}], tmp_path / "c.jsonl")).problems("held_out")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,14 +13,15 @@ from test_rl import grown
 
 from hadal.errors import UserError
 from hadal.recipe.config import read_recipe
+from hadal.recipe.stages import reject
 from hadal.rewards import Response, RewardConfig, score_group
 from hadal.rewards.language import language_share
 from hadal.rewards.shape import format_reward, length_rewards, overlong_penalty, repetition_penalty
 from hadal.sandbox import Limits, Sandbox, check_asserts
 from hadal.tasks import BUILT_IN
-from hadal.tasks.code import HumanEval
+from hadal.tasks.code import MBPP, HumanEval
 from hadal.train.curriculum import Curriculum
-from hadal.train.rl import RLConfig, rl_update
+from hadal.train.rl import RLConfig, draw_groups, rl_update
 
 
 @pytest.mark.parametrize(
@@ -121,8 +124,8 @@ def test_tests_are_counted_one_by_one(body: str, share: float, tmp_path: Path) -
     row = {"entry_point": "square", "test": CHECK, **solution}
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
 
-    def run_briefly(program: str, tests: str) -> tuple[bool, str]:
-        verdict = check_asserts(sandbox, program, tests, Limits(seconds=1.0))
+    def run_briefly(program: str, tests: str, names: tuple[str, ...] | None) -> tuple[bool, str]:
+        verdict = check_asserts(sandbox, program, tests, Limits(seconds=1.0), names)
         return verdict.ok, verdict.note
 
     with Sandbox() as sandbox:
@@ -132,6 +135,51 @@ def test_tests_are_counted_one_by_one(body: str, share: float, tmp_path: Path) -
         (reward,) = score_group(task, problem, [response], RewardConfig(tests=0.5))
     assert reward.parts == {"accuracy": float(share == 1), "tests": share}
     assert reward.total == reward.parts["accuracy"] + share / 2
+
+
+def mbpp(tmp_path: Path, tests: list[str] | None = None) -> MBPP:
+    """One training problem, 601, and one test problem, 11, with these tests."""
+    tests = tests or ["assert square(3) == 9", "assert square(5) == 25", "assert square(-7) == 49"]
+    rows = [{"task_id": n, "text": f"Square {n}.", "code": "def square(x):\n    return x * x", "test_list": tests}
+            for n in (601, 11)]  # fmt: skip
+    (tmp_path / "mbpp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return MBPP(tmp_path / "mbpp.jsonl")
+
+
+def test_a_table_of_the_tests_that_the_prompt_shows_earns_nothing(tmp_path: Path) -> None:
+    task = mbpp(tmp_path)
+    measured = task.generate(0, "train", 1)
+    rewarded = task.for_reward(measured)
+    assert rewarded == task.for_reward(task.generate(0, "train", 1)), "another test was held back"
+    for problem, shown, earns in ((measured, 3, 1), (rewarded, 2, 0)):
+        table = dict(re.findall(r"square\((-?\d+)\) == (\d+)", problem.prompt))
+        assert len(table) == shown
+        program = f"def square(x):\n    return {{{', '.join(f'{k}: {v}' for k, v in table.items())}}}.get(x)"
+        texts = [f"<think>hm</think>```python\n{code}\n```" for code in (program, "def square(x): return x ** 2")]
+        config = RewardConfig(tests=0.5)
+        cheat, right = score_group(task, problem, [Response(text, [1], 9) for text in texts], config)
+        assert cheat.parts == {"accuracy": earns, "tests": earns}
+        assert right.parts == {"accuracy": 1, "tests": 1}
+
+
+def test_where_there_is_one_test_a_rewarded_prompt_has_the_header_alone(tmp_path: Path) -> None:
+    task = mbpp(tmp_path, ["assert square(3) == 9"])
+    problem = task.generate(0, "train", 1)
+    assert "assert square(3) == 9" in problem.prompt
+    prompt = task.for_reward(problem).prompt
+    assert "assert" not in prompt and "def square(x): ..." in prompt
+
+
+def test_rl_and_rejection_hold_a_test_back_and_eval_does_not(tmp_path: Path) -> None:
+    task = mbpp(tmp_path)
+    tasks = {"mbpp": task}
+    llm, _ = grown()
+    groups = draw_groups(llm, tasks, Curriculum(tasks), RLConfig(prompts=2, samples=2, max_tokens=2), 0, 0)
+    run = SimpleNamespace(seed_of=lambda stage: 0, tasks=tasks)
+    drawn = list(reject.draw(run, "reject", reject.RejectConfig(problems=2)))  # type: ignore[arg-type]
+    for problem in [*(group.problem for group in groups), *drawn]:
+        assert problem.prompt.count("assert") == 2 and problem.meta["tests"].count("assert") == 3
+    assert task.generate(0, "held_out", 1).prompt.count("assert") == 3
 
 
 def test_where_there_are_no_tests_the_part_is_the_verdict() -> None:

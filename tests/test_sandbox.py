@@ -148,7 +148,16 @@ def test_what_counts_as_the_same_output(given: str, expected: str, same: bool) -
         ("def f(x): return x + 1", True),
         ("def f(x): return x", False),
         ("def g(x): return x + 1", False),
-        ("def f(x): return x + 1\nraise SystemExit(0)", False),
+        ("raise SystemExit(0)\ndef f(x): return x + 1", False),
+        ("def f(x): return x + 1\nraise SystemExit(0)", True),
+        ("def f(x): return x + 1\nprint(f(int(input())))", True),
+        ("def f(x): return x + 1\nexit()", True),
+        ("def f(x): return x + 1\nprint(f(5", False),
+        ("def f(x): return x + 1\nassert f(1) == 3, 'a test of its own that is wrong'", True),
+        ("def f(x): return x + 1\nif __name__ == '__main__':\n    while True: pass", True),
+        ("def f(x): return x + 1\nimport unittest\nunittest.main()", True),
+        ("def f(x): return g(x) + 1\nraise SystemExit\ndef g(x): return x", False),
+        ("f = lambda x: x + 1", True),
         ("import os\ndef f(x): os._exit(0)", False),
         ("import sys\ndef f(x): sys.exit(0)", False),
         ("def f(x): return x + 1\nif __name__ == '__main__': print('main')", True),
@@ -171,7 +180,9 @@ def humaneval() -> list[dict[str, str]]:
 @here
 def test_humaneval_passes_with_its_solutions_and_fails_without() -> None:
     problems = humaneval()
-    tests = [f"{each['test']}\ncheck({each['entry_point']})\n" for each in problems]
+    before = [each["prompt"].rpartition(f"def {each['entry_point']}(")[0] for each in problems]
+    tests = [f"{own}\n{each['test']}\ncheck({each['entry_point']})\n"
+             for own, each in zip(before, problems, strict=True)]  # fmt: skip
     start = time.monotonic()
     with Sandbox(places=2) as sandbox:
         for body, right in (("canonical_solution", 164), (None, 0)):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +16,12 @@ class Runner(Protocol):
     """What runs a program: `Sandbox` here, `RemoteSandbox` elsewhere."""
 
     def run(
-        self, program: str, stdin: str = "", tests: str | None = None, limits: Limits | None = None
+        self,
+        program: str,
+        stdin: str = "",
+        tests: str | None = None,
+        limits: Limits | None = None,
+        names: tuple[str, ...] | None = None,
     ) -> Result: ...
 
 
@@ -48,11 +56,35 @@ def check_stdin(
     return Verdict(len(cases), len(cases), last=result)
 
 
-def check_asserts(runner: Runner, program: str, tests: str, limits: Limits | None = None) -> Verdict:
-    """Run a program and then its tests in the same namespace; they count as one. A program that leaves early, whatever
-    its exit status, has not passed; but one that is written to fool these tests can (docs/sandbox.md)."""
-    result = runner.run(program, tests=tests, limits=limits)
+def check_asserts(
+    runner: Runner, program: str, tests: str, limits: Limits | None = None, names: tuple[str, ...] | None = None
+) -> Verdict:
+    """Run tests that call a program; they count as one. In `Sandbox` they run in a process of their own: the program
+    learns what it is called with, and never what is expected. `names` are what they have of it (see `Job`)."""
+    result = runner.run(program, tests=tests, limits=limits, names=names)
     return Verdict(int(result.ok), 1, "" if result.ok else f"{result.status}, {result.note}", result)
+
+
+@functools.lru_cache(maxsize=4096)
+def free_names(tests: str) -> tuple[str, ...]:
+    """The names that tests use, do not define, and that Python does not have; none where they are no Python."""
+    try:
+        tree = ast.parse(tests)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ()
+    used, defined = set[str](), set(vars(builtins))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else defined).add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.arg):
+            defined.add(node.arg)
+        elif isinstance(node, ast.alias):
+            defined.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            defined.add(node.name)
+    return tuple(sorted(used - defined))
 
 
 def same_output(given: str, expected: str) -> bool:

@@ -82,7 +82,7 @@ def _in_bubblewrap(command: list[str], folder: str) -> list[str]:
 
 
 _TRIAL = {"program": "import wave, zoneinfo, pathlib\npathlib.Path('a').write_text('b')\nprint(6 * 7)", "stdin": "",
-          "checked": False, "seconds": 10.0, "cpu_seconds": 10, "memory": 512 << 20, "disk": 1 << 20,
+          "names": None, "seconds": 10.0, "cpu_seconds": 10, "memory": 512 << 20, "disk": 1 << 20,
           "output": 1 << 16, "files": 64}  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from hadal.errors import UserError
 
 from . import layers
 from .child import Child, ChildEnded, ChildLate
+from .judge import free_names
 from .places import Places, cores
 from .result import Job, Limits, Result, result_from
 
@@ -45,15 +46,22 @@ class Sandbox:
         self.limits = limits or Limits()
         self._places = Places(_Place(self.layers, number) for number in range(places or cores()))
 
-    def run(self, program: str, stdin: str = "", tests: str | None = None, limits: Limits | None = None) -> Result:
+    def run(
+        self,
+        program: str,
+        stdin: str = "",
+        tests: str | None = None,
+        limits: Limits | None = None,
+        names: tuple[str, ...] | None = None,
+    ) -> Result:
         """Run one program to its end; waits for a free place. What the program does is in the result, and never
-        raises; UserError means that the sandbox itself does not start."""
+        raises; UserError means that the sandbox itself does not start. `tests` and `names` are those of a `Job`."""
         with self._places.one() as place:
-            return place.run(Job(program, stdin, tests), limits or self.limits)
+            return place.run(Job(program, stdin, tests, names), limits or self.limits)
 
     def map(self, jobs: Iterable[Job]) -> Iterator[Result]:
         """Run jobs on all places at once; results in the order of the jobs."""
-        return self._places.map(lambda job: self.run(job.program, job.stdin, job.tests), jobs)
+        return self._places.map(lambda job: self.run(job.program, job.stdin, job.tests, names=job.names), jobs)
 
     def close(self) -> None:
         """End the keepers, and with them all jobs, and remove their folders."""
@@ -89,7 +97,8 @@ class _Place:
             raise
 
     def ask(self, job: Job, limits: Limits) -> Any:
-        message = {"program": job.program, "stdin": job.stdin, "checked": job.tests is not None, **vars(limits)}
+        names = None if job.tests is None else job.names if job.names is not None else free_names(job.tests)
+        message = {"program": job.program, "stdin": job.stdin, "names": names, **vars(limits)}
         try:
             keeper = self.hand(message, job.tests)
         except ChildEnded:  # it died since its last job, say for want of memory: that costs no job

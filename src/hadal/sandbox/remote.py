@@ -31,9 +31,17 @@ class RemoteSandbox:
         self.url = url.rstrip("/").removesuffix("/run_code") + "/run_code"
         self.connections, self.limits = connections, limits or Limits()
 
-    def run(self, program: str, stdin: str = "", tests: str | None = None, limits: Limits | None = None) -> Result:
-        """Run one program. A service that cannot be reached or talks nonsense gives status refused, with the reason;
-        an address where there is none raises UserError."""
+    def run(
+        self,
+        program: str,
+        stdin: str = "",
+        tests: str | None = None,
+        limits: Limits | None = None,
+        names: tuple[str, ...] | None = None,
+    ) -> Result:
+        """Run one program; tests run behind it in its own process, with all of its names. A service that cannot be
+        reached or talks nonsense gives status refused, with the reason; an address where there is none raises
+        UserError."""
         limits = limits or self.limits
         word = secrets.token_hex(16)
         code = program if tests is None else f"{program}\n\n{tests}\n\nprint({word!r})\n"

@@ -34,11 +34,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class Job:
-    """A Python program, what it reads from stdin, and, where given, tests that run in its namespace after it."""
+    """A Python program, what it reads from stdin, and, where given, tests that call it from a process of their own.
+
+    `names`: what the tests have of the program; None for all names that they do not define and Python does not have.
+    """
 
     program: str
     stdin: str = ""
     tests: str | None = None
+    names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class Result:
 
     `status`: ok (ended with 0, and its tests passed where it had some), error (any other end), timeout, memory,
     output (wrote more than allowed, to a stream or to files), refused (was not run; `note` says why).
-    `exit_code`: negative for a signal, None where there was no process. `peak_memory` in bytes, resident.
+    `exit_code`: negative for a signal, 1 where tests failed, None where there was no process. `peak_memory` in bytes,
+    resident.
     `layers`: what held the job. stdout and stderr are the program's own words: hostile text, cut at the limit.
     """
 

@@ -159,6 +159,11 @@ class Task:
             "It has too few different problems there.",
         )
 
+    def for_reward(self, problem: Problem) -> Problem:
+        """A problem as it is posed where its answers are rewarded, as in reinforcement learning, and not measured:
+        its prompt gives away nothing by which a wrong answer would be right."""
+        return problem
+
     def listed(self, split: Split, difficulty: int) -> list[Problem] | None:
         """All problems of a side, in a fixed order, where there is a list of them; None where they are drawn."""
         return None

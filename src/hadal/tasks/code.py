@@ -9,24 +9,29 @@ import ast
 import functools
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from hadal.sandbox import Sandbox, check_asserts
 from hadal.tasks.answers import Verdict
-from hadal.tasks.base import Problem, Split
+from hadal.tasks.base import Problem, Rng, Split
 from hadal.tasks.datasets import DataSet, RowError, field
 from hadal.tasks.rows import HubFile, Row
 from hadal.text.parse import parse_response
 
-RunTests = Callable[[str, str], tuple[bool, str]]
-"""(program, tests) -> (whether the tests passed after the program, a note)."""
+Names = tuple[str, ...] | None
+RunTests = Callable[[str, str, Names], tuple[bool, str]]
+"""(program, tests, what the tests have of the program) -> (whether the tests passed, a note)."""
 
 _FENCE = re.compile(r"\s*(`{3,}|~{3,})\s*(\w*)\s*")
 _PYTHON = ("", "python", "python3", "py")
 
 
 class CodeTask(DataSet):
-    """A problem's meta holds `tests`, Python that raises where the program is wrong."""
+    """A problem's meta holds `tests`, Python that raises where the program is wrong, and `names`, what they call of it.
+
+    Tests hold all else that they need: they run in a process of their own, where the program is not.
+    """
 
     def __init__(self, path: Path | None = None, run_tests: RunTests | None = None) -> None:
         super().__init__(path)
@@ -49,18 +54,18 @@ class CodeTask(DataSet):
         code = code_of(answer)
         if code is None:
             return Verdict(False, "no Python in the answer")
-        return Verdict(*self.run_tests(self.program(problem, code), problem.meta["tests"]))
-
+        return Verdict(*self.run_tests(self.program(problem, code), problem.meta["tests"], problem.meta["names"]))
 
     def tests_passed(self, problem: Problem, response: str) -> float:
-        """Each assertion counts as a test and is run by itself; none is run after one that hangs."""
+        """Each assertion that the prompt does not show counts as a test and is run by itself; none is run after one
+        that hangs."""
         parsed = parse_response(response)
         code = code_of(parsed.answer) if parsed.closed else None
         if code is None:
             return 0.0
-        tests, passed = separate(problem.meta["tests"]), 0
+        tests, passed = separate(problem.meta.get("not_shown", problem.meta["tests"])), 0
         for test in tests:
-            right, note = self.run_tests(self.program(problem, code), test)
+            right, note = self.run_tests(self.program(problem, code), test, problem.meta["names"])
             passed += right
             if note.startswith("timeout"):
                 break
@@ -89,9 +94,9 @@ def _sandbox() -> Sandbox:
     return Sandbox()
 
 
-def run_in_sandbox(program: str, tests: str) -> tuple[bool, str]:
+def run_in_sandbox(program: str, tests: str, names: Names) -> tuple[bool, str]:
     """`RunTests` by this machine's sandbox."""
-    verdict = check_asserts(_sandbox(), program, tests)
+    verdict = check_asserts(_sandbox(), program, tests, names=names)
     return verdict.ok, verdict.note
 
 
@@ -129,14 +134,20 @@ class HumanEval(CodeTask):
     def read(self, row: Row, split: Split) -> Problem:
         head, entry = field(row, "prompt"), field(row, "entry_point")
         before, found, _ = head.rpartition(f"def {entry}(")
+        tests = f"{before}\n{field(row, 'test')}\n\ncheck({entry})\n"  # which may call the prompt's own helpers
         if not found:
             raise RowError(f"its prompt has no function {entry}")
+        try:
+            ast.parse(tests)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            raise RowError("its test, behind what its prompt has before the function, is no Python") from None
         prompt = f"Complete this function. Give all of it in one block of Python.\n\n{fenced(head)}"
         meta = {
             "before": before,
             "head": head,
             "entry_point": entry,
-            "tests": f"{field(row, 'test')}\n\ncheck({entry})\n",
+            "tests": tests,
+            "names": (entry,),
         }
         return Problem(prompt, fenced(head + field(row, "canonical_solution")), meta)
 
@@ -170,9 +181,63 @@ class MBPP(CodeTask):
         if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
             raise RowError("its test_list is no list of tests")
         setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
-        shown = "\n".join(tests)
-        prompt = (
-            f"{field(row, 'text', 'prompt').strip()}\nYour program has to pass these tests:\n\n{fenced(shown)}\n\n"
-            "Give all of it in one block of Python."
+        code = field(row, "code")
+        imports, names = called(code, "\n".join([setup, *tests]))
+        text = field(row, "text", "prompt").strip()
+        setup = _lines(*imports, setup)
+        meta = {"text": text, "names": names, "setup": setup, "test_list": tests, "tests": setup + _lines(*tests)}
+        return Problem(self.prompt(text, "\n".join(tests)), fenced(code), meta)
+
+    def for_reward(self, problem: Problem) -> Problem:
+        """With one of the tests, the same one each time, not in the prompt: or a table of the tests would be right."""
+        tests, text = problem.meta["test_list"], problem.meta["text"]
+        place = Rng(self.name, "not shown", text).below(len(tests))
+        shown = tests[:place] + tests[place + 1 :]
+        if shown:
+            prompt = self.prompt(text, "\n".join(shown))
+        else:
+            prompt = self.prompt(text, headers(code_of(problem.answer) or ""), "define this")
+        not_shown = problem.meta["setup"] + _lines(tests[place])
+        return replace(problem, prompt=prompt, meta=problem.meta | {"not_shown": not_shown})
+
+    def prompt(self, text: str, shown: str, asked: str = "pass these tests") -> str:
+        """The question, with the tests that it shows."""
+        return (
+            f"{text}\nYour program has to {asked}:\n\n{fenced(shown)}\n\nGive all of it in one block of Python."
         )
-        return Problem(prompt, fenced(field(row, "code")), {"tests": f"{setup}\n{shown}\n"})
+
+
+def _lines(*parts: str) -> str:
+    return "".join(f"{part}\n" for part in parts if part.strip())
+
+
+def called(code: str, tests: str) -> tuple[list[str], Names]:
+    """Of a reference solution what its tests use: the imports, which are for the tests to do themselves, and the names
+    that it defines; None where those cannot be told."""
+    try:
+        body, tree = ast.parse(code).body, ast.parse(tests)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return [], None
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    imports, names = [], list[str]()
+    for node in body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            wanted = [each for each in node.names if (each.asname or each.name).partition(".")[0] in used]
+            if wanted:
+                node.names = wanted
+                imports.append(ast.unparse(node))
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names += [node.name] if node.name in used else []
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = [node.target] if isinstance(node, ast.AnnAssign) else node.targets
+            names += [each.id for each in targets if isinstance(each, ast.Name) and each.id in used]
+    return imports, tuple(dict.fromkeys(names)) or None
+
+
+def headers(code: str) -> str:
+    """The first line of each function of a program."""
+    return "\n".join(
+        f"def {node.name}({ast.unparse(node.args)}): ..."
+        for node in ast.parse(code).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )

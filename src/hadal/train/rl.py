@@ -107,7 +107,7 @@ def draw_groups(
     for i in range(config.prompts):
         name = names[(i + step) % len(names)]
         level = curriculum.draw(name, rng)
-        problems.append((name, tasks[name].generate(rng.bits(), "train", level)))
+        problems.append((name, tasks[name].for_reward(tasks[name].generate(rng.bits(), "train", level))))
     seed = rng.bits() >> 1
     params = SamplingParams(
         config.temperature, max_tokens=config.max_tokens, seed=seed, thinking=thinking, n=config.samples, logprobs=0,

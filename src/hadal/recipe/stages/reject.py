@@ -71,7 +71,7 @@ def draw(run: Run, stage: str, config: RejectConfig) -> Iterator[Problem]:
         task = run.tasks[names[i % len(names)]]
         top = min(task.difficulties.stop - 1, task.gold_limit + config.levels_past_gold)
         level = rng.between(task.difficulties.start, max(task.difficulties.start, top))
-        yield task.generate(rng.bits(), "train", level)
+        yield task.for_reward(task.generate(rng.bits(), "train", level))
 
 
 def _ask_model(

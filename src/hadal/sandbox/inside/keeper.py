@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import Any
 
-from . import cell, frames, linux
+from . import cell, frames, linux, seccomp
 from .guard import Place, serve
 from .job import OPEN_FILES
 from .processes import kill_children, of_this_user
@@ -67,6 +67,8 @@ def set_up(given: dict[str, Any], requests: int, answers: int) -> Place:
         linux.adopt_orphans()
         linux.forbid_attaching()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asked; it closes the pipe
+    if "seccomp" in layers:
+        seccomp.prepare()
     gc.freeze()  # so that a job's collector does not touch, and thereby copy, what it shares with the keeper
     return Place(layers, (*given["readable"],), DEVICES, given["folder"], uid, threads, requests, answers)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
+import struct
 
 from . import linux
 
@@ -97,20 +99,29 @@ def program(pid: int, machine: int) -> list[tuple[int, int, int, int]]:
     return [*out, (_EQUAL, 0, 1, clone3), missing, (_GREATER, 0, 1, _LAST_KNOWN), missing, denied]
 
 
-class _Instruction(ctypes.Structure):
-    _fields_ = [("code", ctypes.c_uint16), ("jt", ctypes.c_uint8), ("jf", ctypes.c_uint8), ("k", ctypes.c_uint32)]
-
-
 class _Program(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_uint16), ("filter", ctypes.POINTER(_Instruction))]
+    _fields_ = [("length", ctypes.c_uint16), ("filter", ctypes.c_char_p)]
+
+
+def compiled(pid: int) -> bytes:
+    """The filter as the kernel reads it."""
+    if linux.MACHINE is None:
+        raise OSError("there is no list of system calls for this machine")
+    return b"".join(struct.pack("<HBBI", *each) for each in program(pid, linux.MACHINE))
+
+
+_STAND_IN = 0x7E57C0DE  # no pid is as large
+
+
+@functools.cache
+def prepare() -> bytes:
+    """The filter with a stand-in for the pid; made once in a keeper, and not in each of its jobs."""
+    return compiled(_STAND_IN)
 
 
 def restrict(pid: int) -> None:
     """Hold this process, of that pid, to the list from now on; it cannot be undone."""
-    if linux.MACHINE is None:
-        raise OSError("there is no list of system calls for this machine")
-    instructions = [_Instruction(*each) for each in program(pid, linux.MACHINE)]
-    array = (_Instruction * len(instructions))(*instructions)
+    instructions = prepare().replace(struct.pack("<I", _STAND_IN), struct.pack("<I", pid))
     linux.no_new_privileges()
     pr_set_seccomp, filter_mode = 22, 2
-    linux.prctl(pr_set_seccomp, filter_mode, ctypes.byref(_Program(len(instructions), array)))
+    linux.prctl(pr_set_seccomp, filter_mode, ctypes.byref(_Program(len(instructions) // 8, instructions)))
