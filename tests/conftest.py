@@ -1,5 +1,6 @@
 """What every test and every process that it starts has: the environment of hadal's commands, and a working Ctrl-C."""
 
+import os
 import signal
 
 import pytest
@@ -14,7 +15,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Every engine of the tests compares its weights with a checksum, but over released models, where that takes time."""
+    """Every engine of the tests compares its weights with a checksum; over released models that takes too long."""
     os.environ["HADAL_CHECK_WEIGHTS"] = "" if item.get_closest_marker("real") else "1"
 
 

@@ -23,7 +23,8 @@ from hadal.cli import main
 from hadal.errors import UserError
 from hadal.tasks import DATA_SETS, Problem, load_tasks
 from hadal.tasks.choice import GPQA, choose
-from hadal.tasks.code import MBPP, CodeTask, HumanEval, code_of
+from hadal.tasks.code import MBPP, CodeTask, HumanEval
+from hadal.tasks.code_blocks import code_of
 from hadal.tasks.datasets import DataSet
 from hadal.tasks.maths import AIME24, GSM8K, MATH, MATH500
 from hadal.tasks.rows import Row, read_rows
@@ -345,25 +346,6 @@ def test_tests_hold_all_that_they_need_but_what_the_program_defines(tmp_path: Pa
     assert not task.verdict(problem, f"```\n{lying}\n```").right
     with pytest.raises(UserError, match="no Python"):
         HumanEval(lines([FUNCTIONS[0] | {"test": "def check("}], tmp_path / "c.jsonl")).problems("held_out")
-
-
-@pytest.mark.parametrize(
-    ("answer", "code"),
-    [
-        ("```python\na\n```\nand\n```python\nb\n```", "b\n"),
-        ("```text\nno\n```\nso\n```python\nyes\n```\nprose", "yes\n"),
-        ("```python\nyes\n```\nIt prints\n```text\nno\n```", "yes\n"),
-        ("~~~~py\na = '''\n```\n'''\n~~~~", "a = '''\n```\n'''\n"),
-        ("```python\ncut off", None),
-        ("```text\nno\n```", None),
-        ("def f():\n    return 1", "def f():\n    return 1"),
-        ("So define f.", None),
-        ("", None),
-        ("(" * 10_000 + "def ", None),
-    ],
-)
-def test_the_last_block_of_python_is_taken(answer: str, code: str | None) -> None:
-    assert code_of(answer) == code
 
 
 # ------------------------------------------------------------------------------------- the hub

@@ -15,7 +15,9 @@ from hadal.models.checkpoint import build
 from hadal.models.decoder import Decoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-HEADS = {"multi-head": (4, 4), "grouped by 2": (4, 2), "grouped by 3": (6, 2), "one head": (1, 1), "multi-query": (5, 1)}
+HEADS = {
+    "multi-head": (4, 4), "grouped by 2": (4, 2), "grouped by 3": (6, 2), "one head": (1, 1), "multi-query": (5, 1),
+}  # fmt: skip
 LATENT = {"latent": 4, "latent of 1 head": 1, "latent of 3 heads": 3}
 
 

@@ -28,7 +28,7 @@ from hadal.evaluate.samples import Progress, Settings, choose_problems, read_eva
 from hadal.evaluate.statistics import compare, consensus, intervals, pass_at_k, sign_flip
 from hadal.files import append_line
 from hadal.models.checkpoint import save_model
-from hadal.tasks import load_tasks
+from hadal.tasks import Problem, load_tasks
 from hadal.tasks.choice import GPQA
 from hadal.tasks.code import MBPP
 from hadal.terminal.evaluation import Meter
@@ -233,8 +233,9 @@ def test_votes_on_maths_and_choices_and_code(tmp_path: Path) -> None:
     assert gpqa.canonical(choice, "The answer is blue.") == gpqa.canonical(choice, f"**Answer: ({wrong})**") == wrong
     assert gpqa.canonical(choice, "either") == "" and gpqa.canonical(choice, right) == right
     codes = ["python\nx = 1  # one", "\n\nx  =  1", "python\nx = 2", "\nx = = 1"]
-    one, same, other, broken = (MBPP().canonical(choice, f"So:\n```{code}\n```\nDone.") for code in codes)
-    assert one == same and len({one, other, broken, ""}) == 4 and MBPP().canonical(choice, "no idea") == ""
+    task = Problem("Set x.", "", {"tests": "assert x == 1"})
+    one, same, other, broken = (MBPP().canonical(task, f"So:\n```{code}\n```\nDone.") for code in codes)
+    assert one == same and len({one, other, broken, ""}) == 4 and MBPP().canonical(task, "no idea") == ""
 
 
 # ------------------------------------------------------------------------------------- the command

@@ -32,7 +32,7 @@ def prepare() -> None:
 
 def settings() -> dict[str, str]:
     """What `prepare` sets on this machine, in this environment."""
-    found = {}
+    found: dict[str, str] = {}
     if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
         found |= {"GOMP_SPINCOUNT": str(SPINS), "KMP_BLOCKTIME": str(BLOCKED)}
     if "MKL_CBWR" not in os.environ and is_intel():

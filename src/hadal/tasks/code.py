@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from hadal.sandbox import Sandbox, check_asserts
 from hadal.tasks.answers import Verdict
 from hadal.tasks.base import Problem, Rng, Split
+from hadal.tasks.code_blocks import code_of, fenced, free_names, joined, without_demos
 from hadal.tasks.datasets import DataSet, RowError, field
 from hadal.tasks.rows import HubFile, Row
 from hadal.text.parse import parse_response
@@ -22,9 +24,6 @@ from hadal.text.parse import parse_response
 Names = tuple[str, ...] | None
 RunTests = Callable[[str, str, Names], tuple[bool, str]]
 """(program, tests, what the tests have of the program) -> (whether the tests passed, a note)."""
-
-_FENCE = re.compile(r"\s*(`{3,}|~{3,})\s*(\w*)\s*")
-_PYTHON = ("", "python", "python3", "py")
 
 
 class CodeTask(DataSet):
@@ -37,13 +36,17 @@ class CodeTask(DataSet):
         super().__init__(path)
         self.run_tests = run_tests or run_in_sandbox
 
+    def wanted(self, problem: Problem) -> set[str]:
+        """The names that the tests expect a program to define."""
+        return free_names(problem.meta["tests"])
+
     def program(self, problem: Problem, code: str) -> str:
         """What is run before the tests, from the code of a reply."""
         return code
 
     def canonical(self, problem: Problem, answer: str) -> str:
         """The program without its comments and layout."""
-        code = code_of(answer)
+        code = code_of(answer, self.wanted(problem))
         try:
             return "" if code is None else ast.unparse(ast.parse(code))
         except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -51,7 +54,7 @@ class CodeTask(DataSet):
 
     def verdict(self, problem: Problem, answer: str) -> Verdict:
         """UserError where nothing here isolates a program."""
-        code = code_of(answer)
+        code = code_of(answer, self.wanted(problem))
         if code is None:
             return Verdict(False, "no Python in the answer")
         return Verdict(*self.run_tests(self.program(problem, code), problem.meta["tests"], problem.meta["names"]))
@@ -60,7 +63,7 @@ class CodeTask(DataSet):
         """Each assertion that the prompt does not show counts as a test and is run by itself; none is run after one
         that hangs."""
         parsed = parse_response(response)
-        code = code_of(parsed.answer) if parsed.closed else None
+        code = code_of(parsed.answer, self.wanted(problem)) if parsed.closed else None
         if code is None:
             return 0.0
         tests, passed = separate(problem.meta.get("not_shown", problem.meta["tests"])), 0
@@ -100,30 +103,6 @@ def run_in_sandbox(program: str, tests: str, names: Names) -> tuple[bool, str]:
     return verdict.ok, verdict.note
 
 
-def code_of(answer: str) -> str | None:
-    """The last whole fenced block of Python in a reply; where it has no fence, the reply itself if it is Python."""
-    found, fence, lines, language = None, "", [""], ""
-    for line in answer.splitlines():
-        match = _FENCE.fullmatch(line)
-        if match and not fence:
-            fence, language, lines = match[1], match[2].lower(), []
-        elif match and match[1].startswith(fence) and not match[2]:
-            found, fence = "\n".join([*lines, ""]) if language in _PYTHON else found, ""
-        else:
-            lines.append(line)
-    if found is not None or fence:
-        return found
-    try:
-        return answer if "def " in answer and ast.parse(answer).body else None
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-
-
-def fenced(code: str) -> str:
-    """Code as a reply writes it."""
-    return f"```python\n{code.strip(chr(10))}\n```"
-
-
 class HumanEval(CodeTask):
     """Chen et al. 2021, arXiv 2107.03374: 164 functions to complete."""
 
@@ -151,11 +130,17 @@ class HumanEval(CodeTask):
         }
         return Problem(prompt, fenced(head + field(row, "canonical_solution")), meta)
 
+    def wanted(self, problem: Problem) -> set[str]:
+        return {problem.meta["entry_point"]}
+
     def program(self, problem: Problem, code: str) -> str:
         """The reply's function behind the imports and helpers of the prompt; a bare body behind the whole prompt."""
-        if re.search(rf"^\s*(?:async\s+)?def\s+{problem.meta['entry_point']}\b", code, re.MULTILINE):
-            return f"{problem.meta['before']}\n{code}"
-        return problem.meta["head"] + code
+        entry, head = problem.meta["entry_point"], problem.meta["head"]
+        if re.search(rf"^\s*(?:async\s+)?def\s+{entry}\b|^{entry}\s*=", code, re.MULTILINE):
+            return joined(problem.meta["before"], code)
+        if not re.match(r"[ \t]", code.lstrip("\n")):
+            code = textwrap.indent(code, "    ")
+        return without_demos(head + code, {entry})
 
 
 class MBPP(CodeTask):
