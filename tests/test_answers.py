@@ -9,13 +9,25 @@ from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import pytest
+from answer_cases import FORMS, NO_ANSWERS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hadal.errors import UserError
-from hadal.tasks.answers import Quantity, Verdict, check, decide, final_answer, quantity, same
+from hadal.tasks.answers import Verdict, check, decide, final_answer
+from hadal.tasks.forms import compare
 from hadal.tasks.maths import asks_for_percentage
+from hadal.tasks.quantities import Quantity, quantity, same, tidy
 from hadal.tasks.symbolic import Checker
+
+
+@pytest.fixture(scope="module")
+def checker() -> Iterator[Checker]:
+    pytest.importorskip("math_verify")
+    made = Checker(deadline=60.0)  # the machine may be busy
+    yield made
+    made.close()
+
 
 # ------------------------------------------------------------------------------------- by hand
 # (gold, answer, whether the question asks for a percentage)
@@ -109,6 +121,19 @@ NEAR_MISSES = [
 ]
 
 
+@pytest.mark.parametrize(("gold", "answer"), NO_ANSWERS)
+def test_an_answer_is_one_value_and_worked_out(checker: Checker, gold: str, answer: str) -> None:
+    verdict = checker(gold, answer)
+    assert not verdict.right and verdict.note and not verdict.broke
+    decided = decide(gold, answer)
+    assert decided is None or not decided.right
+
+
+@pytest.mark.parametrize(("gold", "answer"), FORMS)
+def test_an_answer_may_be_written_in_many_ways(checker: Checker, gold: str, answer: str) -> None:
+    assert checker(gold, answer) == Verdict(True)
+
+
 @pytest.mark.parametrize(("gold", "answer", "percent"), EQUIVALENT)
 def test_equal_meanings_are_right(gold: str, answer: str, percent: bool) -> None:
     assert decide(gold, answer, percent) == Verdict(True)
@@ -200,6 +225,24 @@ def test_no_text_breaks_the_comparison(gold: str, answer: str, percent: bool) ->
         assert verdict is None or verdict.right in (True, False)
 
 
+FORMULAS = st.lists(
+    st.sampled_from(
+        "1 2 .5 1/2 2^{99} 10^{10^{10}} x y e i \\pi \\infty + - * / ^ _ ! % | = < \\le \\pm \\cup , ; ( ) [ ] { } \\{ "
+        "\\} \\frac \\sqrt \\binom{5}{2} \\sin \\log_2 \\begin{pmatrix} \\end{pmatrix} & \\\\ or and cm degrees ² √ "
+        "½ 52_8 ≈ ((( ---".split(" ")
+    ),
+    max_size=25,
+).map(" ".join)  # fmt: skip
+
+
+@settings(UNHURRIED, max_examples=400)
+@given(FORMULAS, FORMULAS)
+def test_no_formula_breaks_the_comparison_of_forms(gold: str, answer: str) -> None:
+    assert compare(tidy(gold), tidy(answer)) in (True, False, None)
+    assert compare("391", tidy(answer)) in (True, False)
+    compare("\\{" * 200 + gold, "(" * 200 + answer)
+
+
 @settings(UNHURRIED)
 @given(PIECES, st.integers(1, 20_000))
 def test_long_repetitions_take_no_time(piece: str, times: int) -> None:
@@ -233,14 +276,6 @@ def test_thousands_and_decimals_are_one_number(whole: int, cents: int) -> None:
 # ------------------------------------------------------------------------------------- math-verify
 
 
-@pytest.fixture(scope="module")
-def checker() -> Iterator[Checker]:
-    pytest.importorskip("math_verify")
-    made = Checker(deadline=60.0)  # the machine may be busy
-    yield made
-    made.close()
-
-
 @pytest.mark.parametrize(
     ("gold", "answer", "right"),
     [
@@ -268,8 +303,9 @@ def test_near_misses_stay_wrong_where_math_verify_is_asked(checker: Checker) -> 
 def test_a_formula_that_hangs_costs_one_verdict(checker: Checker) -> None:
     short = Checker(deadline=5.0)  # the second question has to fit in, also on a busy machine
     started = time.monotonic()
-    verdict = short("5", "\\boxed{10^{10^{10}}}")
+    verdict = short("\\int_0^1 x^2 dx", "\\boxed{10^{10^{10}}}")
     assert not verdict.right and "no answer in 5 s" in verdict.note and time.monotonic() - started < 180
+    assert verdict.broke
     assert short("\\sqrt{2}", "\\boxed{\\frac{2}{\\sqrt{2}}}") == Verdict(True)  # a new process
     short.close()
 
@@ -285,4 +321,4 @@ def test_many_threads_share_the_processes(checker: Checker) -> None:
 def test_without_math_verify_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "math_verify", None)
     with pytest.raises(UserError, match="hadal\\[maths\\]"):
-        check("x+1", "\\boxed{1+x}")
+        check("\\int x dx", "\\boxed{x^2/2}")

@@ -218,7 +218,7 @@ def test_math_has_levels_and_takes_its_answers_from_the_solutions(tmp_path: Path
     assert problem.answer == "\\frac{5}{2}" and problem.meta["difficulty"] == 1
     assert task.score(problem, "<think>a</think> \\boxed{2.5}").total == 1
     assert task.score(problem, "<think>a</think> \\boxed{\\sqrt{25/4}}").total == 1
-    assert task.score(problem, "<think>a</think> \\boxed{\\sqrt{25/3}}").note == "not equal by math-verify"
+    assert task.score(problem, "<think>a</think> \\boxed{\\sqrt{25/3}}").note == "another value, or of another form"
     task.validate()
     with pytest.raises(UserError, match="neither an answer nor"):
         MATH(lines([{"problem": "1?", "solution": "1"}], tmp_path / "b.jsonl")).problems("held_out")

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
-from hadal.tasks.answers import Verdict, canonical, decide, final_answer, quantity
+from hadal.tasks.answers import Verdict, canonical, decide, final_answer
 from hadal.tasks.base import Problem, Split
 from hadal.tasks.datasets import DataSet, RowError, field
+from hadal.tasks.quantities import quantity
 from hadal.tasks.rows import HubFile, Row
 from hadal.tasks.symbolic import require_math_verify, shared_checker
 

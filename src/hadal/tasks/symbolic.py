@@ -1,8 +1,9 @@
 """`hadal.tasks.answers.check` in processes of its own, with a deadline and a memory cap (`hadal.sandbox.Workers`).
 
-math-verify is trusted but fragile: a formula that a model wrote can keep it busy for ever or fill the memory, and it
-takes signals for itself, so that it works in no thread but the first. A problem that it breaks on costs that problem
-a zero with the reason noted, and never the run.
+mpmath's precision is the process's own. And math-verify, which compares what `hadal.tasks.forms` cannot read, is
+trusted but fragile: a formula that a model wrote can keep it busy for ever or fill the memory, and it takes signals for
+itself, so that it works in no thread but the first. A problem that it breaks on costs that problem a zero with the
+reason noted, and never the run.
 """
 
 from __future__ import annotations
