@@ -235,7 +235,7 @@ FORMULAS = st.lists(
 ).map(" ".join)  # fmt: skip
 
 
-@settings(UNHURRIED, max_examples=400)
+@settings(UNHURRIED, max_examples=200)
 @given(FORMULAS, FORMULAS)
 def test_no_formula_breaks_the_comparison_of_forms(gold: str, answer: str) -> None:
     assert compare(tidy(gold), tidy(answer)) in (True, False, None)

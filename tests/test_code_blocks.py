@@ -256,8 +256,8 @@ def test_no_reply_breaks_it(answer: str) -> None:
 )
 def test_long_replies_are_no_deep_ones(piece: str) -> None:
     for answer in (
-        piece * 5000,
-        "```python\n" + piece * 5000,
-        f"```python\ndef thrice(x):\n    return {piece * 5000}1\n```",
+        piece * 1500,
+        "```python\n" + piece * 1500,
+        f"```python\ndef thrice(x):\n    return {piece * 1500}1\n```",
     ):
         code_of(answer, ["thrice"])  # or it is a RecursionError

@@ -341,6 +341,12 @@ def test_marks_are_averaged_and_broken_scorers_are_counted(
     for place in (shown, (out / "results.md").read_text(), (out / "results.html").read_text()):
         assert sentence in place and "score" in place and "of letters broke" not in place
 
+    # A folder from before there were marks still gives its figures.
+    lines = [{k: v for k, v in s.items() if k not in ("score", "broke")} for s in samples]
+    (out / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    older = results(read_evaluation(out))
+    assert older["tasks"]["letter"]["figures"]["pass@1"] == figures["pass@1"] and "score" not in older["mean"]
+
 
 KILLER = """
 import os, signal, sys, time
