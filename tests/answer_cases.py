@@ -2,6 +2,9 @@
 
 # What a model is paid for that it does not know: several answers on offer, and work that is left to the checker.
 NO_ANSWERS = [
+    (r"\ln(xy)", r"\boxed{\ln x - \ln y}"),
+    (r"|x|", r"\boxed{x}"),
+    (r"\ln(x^2)", r"\boxed{\ln x}"),
     (r"2021", r"\pm 2021"),
     (r"5", r"±5"),
     (r"5", r"So it is $\pm 5$."),
@@ -150,6 +153,13 @@ NO_ANSWERS = [
 
 # And what people write who know it.
 FORMS = [
+    (r"\ln(xy)", r"\boxed{\ln x + \ln y}"),
+    (r"e^{x + y}", r"\boxed{e^x e^y}"),
+    (r"\sqrt{x}", r"\boxed{x^{1/2}}"),
+    (r"\sin 36^\circ", r"\boxed{\sin(36^\circ)}"),
+    (r"\frac{n(n+1)}{2}", r"\boxed{\frac{n^2 + n}{2}}"),
+    (r"25\pi", r"\boxed{25\pi \text{ square units}}"),
+    (r"[0, \infty)", r"\boxed{x \ge 0}"),
     (r"\sqrt{2}", r"The answer is $\sqrt{2}$, since $\sqrt{2} \cdot \sqrt{2} = 2$."),
     (r"(1, 2)", r"The answer is $(1, 2)$."),
     (r"p - q", r"Thus it is $p - q$."),

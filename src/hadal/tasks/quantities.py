@@ -227,6 +227,6 @@ def without_unit(text: str) -> tuple[str, str]:
     """An expression and the well-known unit behind it, which may have a power."""
     found = _UNIT_BEHIND.fullmatch(text)
     unit = _UNITS.get(found[3].lower(), "") if found else ""
-    if found is None or not (unit or found[3] in ("unit", "units")):
+    if found is None or unit == "deg" or not (unit or found[3] in ("unit", "units")):  # sin 36 degrees
         return text, ""
     return found[1].strip(), f"{unit}^" if unit and (found[2] or found[4]) else unit

@@ -8,7 +8,7 @@
     def generate(rng, difficulty):          -> Problem(prompt, answer, thought="...")
     def score(problem, answer):             optional -> True or False, or a number from 0 to 1 (default: the same text)
     right_at = 0.8                          optional: the score from which on an answer counts as right (default: 1)
-    def near_misses(problem, rng):          optional -> wrong answers, which must score 0 when the task is checked
+    def near_misses(problem, rng):          optional -> wrong answers, which must not be right when the task is checked
     score_seconds = 5.0                     optional: what the scorer may take for an answer
 
 The scorer runs in processes of its own with a deadline and a bound on memory: an answer on which it hangs, eats memory,

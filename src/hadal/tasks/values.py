@@ -18,7 +18,7 @@ from hadal.tasks.expressions import Node, Unreadable
 
 DIGITS = 40  # beyond what the largest whole number in sight has
 MOST_BITS = 1 << 16  # of a fraction that is worked out
-POINTS = 8  # at which formulas are compared; as many as half of them may be outside of a formula's domain
+POINTS, FEWEST = 16, 4  # at which formulas are compared; at fewer both have real values
 SIGNIFICANT = 6  # digits of a decimal that stands for an irrational number
 
 
@@ -166,7 +166,11 @@ def equal(gold: Node, given: Node) -> bool:
         except (ArithmeticError, ValueError, TypeError):
             continue
         agreed += 1
-    return agreed >= (POINTS // 2 if names else 1)
+    return agreed >= (FEWEST if names else 1)
+
+
+class _NotReal(ValueError):
+    """A formula of real variables that has no real value at a point, such as ln x + ln y where both are below 0."""
 
 
 def _agree(gold: Node, given: Node, at: Mapping[str, Fraction]) -> bool:
@@ -177,6 +181,8 @@ def _agree(gold: Node, given: Node, at: Mapping[str, Fraction]) -> bool:
             x, y = evaluation.value(gold), evaluation.value(given)
             if _both(x, y) or mp.isinf(_real(x)) or mp.isinf(_real(y)):
                 return bool(x == y)
+            if at and not (_is_complex(gold) or _is_complex(given)) and (mp.im(_real(x)) or mp.im(_real(y))):
+                raise _NotReal
             more = DIGITS + int(0.31 * evaluation.bits)
             if more <= digits:
                 break
@@ -187,6 +193,10 @@ def _agree(gold: Node, given: Node, at: Mapping[str, Fraction]) -> bool:
             if not isinstance(other, Fraction) and (unit := _last_place(decimal)):
                 return bool(apart <= _real(unit) / 2)
         return bool(apart <= size * mp.mpf(10) ** -(digits - 10))
+
+
+def _is_complex(node: Node) -> bool:
+    return node == Node("constant", name="i") or any(map(_is_complex, node.args))
 
 
 def _last_place(node: Node) -> Fraction | None:
