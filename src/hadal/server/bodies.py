@@ -82,12 +82,12 @@ def complaint(faults: Sequence[Mapping[str, Any]], given: Any) -> tuple[str, str
         return str(first["ctx"]["error"]), field or None
     if first["type"] == "words":
         return f"{field} {first['msg']}.", field
-    limits = [fault.get("ctx", {}) for fault in here]
+    limits = [_limits(fault) for fault in here]
     if any(limit.get("min_length") == 1 for limit in limits):
         return f"{field} must not be empty.", field
     if any(limit.get("max_length") == 0 for limit in limits):
         return f"{field} must be empty: it is not honoured yet.", field
-    known = [MUST_BE[fault["type"]].format(**fault.get("ctx", {})) for fault in here if fault["type"] in MUST_BE]
+    known = [MUST_BE[f["type"]].format(**limit) for f, limit in zip(here, limits, strict=True) if f["type"] in MUST_BE]
     if not known:
         return f"{field}: {first['msg'][:1].lower()}{first['msg'][1:]}."[:500], field
     said = f" is {first['input']!r}, and" if first["type"] == "literal_error" and len(str(first["input"])) < 50 else ""
@@ -101,7 +101,7 @@ def _place(fault: Mapping[str, Any], given: Any) -> list[str]:
         return [str(part) for part in where[1:]]
     place: list[str] = []
     for part in where[1:]:
-        if isinstance(given, dict) and (part in given or fault["type"] == "missing"):
+        if isinstance(given, dict) and (part in given or fault["type"] in ("missing", "words")):
             given = given.get(part)
         elif isinstance(given, list) and isinstance(part, int):
             given = given[part] if part < len(given) else None
@@ -109,3 +109,8 @@ def _place(fault: Mapping[str, Any], given: Any) -> list[str]:
             continue
         place.append(str(part))
     return place
+
+
+def _limits(fault: Mapping[str, Any]) -> dict[str, Any]:
+    """What a value had to be: numbers without a point where they are whole."""
+    return {name: f"{v:.15g}" if isinstance(v, float) else v for name, v in fault.get("ctx", {}).items()}
