@@ -659,6 +659,43 @@ def test_side_by_side_with_verdicts_and_score(tab: Tab) -> None:
     expect(page.locator(".column")).to_have_count(2)
 
 
+def test_an_own_problem_is_judged_by_its_own_answer(tab: Tab) -> None:
+    page = tab.open("/side-by-side")
+    page.get_by_role("radio", name="My own problem").check()
+    for question, gold in (("What comes first?", "the egg"), ("And what comes then?", "")):
+        page.fill("#composer", question)
+        if gold:
+            page.get_by_role("textbox", name="Right answer").fill(gold)
+        page.get_by_role("button", name="Ask both").click()
+        expect(page.locator(".round .question-text")).to_contain_text(question)
+        expect(page.locator(".round .answer[aria-busy=false]")).to_have_count(2)
+        assert stored(page)["duel"]["gold"] == (gold or None)
+        expect(page.get_by_role("textbox", name="Right answer")).to_have_value("")
+
+
+@pytest.mark.parametrize("size", [20_000, 250_000])
+def test_a_message_that_does_not_fit_is_not_lost(tab: Tab, size: int) -> None:
+    text = "word " * (size // 5) + "the end"
+    page = tab.open()
+    chats = page.locator(".history a").count()
+    page.fill("#composer", text)
+    page.press("#composer", "Enter")
+    expect(page.get_by_role("alert")).to_contain_text("at most")
+    expect(page.locator("#composer")).to_have_value(text)
+    page.reload()
+    expect(page.locator("#composer")).to_have_value(text)
+    expect(page.locator(".history a")).to_have_count(chats)  # nothing was begun
+    tab.ask("How many r in strawberry?")
+    tab.finished()
+    page.fill("#composer", text)
+    page.press("#composer", "Enter")
+    expect(page.get_by_role("alert")).to_contain_text("at most")
+    expect(page.locator("#composer")).to_have_value(text)
+    page.reload()
+    expect(page.locator("#composer")).to_have_value(text)
+    tab.wrong.clear()  # the browser's own words on the refusals
+
+
 def test_errors_are_told_with_their_reason(tab: Tab) -> None:
     page = tab.fresh()
     tab.ask("refuse")

@@ -1,6 +1,6 @@
 // What the page knows, as signals, and what a person can do to it. Views read signals and call these functions.
 import { batch, computed, signal } from '@preact/signals'
-import { api, ApiError } from './api'
+import { api, ApiError, type Started } from './api'
 import { t } from './i18n'
 import { adopt, leaveOthers, liveOf, watch } from './live'
 import { load as loadPreferences } from './preferences'
@@ -254,29 +254,37 @@ export async function chooseModel(id: string): Promise<void> {
 /** Asks: at the end of the shown branch, or beside an edited question (`parent` is what that one followed). */
 export async function ask(content: string, parent?: string | null): Promise<boolean> {
   return attempt(async () => {
-    let open = chat.value
-    if (open === null) {
-      const chosen = model.value?.id
-      open = await api.newChat({ ...(chosen ? { model: chosen } : {}), settings: settings.value })
-      batch(() => {
-        chat.value = open
-        messages.value = []
-        const { thinking, effort, budget } = draft.value.settings // how to think is a habit; the rest belonged to that chat
-        draft.value = { ...draft.value, settings: { thinking, effort, budget } }
-      })
-      go('/c/' + open.id)
+    const open = chat.value
+    if (open !== null) return begun(await askIn(open, content, parent === undefined ? open.leaf : parent))
+    const chosen = model.value?.id
+    const made = await api.newChat({ ...(chosen ? { model: chosen } : {}), settings: settings.value })
+    let started: Started
+    try {
+      started = await askIn(made, content, null)
+    } catch (error) {
+      await api.deleteChat(made.id).catch(() => undefined) // a question that was refused leaves no empty chat behind
+      throw error
     }
-    // The settings go with the question: a change made just before must not come after it.
-    const how = { settings: open.settings, ...(open.model ? { model: open.model } : {}) }
-    begun(await api.answer(open.id, { content, parent: parent === undefined ? open.leaf : parent, ...how }))
+    batch(() => {
+      chat.value = made
+      messages.value = []
+      const { thinking, effort, budget } = draft.value.settings // how to think is a habit; the rest belonged to that chat
+      draft.value = { ...draft.value, settings: { thinking, effort, budget } }
+    })
+    go('/c/' + made.id)
+    begun(started)
   })
 }
+
+/** The settings go with the question: a change made just before must not come after it. */
+const askIn = (to: Chat, content: string, parent: string | null) =>
+  api.answer(to.id, { content, parent, settings: to.settings, ...(to.model ? { model: to.model } : {}) })
 
 export async function regenerate(answer: Message): Promise<void> {
   await attempt(async () => begun(await api.answer(answer.chat, { parent: answer.parent, ...(chat.value?.model ? { model: chat.value.model } : {}) })))
 }
 
-function begun({ question, answer, chat: changed }: { question: Message | null; answer: Message; chat: Chat }): void {
+function begun({ question, answer, chat: changed }: Started): void {
   batch(() => {
     if (question !== null) put(question)
     put(answer)

@@ -12,8 +12,12 @@ const drafts = {
   key: (id: string | undefined) => 'hadal-draft-' + (id ?? 'new'),
   load: (id: string | undefined) => sessionStorage.getItem(drafts.key(id)) ?? '',
   keep(id: string | undefined, text: string): void {
-    if (text === '') sessionStorage.removeItem(drafts.key(id))
-    else sessionStorage.setItem(drafts.key(id), text)
+    try {
+      if (text === '') sessionStorage.removeItem(drafts.key(id))
+      else sessionStorage.setItem(drafts.key(id), text)
+    } catch {
+      // More than the browser keeps: it stays in the field until a reload.
+    }
   },
 }
 
@@ -24,6 +28,7 @@ export function Composer() {
 
 function Field({ id }: { id: string | undefined }) {
   const [text, setText] = useState(() => drafts.load(id))
+  const [sending, setSending] = useState(false)
   const area = useRef<HTMLTextAreaElement>(null)
   const now = running.value
   const cannot = model.value === null || !model.value.ok
@@ -36,12 +41,13 @@ function Field({ id }: { id: string | undefined }) {
 
   const submit = async () => {
     const content = text.trim()
-    if (content === '' || now !== null || cannot) return
+    if (content === '' || sending || now !== null || cannot) return
+    setSending(true)
+    const well = await ask(content)
+    setSending(false)
+    if (!well) return // nothing that was typed is lost: it stands in the field until the server has it
     setText('')
     drafts.keep(id, '')
-    if (await ask(content)) return
-    setText((since) => since || content) // nothing that was typed is lost
-    drafts.keep(route.value.id ?? undefined, content)
   }
 
   return (
@@ -59,6 +65,7 @@ function Field({ id }: { id: string | undefined }) {
           ref={area}
           rows={1}
           value={text}
+          readOnly={sending}
           placeholder={shown.value.length > 0 ? t('askMore') : t('askFirst')}
           aria-label={t('yourQuestion')}
           enterkeyhint="send"
@@ -81,7 +88,7 @@ function Field({ id }: { id: string | undefined }) {
               <Icon name="stop" />
             </button>
           ) : (
-            <button type="submit" class="send" aria-label={t('send')} title={t('send')} disabled={text.trim() === '' || cannot}>
+            <button type="submit" class="send" aria-label={t('send')} title={t('send')} disabled={text.trim() === '' || sending || cannot}>
               <Icon name="send" />
             </button>
           )}

@@ -98,7 +98,12 @@ function Deal() {
           class="deal-own"
           onSubmit={(event) => {
             event.preventDefault()
-            if (question.trim() !== '' && !busy) void askOwn(question.trim(), gold).then((well) => well && setQuestion(''))
+            if (question.trim() === '' || busy) return
+            void askOwn(question.trim(), gold).then((well) => {
+              if (!well) return
+              setQuestion('')
+              setGold('') // it was the answer to that question alone
+            })
           }}
         >
           <textarea
