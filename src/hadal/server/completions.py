@@ -147,6 +147,7 @@ async def _reply(
 ) -> Response:
     context = context_of(request)
     model = await context.find(name)
+    ask = await model.ready(ask)  # here, where a refusal has its status: a reply that was kept alive has said 200
     head = {
         "id": form.prefix + secrets.token_hex(12), "created": int(time.time()), "model": model.card.id,
         "system_fingerprint": f"hadal-{__version__}",
