@@ -14,13 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hadal.configs.models import DeepseekConfig, DenseConfig
-from hadal.engine import LLM, EngineConfig, RequestOutput, SamplingParams
+from hadal.engine import LLM, EngineConfig, RequestOutput, SamplingParams, TooLong
 from hadal.engine.core import Engine
 from hadal.engine.lanes import run_size
 from hadal.engine.prefix import BLOCK
 from hadal.engine.request import Request
 from hadal.engine.runs import Runs
-from hadal.errors import UserError
 from hadal.models.checkpoint import build
 from hadal.models.decoder import Decoder
 from hadal.models.packed import packed_copy
@@ -172,6 +171,27 @@ def test_sequences_that_are_put_off_lose_nothing(model: Decoder, alone: list[Req
             assert sample.token_ids[:45] == start.token_ids
 
 
+def test_a_prompt_that_is_being_read_takes_memory_and_makes_way(model: Decoder) -> None:
+    """The only sequence that runs moves to a longer run while a long prompt is read: the two do not fit."""
+    short, long = prompts_of([40, 300])
+    columns = 700 * Engine(model, TOKENIZER).column_bytes
+    engine = Engine(model, TOKENIZER, EngineConfig(cache_bytes=columns, room=16, chunk=8))
+    params = SamplingParams(max_tokens=200, ignore_eos=True, temperature=0)
+    first = engine.add(short, params, 0)
+    for _ in range(80):
+        engine.step()
+    second = engine.add(long, replace(params, max_tokens=5), 0)
+    waited = []
+    while engine.has_work():
+        engine.step()
+        waited.append(len(engine.waiting))
+        lanes = [*engine.runs.lanes.values(), *([engine.reading.lane] if engine.reading is not None else [])]
+        assert engine.runs.used() == sum(lane.rows * lane.size for lane in lanes) <= engine.runs.budget
+    assert 1 in waited[waited.index(0) :], "it was put back"
+    alone = LLM(model, TOKENIZER).generate([short, long], [first.params, second.params])
+    assert [first.output().outputs, second.output().outputs] == [output.outputs for output in alone]
+
+
 def test_guesses_are_taken_where_text_repeats() -> None:
     """A text in a circle: the look-up guesses right, and fewer passes give the same tokens."""
     model = make("dense")
@@ -288,8 +308,10 @@ def test_in_any_order_of_events_nothing_leaks_and_every_request_ends(
                 prompt = base[:length] if shared else prompts_of([length], len(requests))[0]
                 try:
                     requests.append(engine.add(prompt, SamplingParams(max_tokens=tokens, n=n), len(requests)))
-                except UserError:
-                    assert engine.runs.longest() <= length
+                except TooLong as error:
+                    holds = engine.runs.longest(length if n > 1 else 0)
+                    assert min(length + tokens, CONTEXT) > holds
+                    assert error.field == ("prompt" if length >= holds else "max_tokens")
             case ("abort", int(which)) if requests:
                 engine.abort(requests[which % len(requests)])
             case ("now", int(which)) if requests:
@@ -305,6 +327,11 @@ def test_in_any_order_of_events_nothing_leaks_and_every_request_ends(
         steps += 1
         assert steps < 20_000
     assert all(request.done for request in requests)
+    for request in requests:
+        for sample in (sequence.sample for sequence in request.sequences):
+            assert sample is not None
+            if sample.finish_reason == "length":
+                assert len(sample.token_ids) == min(request.params.max_tokens or 0, CONTEXT - len(request.prompt))
     engine.release()
     engine.runs.store.clear()
     assert engine.runs.used() == 0 and len(engine.table.free) == len(engine.table.sequences)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hadal.configs.models import DenseConfig
-from hadal.engine import LLM, AsyncEngine, Busy, Engine, EngineConfig, SamplingParams
+from hadal.engine import LLM, AsyncEngine, Busy, Engine, EngineConfig, SamplingParams, TooLong
 from hadal.engine.drafts import look_up
 from hadal.engine.sampling import inverse_draw, keep_min_p, keep_top_k, keep_top_p
 from hadal.errors import UserError
@@ -362,14 +362,37 @@ def test_logits_that_leave_float32_when_divided_are_no_numbers_either() -> None:
 
 def test_a_prompt_that_memory_cannot_hold_is_refused_and_not_waited_for() -> None:
     engine = Engine(LLM_.model, TOKENIZER, EngineConfig(cache_bytes=200 * engine_column()))
-    assert 0 < engine.runs.longest() < 200
-    with pytest.raises(UserError, match="cache"):
-        engine.add([20] * 190, GREEDY, 0)
-    request = engine.add([20] * 60, replace(GREEDY, max_tokens=1000, ignore_eos=True), 0)
+    assert engine.longest == engine.runs.longest() == 191
+    assert f"191 tokens, fewer than the {CONTEXT}" in engine.budget()
+    with pytest.raises(TooLong, match="The prompt has 195 tokens: the cache") as refused:
+        engine.add([20] * 195, replace(GREEDY, max_tokens=None), 0)
+    assert refused.value.field == "prompt"
+    with pytest.raises(TooLong, match="max_tokens is 140: the cache") as refused:
+        engine.add([20] * 60, replace(GREEDY, max_tokens=140), 0)
+    assert refused.value.field == "max_tokens" and not engine.has_work()
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("room", [8, 300])
+def test_what_fits_alone_is_given_in_full(n: int, room: int) -> None:
+    """Two requests of all that the cache holds for one, and a short one, wait for each other and lose no token."""
+    params = SamplingParams(max_tokens=None, ignore_eos=True, seed=1, n=n)
+    config = EngineConfig(cache_bytes=200 * engine_column(), room=room)
+    engine = Engine(LLM_.model, TOKENIZER, config)
+    holds = engine.runs.longest(60 if n > 1 else 0)
+    assert holds == (127 if n > 1 else 191)
+    requests = [engine.add([20 + i] * 60, replace(params, max_tokens=most), 1) for i, most in enumerate((None, 131))
+                if most is None or n == 1]  # fmt: skip
+    requests.append(engine.add([30, 31], replace(params, max_tokens=9), 1))
     while engine.has_work():
         engine.step()
-    (sample,) = request.output().outputs
-    assert sample.finish_reason == "length" and len(sample.token_ids) == engine.runs.longest() - 60
+        assert engine.runs.used() <= engine.runs.budget
+    assert [len(sample.token_ids) for sample in requests[0].output().outputs] == [holds - 60] * n
+    assert [len(sample.token_ids) for sample in requests[-1].output().outputs] == [9] * n
+    whole = LLM(LLM_.model, TOKENIZER).generate([r.prompt for r in requests], [r.params for r in requests])
+    for request, output in zip(requests, whole, strict=True):
+        for sample, expected in zip(request.output().outputs, output.outputs, strict=True):
+            assert sample.token_ids == expected.token_ids[: len(sample.token_ids)]
 
 
 def engine_column() -> int:

@@ -177,7 +177,9 @@ def test_a_prompt_asked_again_is_found_in_the_cache(client):
         ({"stream": False, "stream_options": {"include_usage": True}}, 422, None),
         ({"model": "gpt-4"}, 404, "model"),
         ({"messages": [{"role": "assistant", "content": "I"}]}, 422, "messages"),
-        ({"messages": [{"role": "user", "content": "why " * 4000}]}, 422, None),
+        ({"messages": [{"role": "user", "content": "why " * 4000}]}, 422, "messages"),
+        ({"max_tokens": CONTEXT + 1}, 422, "max_tokens"),
+        ({"max_completion_tokens": 100_000}, 422, "max_tokens"),
         ({"messages": [{"role": "tool", "content": "7"}]}, 422, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 422, None),
         ({"logit_bias": {"99999999": 1.0}}, 422, None),
@@ -322,6 +324,29 @@ def test_a_prompt_is_read_once(run, tmp_path, monkeypatch):
         began = ask(page, settings={"max_tokens": 2})
         follow(page, began["answer"]["id"])
     assert len(read) == 3
+
+
+def test_what_a_small_cache_or_the_server_cannot_give_is_refused_and_what_is_told_is_given(run, llm, tmp_path):
+    said = []
+    never_end = {str(i): -100 for i in llm.tokenizer.eos_ids}
+    ask = {"messages": ASK, "logit_bias": never_end, "seed": 1}
+    with hadal_server(tmp_path / "h.db", said.append, models=[str(run)], cache=100_000) as url:
+        post = lambda **more: httpx.post(f"{url}/v1/chat/completions", json=ask | more, timeout=60)  # noqa: E731
+        (card,) = [m for m in httpx.get(f"{url}/api/models").json()["models"] if m["id"] == "tiny"]
+        assert card["context"] == card["max_tokens"] == 191
+        assert "191 tokens, fewer than the 1,024 that the model reads." in said[0]
+        whole = post().json()
+        assert whole["choices"][0]["finish_reason"] == "length" and whole["usage"]["total_tokens"] == 191
+        left = whole["usage"]["completion_tokens"]
+        assert post(max_tokens=left).json()["usage"]["completion_tokens"] == left
+        for wanted in (left + 1, 192, 1000):
+            refused = post(max_tokens=wanted)
+            assert refused.status_code == 422 and refused.json()["error"]["param"] == "max_tokens", wanted
+    with hadal_server(tmp_path / "i.db", models=[str(run)], max_tokens=20) as url:
+        assert post().json()["usage"]["completion_tokens"] == 20
+        refused = post(max_tokens=21)
+        assert refused.status_code == 422 and refused.json()["error"]["param"] == "max_tokens"
+        assert "20 at most" in refused.json()["error"]["message"]
 
 
 def test_metrics_count_what_was_done(url, client):

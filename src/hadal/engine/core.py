@@ -7,19 +7,17 @@ mode (the default) none of this changes a single bit of what a request gets.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Sequence as List
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from hadal.cost.memory import gigabytes
+from hadal.engine.config import EngineConfig
 from hadal.engine.drafts import Drafts
 from hadal.engine.graphs import Graphs, can_record, cuda_recorder
+from hadal.engine.jobs import Job, Reading
 from hadal.engine.lanes import Lane, Pass, run_size
 from hadal.engine.memory import cache_budget, chunk_size
 from hadal.engine.params import SamplingParams
@@ -33,61 +31,8 @@ from hadal.models.checksum import checksum
 from hadal.models.decoder import Decoder
 from hadal.models.packed import stable_in
 from hadal.ops.exact import exactly, padded_rows
+from hadal.text.length import TooLong
 from hadal.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """cache_bytes: for runs, prompts and kept prefixes together; None takes half of what is free."""
-
-    cache_bytes: int | None = None
-    rows: int = 1024
-    """Sequences that decode at once."""
-    chunk: int = 2048
-    """Tokens of prompts that a step reads at most; of a wide model on a CPU it reads fewer (`chunk_size`)."""
-    exact: bool = True
-    """What a request gets does not depend on others, on chunks, on the prefix store or on speculation."""
-    speculate: Literal["ngram", "mtp"] | None = None
-    """Guess tokens ahead from the text itself, or by the model's own prediction module (one token)."""
-    draft: int = 4
-    """Tokens that are guessed from the text."""
-    room: int = 256
-    """Columns behind its prompt that a sequence's first run has, at most; it moves when they are full."""
-    graphs: bool | None = None
-    """Record the steps that come again and replay them (`hadal.engine.graphs`); None: on a GPU."""
-    keep_prompts: bool = True
-    keep_replies: bool = False
-    """Whether the prefix store takes prompts, and what was generated on them (for the next turn of a chat)."""
-    check_weights: bool = field(default_factory=lambda: bool(os.environ.get("HADAL_CHECK_WEIGHTS")))
-    """Compare a checksum of the weights whenever prompts begin to be read: who wrote to them without a word is a bug
-    (`Decoder.changed`). HADAL_CHECK_WEIGHTS=1 turns it on everywhere."""
-
-
-@dataclass
-class Job:
-    """Tokens to read for some sequences: a prompt for all its samples, or all that one put off had."""
-
-    request: Request
-    sequences: list[Sequence]
-    tokens: list[int]
-    resumed: bool = False
-
-    @cached_property
-    def keys(self) -> list[bytes]:
-        """Of its full blocks in the prefix store."""
-        return PrefixStore.keys(self.tokens, self.request.salt)
-
-
-@dataclass
-class Reading:
-    """Jobs whose tokens are being read together."""
-
-    jobs: list[Job]
-    lane: Lane
-    done: Tensor  # columns [P] that are read
-    total: Tensor  # columns [P] to read
-    last: Tensor  # hidden [P, D] of each row's last token, once read
-    generation: int  # of the weights, when it began
 
 
 class Engine:
@@ -129,30 +74,53 @@ class Engine:
         record = cuda_recorder() if on_gpu else lambda work: work  # elsewhere a step is only done again
         return Graphs(self.model, self.context, self.config.exact, self.stable, record)
 
+    @property
+    def longest(self) -> int:
+        """The most tokens that a request can have, prompt and answer: what the model reads, or the cache holds."""
+        return max(min(self.context, self.runs.longest()), 0)
+
     def budget(self) -> str:
-        """The memory of the cache in words."""
-        columns = self.runs.budget
+        """The memory of the cache in words, and what it holds of one request or of all."""
+        holds = max(self.runs.longest(), 0)
         share = "" if self.config.cache_bytes is not None else ", half of what is free"
-        return f"The cache may take {gigabytes(columns * self.column_bytes)}{share}: {columns:,} tokens."
+        less = f", fewer than the {self.context:,} that the model reads" if holds < self.context else ""
+        return f"The cache may take {gigabytes(self.runs.budget * self.column_bytes)}{share}: {holds:,} tokens{less}."
 
     # ---------------------------------------------------------------------------------- requests
 
     def add(self, prompt: List[int], params: SamplingParams, seed: int, salt: str = "") -> Request:
-        """Queue a request. UserError for one that cannot be answered; salt keeps prefixes of users apart."""
+        """Queue a request. UserError for one that cannot be answered; salt keeps prefixes of users apart.
+
+        What it asks for it gets, however little memory there is: it waits for its turn, and where it would not fit
+        alone it is refused. The end of the model's context ends it too, and without max_tokens that of the cache.
+        """
         prompt = list(prompt)
         if params.thinking and not self.tokenizer.in_thought(prompt):
             prompt.append(self.tokenizer.think_id)
         self.check(prompt, params)
-        most = self.runs.longest() - len(prompt)
-        limit = min(most, self.context - len(prompt), params.max_tokens or self.context)
-        if limit < 1:
-            room = self.runs.longest() * self.column_bytes / 1e6
-            raise UserError(f"The prompt has {len(prompt)} tokens and the cache of {room:.0f} MB holds no more.",
-                            "Shorten it, or give the cache more memory.")  # fmt: skip
+        limit = self._limit(len(prompt), params)
         self._requests += 1
         request = Request(self._requests, prompt, params, seed, limit, salt)
         self.waiting.append(Job(request, list(request.sequences), prompt))
         return request
+
+    def _limit(self, length: int, params: SamplingParams) -> int:
+        """How many tokens a sample may have; UserError where the cache does not hold them."""
+        holds = self.runs.longest(length if params.n > 1 else 0)
+        left = self.context - length
+        wanted = left if params.max_tokens is None else min(params.max_tokens, left)
+        needed = length + (1 if params.max_tokens is None else wanted)
+        if needed > holds:
+            cause = f"The prompt has {length:,} tokens"
+            cause += "" if params.max_tokens is None else f" and max_tokens is {params.max_tokens:,}"
+            room = gigabytes(self.runs.budget * self.column_bytes)
+            enough = reading_size(length) + run_size(needed + self.runs.overhang)
+            raise TooLong(
+                f"{cause}: the cache of {room} holds {max(holds, 0):,} for a request.",
+                f"Ask for less, or give the cache {gigabytes(enough * self.column_bytes)}.",
+                "prompt" if params.max_tokens is None or length >= holds else "max_tokens",
+            )
+        return min(wanted, holds - length)
 
     def check(self, prompt: List[int], params: SamplingParams) -> None:
         """UserError for a prompt that the model cannot read, and for settings that do not fit it. From any thread."""
@@ -162,12 +130,14 @@ class Engine:
         if not all(isinstance(i, int) and 0 <= i < vocabulary for i in prompt):
             raise UserError(f"The prompt holds ids outside of 0 to {vocabulary - 1}.", "Is it another model's?")
         if len(prompt) >= self.context:
-            raise UserError(f"The prompt has {len(prompt)} tokens, the model reads {self.context}.", "Shorten it.")
+            cause = f"The prompt has {len(prompt)} tokens, the model reads {self.context}."
+            raise TooLong(cause, "Shorten it.", "prompt")
         for name, ids in (("logit_bias", params.logit_bias or {}), ("stop_token_ids", params.stop_token_ids)):
             if not all(isinstance(i, int) and 0 <= i < vocabulary for i in ids):
                 raise UserError(f"{name} holds ids outside of 0 to {vocabulary - 1}.", "Is it another model's?")
         if params.thinking_budget is not None:
             _ = self.tokenizer.end_think_id  # says so where there is none
+        self._limit(len(prompt), params)
 
     def abort(self, request: Request) -> None:
         """Drop what is left of a request."""
@@ -176,6 +146,8 @@ class Engine:
             for job in self.reading.jobs:
                 if job.request is request:
                     job.sequences = []
+            if not any(job.sequences for job in self.reading.jobs):
+                self.reading = self.runs.reading = None
         for sequence in request.sequences:
             if sequence.sample is None:
                 if sequence.slot >= 0:
@@ -252,6 +224,8 @@ class Engine:
             size = reading_size(max(width, length))
             runs = sum(self._run_size(sequence, length) for sequence in job.sequences)
             wanted = needed + runs + (len(jobs) + 1) * size
+            if not jobs and len(job.sequences) == 1 and self.runs.is_free(runs):
+                wanted = runs  # it is read where it will run
             if rows + self.runs.running and rows + self.runs.running + len(job.sequences) > self.config.rows:
                 break
             if not self.runs.make_room(wanted) and (jobs or self.runs.running):
@@ -264,7 +238,8 @@ class Engine:
             self.waiting.popleft()
         # The last token is always computed: what comes next is read from it.
         hits = [self.runs.store.find(job.keys[: (len(job.tokens) - 1) // BLOCK]) for job in jobs]
-        self.runs.reading = lane = self.runs.new_lane(reading_size(width))
+        own = rows == 1 and self.runs.is_free(needed)
+        self.runs.reading = lane = self.runs.new_lane(needed if own else reading_size(width))
         lane.resize(len(jobs))
         for row, (job, hit) in enumerate(zip(jobs, hits, strict=True)):
             self.runs.store.read(job.keys[:hit], lane, row)
@@ -273,12 +248,12 @@ class Engine:
         done = torch.tensor([hit * BLOCK for hit in hits], device=self.device)
         total = torch.tensor([len(job.tokens) for job in jobs], device=self.device)
         last = self.model.norm.weight.new_zeros(len(jobs), self.model.config.hidden_size)
-        self.reading = Reading(jobs, lane, done, total, last, self._generation)
+        self.reading = Reading(jobs, lane, done, total, last, self._generation, own)
 
     def _run_size(self, sequence: Sequence, length: int) -> int:
         """The size of the run that a sequence begins in: its whole answer's, unless that is long."""
         most = len(sequence.request.prompt) + sequence.request.limit - 1  # the last token is never read
-        return run_size(min(most, length + self.config.room) + self.runs.overhang)
+        return self.runs.first_size(min(most, length + self.config.room), most)
 
     def _read(self) -> None:
         """One chunk of the prompts that are being read; when it was the last, their sequences begin to run."""
@@ -318,9 +293,10 @@ class Engine:
                 self.runs.store.write(job.keys, r.lane, row)
             left = list(job.sequences)
             while left:
-                size = self._run_size(left[0], len(job.tokens))
+                size = r.lane.size if r.own else self._run_size(left[0], len(job.tokens))
                 asked = sum(size_ * len(who) for size_, who in joining.items())
-                fits = self.runs.make_room(asked + size) and rows < self.config.rows
+                more = 0 if r.own and self.runs.is_free(size) else asked + size
+                fits = self.runs.make_room(more) and rows < self.config.rows
                 if rows and not fits:
                     break
                 joining.setdefault(size, []).append((left.pop(0), row))
@@ -338,9 +314,12 @@ class Engine:
             self.table.add(new, [self.tokenizer.in_thought(sequence.request.prompt) for sequence in new])
             slots = torch.tensor([sequence.slot for sequence, _ in who], device=self.device)
             source = torch.tensor([row for _, row in who], device=self.device)
-            self.runs.reserve(lane, len(who))
             columns = int(r.total[source].max())
-            lane.join(slots, r.lane, source, columns)
+            if r.own and len(lane) == 0:
+                self.runs.adopt(r.lane, slots, columns)
+            else:
+                self.runs.reserve(lane, len(who))
+                lane.join(slots, r.lane, source, columns)
             self.table.length[slots] = r.total[source]
             begins = self.table.made[slots] == 0
             fresh.append(slots[begins])
@@ -496,10 +475,15 @@ class Engine:
     # ---------------------------------------------------------------------------------- growing and putting off
 
     def _put_off(self) -> None:
-        """Take the run of the sequence that began last; it waits in front and is read again."""
+        """Take the memory of what began last; it waits in front and is read again."""
         running = [self.table.sequences[slot] for slot in self.runs.slots().tolist()]
-        assert len(running) > 1, "a sequence was let in that does not fit alone"
         latest = max((s for s in running if s is not None), key=lambda s: (s.request.number, s.index))
+        reading = self.reading.jobs if self.reading is not None else []
+        if reading and (len(running) == 1 or max(job.request.number for job in reading) >= latest.request.number):
+            self.reading = self.runs.reading = None
+            self.waiting.extendleft(job for job in reversed(reading) if job.sequences)
+            return
+        assert len(running) > 1, "a sequence was let in that does not fit alone"
         self.runs.drop_one(latest.slot, self.table.length)
         tokens = latest.request.prompt + self.table.generated(latest)[:-1]
         self.waiting.appendleft(Job(latest.request, [latest], tokens, resumed=True))

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from hadal.engine.core import Engine, EngineConfig
+from hadal.engine.config import EngineConfig
+from hadal.engine.core import Engine
 from hadal.engine.params import SamplingParams
 from hadal.engine.request import Request, RequestOutput
 from hadal.errors import UserError
@@ -51,9 +52,16 @@ class LLM:
         form: how its matrices are packed for this CPU (`hadal.models.packed`): float32, bfloat16, float16, int8, int4,
         or auto for the fastest at full quality, which a large model is measured for and a small one left plain. On a
         GPU a large model is left plain, in the stored dtype or the one that is named; auto keeps DeepSeek's FP8 where
-        the GPU multiplies it. None leaves them plain in `dtype` on the CPU. say: is told the choice and the memory that
-        the cache may take. rows: tokens of a step that auto shall be fast with, one for a chat, many for rollouts.
+        the GPU multiplies it. None leaves them plain in `dtype` on the CPU. say: is told the choice, and the memory
+        that the cache may take where that is much, or holds less than the model reads. rows: tokens of a step that auto
+        shall be fast with, one for a chat, many for rollouts.
         """
+
+        def told(llm: LLM, always: bool = False) -> LLM:
+            if always or llm.engine.longest < llm.engine.context:
+                say(llm.engine.budget())
+            return llm
+
         folder = resolve(folder)
         tokenizer, defaults = Tokenizer.load(folder), generation_defaults(folder)
         if form is None:
@@ -64,20 +72,18 @@ class LLM:
         size = sum(p.numel() for p in model.parameters())
         if float8:
             say("Weights in FP8 as they are stored, which this GPU multiplies.")
-            return cls(model.to("cuda"), tokenizer, config, defaults)
+            return told(cls(model.to("cuda"), tokenizer, config, defaults))
         if form in ("auto", "float32", "bfloat16", "float16") and pick("auto", size) == "cuda":
             own = stored if form == "auto" else getattr(torch, form)
-            return cls(model.to("cuda", own), tokenizer, config, defaults)
+            return told(cls(model.to("cuda", own), tokenizer, config, defaults))
         if form == "auto":
             if size < WORTH_PACKING:
-                return cls(model.float(), tokenizer, config, defaults)
+                return told(cls(model.float(), tokenizer, config, defaults))
             choice = choose(model.config, stored, rows=rows, fast=config is not None and not config.exact)
             say(choice.reason)
             form = choice.form
         pack(model, form, fast=config is not None and not config.exact)
-        llm = cls(model, tokenizer, config, defaults)
-        say(llm.engine.budget())
-        return llm
+        return told(cls(model, tokenizer, config, defaults), always=True)
 
     @property
     def forbidden(self) -> torch.Tensor:

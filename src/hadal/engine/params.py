@@ -35,7 +35,7 @@ class SamplingParams:
     top_p: float = 1.0
     """Keep the smallest most likely set with this probability (arXiv 1904.09751)."""
     max_tokens: int | None = None
-    """None: up to the end of the model's context."""
+    """Fewer where the model's context ends before. None: up to its end, or that of the cache (`Engine.longest`)."""
     seed: int | None = None
     thinking: bool | None = None
     """True: the thought is opened; False: it is forbidden; None: the model chooses."""

@@ -32,6 +32,8 @@ class Runs:
         self, budget: int, overhang: int, layers: int, widths: Sequence[tuple[int, int]], like: Tensor
     ) -> None:
         self.budget, self.overhang = budget, overhang
+        self.most = budget // STEP * STEP
+        """The longest run: all that there is."""
         self.layers, self.widths, self.like = layers, widths, like
         self.lanes: dict[int, Lane] = {}
         self.store = PrefixStore()
@@ -45,17 +47,33 @@ class Runs:
 
     def used(self) -> int:
         """Columns that runs and prompts under way take; kept prefixes come on top and make way."""
-        lanes = [*self.lanes.values(), *([self.reading] if self.reading else [])]
+        lanes = [*self.lanes.values(), *([self.reading] if self.reading is not None else [])]
         return sum(lane.rows * lane.size for lane in lanes)
 
-    def longest(self) -> int:
-        """The longest sequence that can be read again, and moved to its last run, with nothing else there."""
-        best, size, smaller = 0, STEP, 0
-        while size <= self.budget:
-            if size + smaller <= self.budget:
-                best = max(best, min(size - self.overhang, self.budget - size - 2 * PADDING))
-            size, smaller = run_size(size + 1), size
-        return best
+    def longest(self, shared: int = 0) -> int:
+        """The most columns that a sequence can come to with nothing else there.
+
+        shared: tokens of a prompt that others continue as well: it stays beside the first one's run until they began.
+        """
+        if not shared:
+            return self.most - self.overhang
+        best, size = 0, STEP
+        while size <= self.budget - reading_size(shared):
+            best, size = size, self.size(size + 1) if size < self.most else self.budget + 1
+        return best - self.overhang
+
+    def size(self, columns: int) -> int:
+        """The size of a run for so many columns, which are not more than there are."""
+        return min(run_size(columns), self.most)
+
+    def first_size(self, now: int, last: int) -> int:
+        """The size of the run that a sequence begins in, that has `now` columns soon and `last` in the end.
+
+        It moves to longer ones as it grows, and both are there for a moment: what needs more than half of all that
+        there is begins in its last.
+        """
+        end = self.size(last + self.overhang)
+        return end if 2 * end > self.budget else self.size(now + self.overhang)
 
     def make_room(self, columns: int) -> bool:
         """Give back spare rows and drop kept prefixes until so many columns are free; whether they are."""
@@ -70,6 +88,17 @@ class Runs:
     def new_lane(self, size: int) -> Lane:
         """An empty lane that nobody knows of yet."""
         return Lane(size, self.layers, self.widths, self.like)
+
+    def is_free(self, size: int) -> bool:
+        """Whether nobody runs in the lane of that size, so that another can take its place."""
+        return size not in self.lanes or len(self.lanes[size]) == 0
+
+    def adopt(self, lane: Lane, slots: Tensor, columns: int) -> None:
+        """Let a sequence go on in the lane that its prompt was read in, where that size is free."""
+        for part in lane.parts:
+            part[:, :, :, columns : lane.ready] = 0  # what the last pass was padded with
+        lane.slots = slots
+        self.lanes[lane.size] = lane
 
     def lane(self, size: int) -> Lane:
         """The lane of runs of a size."""
@@ -114,7 +143,7 @@ class Runs:
         """
         for lane in self.busy():
             while count := int((full := length[lane.slots] + self.overhang > lane.size).sum()):
-                wider = self.lane(run_size(lane.size + self.overhang))
+                wider = self.lane(self.size(lane.size + self.overhang))
                 moving = self._fitting(wider, count)
                 if moving < max(count // PARTS, 1):
                     return False

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from hadal.engine import Busy, Closed
+from hadal.engine import Busy, Closed, TooLong
 from hadal.errors import UserError
 
 LONGEST = 1000  # characters of a message, which may tell what the client sent
@@ -54,10 +54,13 @@ def body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
     return {"error": {"message": message[:LONGEST], "type": kind, "param": param, "code": code}}
 
 
-def refusal_of(error: UserError) -> Refusal:
+def refusal_of(error: UserError, chat: bool = True) -> Refusal:
     """What a client hears of a UserError met on the way."""
+    if isinstance(error, TooLong):
+        field = "messages" if chat and error.field == "prompt" else error.field
+        return Refusal(422, str(error), field)
     if isinstance(error, Closed):
-        return Refusal(503, "The server is shutting down.")
+        return Refusal(503, str(error) if error.failed else "The server is shutting down.")
     return Refusal(503 if isinstance(error, Busy) else 422, str(error))
 
 

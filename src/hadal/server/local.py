@@ -12,18 +12,18 @@ from typing import Any, Literal
 
 from hadal.cost.flops import parameters
 from hadal.cost.prices import LAPTOP
-from hadal.engine import LLM, AsyncEngine, Closed, EngineConfig, SamplingParams
+from hadal.engine import LLM, AsyncEngine, Closed, EngineConfig, SamplingParams, TooLong
 from hadal.engine.asynchronous import Piece
 from hadal.engine.llm import generation_defaults
 from hadal.engine.request import Request, Sample
 from hadal.errors import UserError
-from hadal.server.faults import Refusal, refusal_of
+from hadal.server.faults import refusal_of
 from hadal.server.models import EFFORT_BUDGETS, EFFORTS, Ask, Card, Control, Delta, End, Event, Model, Phase, Usage
 from hadal.server.schemas import IMPOSSIBLE
 from hadal.tasks import Task
 from hadal.terminal.model import R1_SAMPLING, record_of, tasks_of
 from hadal.terminal.view import count
-from hadal.text.length import TooLong
+from hadal.text.length import too_many
 from hadal.text.parse import Delta as Part
 from hadal.text.parse import StreamDecoder, TokenParser
 from hadal.text.tokenizer import END_THINK, THINK, Tokenizer
@@ -70,16 +70,17 @@ class LocalModel(Model):
         try:
             ids = self._prompt(ask)
             self.llm.engine.check([*ids, *ask.resume], self._params(ask))
-        except TooLong as error:
-            raise Refusal(422, str(error), "messages" if ask.prompt is None else "prompt") from None
         except UserError as error:
-            raise refusal_of(error) from None
+            raise refusal_of(error, ask.prompt is None) from None
         return replace(ask, ids=ids)
 
     def _params(self, ask: Ask) -> SamplingParams:
         wanted: dict[str, Any] = {**self.card.sampling, **ask.sampling, "thinking": ask.thinking}
-        most = self.card.max_tokens
-        if most is not None and (wanted.get("max_tokens") or most) >= most:
+        most, asked = self.card.max_tokens or self.llm.engine.longest, wanted.get("max_tokens")
+        if asked is not None and asked > most:
+            cause = f"max_tokens is {asked:,}, and {self.card.id} gives {most:,} at most."
+            raise TooLong(cause, "Ask for less.", "max_tokens")
+        if asked is None and most < self.llm.engine.longest:
             wanted["max_tokens"] = most
         if ask.effort is not None and self.card.budget and ask.thinking is not False:
             wanted.setdefault("thinking_budget", EFFORT_BUDGETS[ask.effort])
@@ -93,7 +94,7 @@ class LocalModel(Model):
             return self.tokenizer.encode(ask.prompt, most)
         if ask.prompt is not None:
             if len(ask.prompt) > most:
-                raise TooLong(len(ask.prompt), most)
+                raise too_many(len(ask.prompt), most)
             return list(ask.prompt)
         ids = self.tokenizer.chat(ask.messages, ask.thinking, most=most)
         if ask.thinking and not self.tokenizer.in_thought(ids):
@@ -131,7 +132,7 @@ class LocalModel(Model):
                     hurry.cancel()
                 await pieces.aclose()
         except UserError as error:
-            raise refusal_of(error) from None
+            raise refusal_of(error, ask.prompt is None) from None
 
     async def _hurry(self, control: Control, begun: list[Request]) -> None:
         """Close the thoughts once that is asked for; said again, as a request that is still read does not hear it."""
@@ -317,7 +318,7 @@ def _open(
     most_tokens: int | None, say: Callable[[str], None],
 ) -> LocalModel:  # fmt: skip
     llm = LLM.load(folder, form=dtype, config=config, say=say)
-    tokenizer, context = llm.tokenizer, llm.engine.context
+    tokenizer, context = llm.tokenizer, llm.engine.longest
     thinks = THINK in tokenizer.controls and END_THINK in tokenizer.controls
     size = count(parameters(llm.model.config).total)
     about = f"{size} parameters" + (", grown from nothing" if grown else "")

@@ -14,11 +14,17 @@ SHRINKS = 3  # at most so many bytes become one when a text is composed (NFC): t
 
 
 class TooLong(UserError):
-    """A prompt with more tokens than a model reads. counted: whether that is all of them."""
+    """A request of more tokens than there can be; field: what of it is at fault, `prompt` or `max_tokens`."""
 
-    def __init__(self, tokens: int, most: int, counted: bool = True) -> None:
-        found = str(tokens) if counted else f"at least {tokens}"
-        super().__init__(f"The prompt has {found} tokens, and at most {most} are read.", "Shorten it.")
+    def __init__(self, cause: str, remedy: str, field: str) -> None:
+        super().__init__(cause, remedy)
+        self.field = field
+
+
+def too_many(tokens: int, most: int, counted: bool = True) -> TooLong:
+    """The error for a prompt of more than `most` tokens. counted: whether `tokens` is all of them."""
+    found = str(tokens) if counted else f"at least {tokens}"
+    return TooLong(f"The prompt has {found} tokens, and at most {most} are read.", "Shorten it.", "prompt")
 
 
 def most_bytes(inner: _Tokenizer, tokens: Iterable[bytes]) -> int:

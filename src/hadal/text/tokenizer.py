@@ -29,7 +29,7 @@ from tokenizers import Tokenizer as _Tokenizer
 
 from hadal.errors import UserError
 from hadal.text.encodings import ENCODINGS
-from hadal.text.length import TooLong, most_bytes
+from hadal.text.length import most_bytes, too_many
 from hadal.text.library import failures_told, read_tokenizer
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class Tokenizer:
     def _encode(self, inner: _Tokenizer, text: str, most: int | None = None, before: int = 0) -> list[int]:
         """before: how many of the `most` tokens are there already."""
         if most is not None and before + len(text) > most and before + (least := self._least(text)) > most:
-            raise TooLong(before + least, most, counted=False)
+            raise too_many(before + least, most, counted=False)
         try:
             with failures_told(UNREADABLE):
                 if len(text) < LONG:
@@ -208,7 +208,7 @@ class Tokenizer:
                 raise
             raise UserError(f"{ascii(text[:100])} is not Unicode text.", "Give it in UTF-8.") from None
         if most is not None and before + len(encoded) > most:
-            raise TooLong(before + len(encoded), most, counted=not before)
+            raise too_many(before + len(encoded), most, counted=not before)
         if self.control_ids.isdisjoint(encoded.ids):
             return encoded.ids
         # The vocabulary itself makes control tokens of plain text: cut the text inside each of them.
