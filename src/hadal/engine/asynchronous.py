@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as List
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -27,10 +28,14 @@ class Busy(UserError):
 
 
 class Closed(UserError):
-    """The engine was closed before the request had ended."""
+    """The engine was closed, or had failed, before the request had ended."""
 
-    def __init__(self) -> None:
-        super().__init__("The engine has been closed.")
+    def __init__(self, fault: BaseException | None = None) -> None:
+        self.failed = fault is not None
+        if fault is None:
+            super().__init__("The engine has been closed.")
+        else:
+            super().__init__(f"The engine has failed ({type(fault).__name__}: {fault}).", "Start it again.")
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,21 @@ class _Caller:
     reading: bool = False
     due: float = 0.0
 
-    def send(self, piece: Piece | BaseException) -> None:
-        self.loop.call_soon_threadsafe(self.queue.put_nowait, piece)
 
-
-def _put(news: List[tuple[asyncio.Queue[Piece | BaseException], Piece]]) -> None:
+def _put(news: List[tuple[asyncio.Queue[Piece | BaseException], Piece | BaseException]]) -> None:
     for queue, piece in news:
         queue.put_nowait(piece)
+
+
+def _send(loop: asyncio.AbstractEventLoop, news: List[tuple[_Caller, Piece | BaseException]]) -> bool:
+    """Hand pieces to the callers of a loop; False where the loop has been closed, and nobody is there any more."""
+    try:
+        loop.call_soon_threadsafe(_put, [(caller.queue, piece) for caller, piece in news])
+    except RuntimeError:
+        if not loop.is_closed():
+            raise
+        return False
+    return True
 
 
 class AsyncEngine:
@@ -81,6 +94,9 @@ class AsyncEngine:
         self.engine, self.most_waiting, self.every = engine, waiting, every
         self._callers: dict[int, _Caller] = {}
         self._orders: list[Callable[[], None]] = []
+        self._coming: set[Future[_Caller]] = set()
+        """Requests whose orders were not carried out yet."""
+        self._fault: BaseException | None = None
         self._wake = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="hadal-engine", daemon=True)
@@ -111,15 +127,15 @@ class AsyncEngine:
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
         added: Future[_Caller] = Future()
-        self._order(lambda: self._add(prompt, params, salt, loop, queue, added))
+        self._order(lambda: self._add(prompt, params, salt, loop, queue, added), added)
         try:
             caller = await asyncio.wrap_future(added)
         except asyncio.CancelledError:  # who leaves now may have been let in already
             added.add_done_callback(self._forget)
             raise
-        if started is not None:
-            started(caller.request)
         try:
+            if started is not None:
+                started(caller.request)
             yield Piece(0, [], phase="queued")
             while True:
                 piece = await queue.get()
@@ -130,32 +146,40 @@ class AsyncEngine:
                     return
         finally:
             if not caller.request.done:
-                self._order(lambda: self._abort(caller))
+                self._wish(lambda: self._abort(caller))
 
     def answer_now(self, request: Request) -> None:
         """Close the open thoughts of a running request."""
-        self._order(lambda: self.engine.answer_now(request))
+        self._wish(lambda: self.engine.answer_now(request))
 
     # ---------------------------------------------------------------------------------- in the engine's thread
 
-    def _order(self, order: Callable[[], None]) -> None:
+    def _order(self, order: Callable[[], None], coming: Future[_Caller] | None = None) -> None:
         with self._wake:
             if self._closed:
-                raise Closed
+                raise Closed(self._fault) from self._fault
             self._orders.append(order)
+            if coming is not None:
+                self._coming.add(coming)
             self._wake.notify()
+
+    def _wish(self, order: Callable[[], None]) -> None:
+        """An order that nothing is left to do for once the engine is closed."""
+        with suppress(Closed):
+            self._order(order)
 
     def _add(
         self, prompt: List[int], params: SamplingParams, salt: str, loop: asyncio.AbstractEventLoop,
         queue: asyncio.Queue[Piece | BaseException], added: Future[_Caller],
     ) -> None:  # fmt: skip
+        self._coming.discard(added)
         if not added.set_running_or_notify_cancel():
             return
         try:
             if len(self.engine.waiting) >= self.most_waiting:
                 raise Busy(f"{self.most_waiting} requests are waiting.", "Try again in a while.")
             request = self.engine.add(prompt, params, new_seed(params), salt)
-        except UserError as error:
+        except Exception as error:  # the engine holds nothing of it: the fault is this caller's alone
             added.set_exception(error)
             return
         caller = _Caller(request, loop, queue, [0] * params.n)
@@ -164,7 +188,7 @@ class AsyncEngine:
 
     def _forget(self, added: Future[_Caller]) -> None:
         if not added.cancelled() and added.exception() is None:
-            self._order(lambda: self._abort(added.result()))
+            self._wish(lambda: self._abort(added.result()))
 
     def _abort(self, caller: _Caller) -> None:
         self.engine.abort(caller.request)
@@ -185,19 +209,30 @@ class AsyncEngine:
                 if self.engine.has_work():
                     self.engine.step()
                     self._deliver()
-            end: BaseException = Closed()
         except BaseException as error:  # a bug: every caller hears of it, none waits for ever
-            with self._wake:
-                self._closed = True
-            end = error
-        for caller in list(self._callers.values()):
-            self.engine.abort(caller.request)
-            caller.send(end)
+            self._fault = error
+        with self._wake:
+            self._closed = True
+        self._end(self._fault or Closed())
+
+    def _end(self, end: BaseException) -> None:
+        """Tell all who wait why nothing more will come, and let go of what they held."""
+        for coming in self._coming:
+            if coming.set_running_or_notify_cancel():
+                coming.set_exception(end)
+        for caller in self._callers.values():
+            _send(caller.loop, [(caller, end)])
+        for caller in self._callers.values():
+            try:
+                self.engine.abort(caller.request)
+            except Exception as error:
+                if self._fault is None:  # else it is known already that the engine is broken
+                    self._fault = error
 
     def _deliver(self) -> None:
         """Send each caller what is new; one call for all, as each wakes the loop's thread."""
         now = time.monotonic()
-        news: list[tuple[_Caller, Piece]] = []
+        news: list[tuple[_Caller, Piece | BaseException]] = []
         waiting = {job.request.number for job in self.engine.waiting}
         for number, caller in list(self._callers.items()):
             request = caller.request
@@ -215,7 +250,9 @@ class AsyncEngine:
                 del self._callers[number]
             news += [(caller, piece) for piece in pieces]
         for loop in {caller.loop for caller, _ in news}:
-            loop.call_soon_threadsafe(_put, [(c.queue, piece) for c, piece in news if c.loop is loop])
+            if not _send(loop, [(caller, piece) for caller, piece in news if caller.loop is loop]):
+                for caller in [caller for caller in self._callers.values() if caller.loop is loop]:
+                    self._abort(caller)
 
     def _new(self, caller: _Caller, sequence: Sequence) -> Piece:
         """What a sample has that was not sent."""
