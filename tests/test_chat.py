@@ -11,6 +11,7 @@ from rich.console import Console
 from hadal.errors import UserError
 from hadal.recipe.run_folder import write_run
 from hadal.terminal import chat as chat_module
+from hadal.terminal import model as model_module
 from hadal.terminal.chat import (
     Chat,
     Command,
@@ -215,6 +216,13 @@ def test_forty_columns(model, terminal):
     answer = clean(conversation.replies[0].answer)  # streamed as it comes: a terminal breaks its lines, a pipe none
     for line in shown.splitlines():
         assert len(clean(line)) <= 40 or terminal or clean(line).strip() in answer, line
+
+
+def test_an_answer_that_comes_to_its_limit_says_so(model, monkeypatch):
+    monkeypatch.setattr(model_module, "_MAX_TOKENS", 3)
+    shown, conversation = converse(model, ["What is 3 + 4?"])
+    (reply,) = conversation.replies
+    assert reply.cut and reply.tokens == 3 and "3 tokens, " in shown and "cut off there" in shown
 
 
 def test_ctrl_c_stops_the_answer_and_then_leaves(model, monkeypatch):

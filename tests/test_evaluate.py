@@ -24,6 +24,7 @@ from hadal.errors import UserError
 from hadal.evaluate import statistics
 from hadal.evaluate.fewshot import FewShot
 from hadal.evaluate.results import figures_of, results
+from hadal.evaluate.run import Subject, evaluate
 from hadal.evaluate.samples import Progress, Settings, choose_problems, read_evaluation
 from hadal.evaluate.statistics import compare, consensus, intervals, pass_at_k, sign_flip
 from hadal.files import append_line
@@ -406,6 +407,15 @@ def test_what_was_killed_carries_on_and_ends_the_same(model: str, task: str, tmp
     assert (killed / "results.json").read_bytes() == expected
     lines = [sorted((f / "samples.jsonl").read_text().splitlines()) for f in (killed, tmp_path / "whole")]
     assert lines[0] == lines[1]
+
+
+def test_an_answer_that_the_context_ends_is_told_before(tmp_path: Path) -> None:
+    llm, told = grown()[0], []
+    asked = Subject("small", {"kind": "weights", "name": "small"}, lambda say: LocalSampler(llm))
+    settings = Settings(samples=1, problems=1, max_tokens=llm.engine.context + 1)
+    evaluate(asked, ["letters"], settings, tmp_path / "out", say=told.append)
+    assert told == [f"The model reads {llm.engine.context:,} tokens, question and answer: "
+                    f"an answer of {llm.engine.context + 1:,} ends there."]  # fmt: skip
 
 
 def test_a_disk_that_is_full_holds_whole_lines(tmp_path: Path) -> None:

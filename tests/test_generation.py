@@ -6,7 +6,9 @@ import ast
 import copy
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,14 +18,16 @@ from tokenizer_families import write_tokenizer
 
 from hadal.cli import main
 from hadal.configs.models import Qwen2Config
-from hadal.engine import LLM, EngineConfig, SamplingParams
+from hadal.engine import LLM, EngineConfig, SamplingParams, core
 from hadal.engine.prefix import BLOCK, PrefixStore
+from hadal.engine.runs import Runs
 from hadal.models.checkpoint import build, load_model, save_model
 from hadal.models.checksum import checksum
 from hadal.models.decoder import Decoder
 from hadal.models.deepseek import routers
 from hadal.models.lora import LoraConfig, attach, load_adapter, merge, save_adapter
 from hadal.models.packed import pack, packed_copy, repack
+from hadal.recipe import run as run_module
 from hadal.recipe.run import Run
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.optim import Optimizer, OptimizerConfig
@@ -278,13 +282,19 @@ def outcome(folder: Path) -> dict[str, bytes]:
     "settings",
     [[], ["grpo.overlap=true", *LORA]], ids=["whole", "adapters, and sampling beside"],
 )  # fmt: skip
-def test_training_does_not_know_of_the_prefix_store_nor_of_a_stop(
+def test_training_does_not_know_of_the_prefix_store_of_memory_nor_of_a_stop(
     settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = Qwen2Config(448, 32, 1, 2, 1, head_dim=16, intermediate_size=64, max_position_embeddings=512)
     model = build(config)
     model.initialise(0)
     found: list[dict[str, bytes]] = []
+    room: list[bool] = []
+
+    def counted(self: Runs, columns: int, right: Any = Runs.make_room) -> bool:
+        room.append(right(self, columns))
+        return room[-1]
+
     for way in ("plain", "without", "stopped"):
         folder = tmp_path / way
         folder.mkdir()
@@ -297,8 +307,10 @@ def test_training_does_not_know_of_the_prefix_store_nor_of_a_stop(
         (folder / "say.py").write_text(SCORER)
         (folder / "recipe.toml").write_text(RECIPE)
         with monkeypatch.context() as patch:
-            if way == "without":
+            if way == "without":  # and a machine with hardly any memory, where samples wait for each other
                 patch.setattr(PrefixStore, "find", lambda self, keys: 0)
+                patch.setattr(core, "cache_budget", lambda wanted: 300 * 2 * 16 * 4)
+                patch.setattr(Runs, "make_room", counted)
             if way == "stopped":
                 for stage in ("rl", "student"):
                     with monkeypatch.context() as stopping:
@@ -306,6 +318,7 @@ def test_training_does_not_know_of_the_prefix_store_nor_of_a_stop(
                         assert train(folder, settings) == 130
             assert train(folder, settings) == 0
         found.append(outcome(folder))
+    assert False in room, "memory was scarce"
     one, other = (Tokenizer.load(Path("base")).chat([{"role": "user", "content": text}]) for text in ("a", "b"))
     assert one[:BLOCK] == other[:BLOCK]
     lines = [json.loads(line) for line in found[0]["metrics.jsonl"].splitlines()]
@@ -315,6 +328,20 @@ def test_training_does_not_know_of_the_prefix_store_nor_of_a_stop(
     for another in found[1:]:
         assert another["metrics.jsonl"] == found[0]["metrics.jsonl"]
         assert another == found[0]
+
+
+def test_where_the_context_cuts_samples_it_is_said_once() -> None:
+    said: list[str] = []
+    run = SimpleNamespace(
+        tokenizer=TOKENIZER, view=SimpleNamespace(note=said.append), cut_told=False, count_sampled=lambda *counts: None
+    )
+    llm = run_module._BookedLLM(make("dense"), run)
+    llm.generate([[20] * 500, [20] * 3], replace(PARAMS, max_tokens=12))
+    assert said == []
+    for _ in range(2):
+        (output,) = llm.generate([[20] * 505], replace(PARAMS, max_tokens=12, ignore_eos=True))
+        assert {len(sample.token_ids) for sample in output.outputs} == {7}
+    assert said == ["Samples are of at most 7 tokens where a prompt leaves no more: the model reads 512."]
 
 
 def stops_at(stage: str, step: int) -> Callable[..., None]:

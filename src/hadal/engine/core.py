@@ -106,7 +106,7 @@ class Engine:
 
     def _limit(self, length: int, params: SamplingParams) -> int:
         """How many tokens a sample may have; UserError where the cache does not hold them."""
-        holds = self.runs.longest(length if params.n > 1 else 0)
+        holds = self.runs.longest()
         left = self.context - length
         wanted = left if params.max_tokens is None else min(params.max_tokens, left)
         needed = length + (1 if params.max_tokens is None else wanted)
@@ -114,7 +114,7 @@ class Engine:
             cause = f"The prompt has {length:,} tokens"
             cause += "" if params.max_tokens is None else f" and max_tokens is {params.max_tokens:,}"
             room = gigabytes(self.runs.budget * self.column_bytes)
-            enough = reading_size(length) + run_size(needed + self.runs.overhang)
+            enough = run_size(needed + self.runs.overhang)
             raise TooLong(
                 f"{cause}: the cache of {room} holds {max(holds, 0):,} for a request.",
                 f"Ask for less, or give the cache {gigabytes(enough * self.column_bytes)}.",
@@ -199,11 +199,6 @@ class Engine:
         if self.config.check_weights:
             self._checksum = checksum(self.model)
 
-    def _check_weights(self) -> None:
-        """RuntimeError where the weights are others and their generation is the same."""
-        if checksum(self.model) != self._checksum:
-            raise RuntimeError("weights were written to, and whoever did it has not called Decoder.changed()")
-
     def release(self) -> None:
         """Give back the memory of runs, where nothing is under way."""
         if not self.has_work():
@@ -213,8 +208,9 @@ class Engine:
 
     def _admit(self) -> None:
         """Begin to read the first of the waiting jobs, with those behind it that fit beside it."""
-        if self.config.check_weights:
-            self._check_weights()
+        if self.config.check_weights and checksum(self.model) != self._checksum:
+            raise RuntimeError("weights were written to, and whoever did it has not called Decoder.changed()")
+        self._split()
         jobs: list[Job] = []
         width = needed = rows = 0
         for job in self.waiting:
@@ -250,10 +246,21 @@ class Engine:
         last = self.model.norm.weight.new_zeros(len(jobs), self.model.config.hidden_size)
         self.reading = Reading(jobs, lane, done, total, last, self._generation, own)
 
+    def _split(self) -> None:
+        """Let the first of a job's sequences go ahead of the rest, where its prompt and its run do not fit at once."""
+        job = self.waiting[0]
+        if self.runs.running or len(job.sequences) < 2:
+            return
+        first, *rest = job.sequences
+        length = len(job.tokens)
+        if not self.runs.make_room(reading_size(length) + self._run_size(first, length)):
+            self.waiting[0] = Job(job.request, rest, job.tokens, job.resumed)
+            self.waiting.appendleft(Job(job.request, [first], job.tokens, job.resumed))
+
     def _run_size(self, sequence: Sequence, length: int) -> int:
         """The size of the run that a sequence begins in: its whole answer's, unless that is long."""
         most = len(sequence.request.prompt) + sequence.request.limit - 1  # the last token is never read
-        return self.runs.first_size(min(most, length + self.config.room), most)
+        return self.runs.size(min(most, length + self.config.room) + self.runs.overhang)
 
     def _read(self) -> None:
         """One chunk of the prompts that are being read; when it was the last, their sequences begin to run."""
@@ -346,6 +353,8 @@ class Engine:
         """One token more for every running sequence, and those behind it that were guessed."""
         while not self.runs.grow(self.table.length):
             self._put_off()
+        if not self.runs.running:  # not even alone it has both its runs at once: it is read again in the longer one
+            return
         lanes = self.runs.busy()
         slots = self.runs.slots()
         guessed = self.drafts.guess(slots)
@@ -483,7 +492,6 @@ class Engine:
             self.reading = self.runs.reading = None
             self.waiting.extendleft(job for job in reversed(reading) if job.sequences)
             return
-        assert len(running) > 1, "a sequence was let in that does not fit alone"
         self.runs.drop_one(latest.slot, self.table.length)
         tokens = latest.request.prompt + self.table.generated(latest)[:-1]
         self.waiting.appendleft(Job(latest.request, [latest], tokens, resumed=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from hadal.engine.config import EngineConfig
 from hadal.engine.core import Engine
 from hadal.engine.params import SamplingParams
-from hadal.engine.request import Request, RequestOutput
+from hadal.engine.request import Request, RequestOutput, Sample
 from hadal.errors import UserError
 from hadal.models.decoder import Decoder
 from hadal.models.hub import resolve
@@ -134,8 +134,11 @@ class LLM:
         prompts = [self.tokenizer.chat(list(one), params.thinking) for one in several]  # type: ignore[arg-type]
         return self.generate(prompts, params)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[int]:
-        """The tokens of one sample as they are drawn, without the end token. Closing the iterator ends the request."""
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[int, None, Sample]:
+        """The tokens of one sample as they are drawn, without the end token; returns the sample.
+
+        Closing the iterator ends the request.
+        """
         params = self.defaults if params is None else params
         if params.n != 1:
             raise UserError(f"n is {params.n}.", "A stream has one sample.")
@@ -153,6 +156,7 @@ class LLM:
             for token in sequence.sample.token_ids[given:]:
                 if token not in self.tokenizer.eos_ids or params.ignore_eos:
                     yield token
+            return sequence.sample
         finally:
             if sequence.sample is None:
                 self.engine.abort(request)

@@ -50,30 +50,13 @@ class Runs:
         lanes = [*self.lanes.values(), *([self.reading] if self.reading is not None else [])]
         return sum(lane.rows * lane.size for lane in lanes)
 
-    def longest(self, shared: int = 0) -> int:
-        """The most columns that a sequence can come to with nothing else there.
-
-        shared: tokens of a prompt that others continue as well: it stays beside the first one's run until they began.
-        """
-        if not shared:
-            return self.most - self.overhang
-        best, size = 0, STEP
-        while size <= self.budget - reading_size(shared):
-            best, size = size, self.size(size + 1) if size < self.most else self.budget + 1
-        return best - self.overhang
+    def longest(self) -> int:
+        """The most columns that a sequence can come to with nothing else there."""
+        return self.most - self.overhang
 
     def size(self, columns: int) -> int:
         """The size of a run for so many columns, which are not more than there are."""
         return min(run_size(columns), self.most)
-
-    def first_size(self, now: int, last: int) -> int:
-        """The size of the run that a sequence begins in, that has `now` columns soon and `last` in the end.
-
-        It moves to longer ones as it grows, and both are there for a moment: what needs more than half of all that
-        there is begins in its last.
-        """
-        end = self.size(last + self.overhang)
-        return end if 2 * end > self.budget else self.size(now + self.overhang)
 
     def make_room(self, columns: int) -> bool:
         """Give back spare rows and drop kept prefixes until so many columns are free; whether they are."""

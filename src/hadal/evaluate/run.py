@@ -103,8 +103,14 @@ def _check(tasks: Mapping[str, Task]) -> None:
 def _ask(
     subject: Subject, asking: Asking, folder: Path, progress: Callable[[str, Progress], None], say: Say
 ) -> Evaluation:
+    def sampler() -> Sampler:
+        opened, most = subject.sampler(say), asking.settings.max_tokens
+        if isinstance(opened, LocalSampler) and most > (context := opened.llm.engine.context):
+            say(f"The model reads {context:,} tokens, question and answer: an answer of {most:,} ends there.")
+        return opened
+
     return asking.run(
-        lambda: subject.sampler(say), folder, subject.identity, lambda done: progress(subject.name, done)
+        sampler, folder, subject.identity, lambda done: progress(subject.name, done)
     )
 
 

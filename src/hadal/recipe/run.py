@@ -183,12 +183,15 @@ class Run(RunFiles):
         self.dtype = getattr(torch, recipe.dtype)
         self.device = place(recipe.device)
         self.lora = LoraConfig()
+        self.cut_told = False
+        """Whether it was said that the context cuts samples of this stage."""
         self._tasks = tasks
 
     def begin(self, stage: Stage) -> None:
         """Be what a stage needs: its tasks, its model's shape, its adapters."""
         self.tasks = {t.name: t for t in self.named(getattr(stage.config, "tasks", ()))} or self._tasks
         self.lora = getattr(stage.config, "lora", LoraConfig())
+        self.cut_told = False
         if isinstance(stage.config, PretrainStage):
             self.model_config = stage.config.model.model_config(stage.config.arch, self.vocabulary)
         elif stage.source:
@@ -258,11 +261,23 @@ class _BookedLLM(LLM):
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[RequestOutput]:
         outputs = super().generate(prompts, params)
+        self._tell_of_cuts(outputs, self._params(params, len(outputs)))
         lengths = [len(sample.token_ids) for output in outputs for sample in output.outputs]
         read = sum(len(output.prompt_token_ids) for output in outputs)  # once for all samples of a prompt
         if outputs:
             self.run.count_sampled(sum(lengths), read, read / len(outputs) + sum(lengths) / len(lengths))
         return outputs
+
+    def _tell_of_cuts(self, outputs: Sequence[RequestOutput], params: Sequence[SamplingParams]) -> None:
+        """Say once that prompts leave less of the model's context than samples may have."""
+        room = [self.engine.context - len(output.prompt_token_ids) for output in outputs]
+        short = [left for left, p in zip(room, params, strict=True) if p.max_tokens is not None and left < p.max_tokens]
+        if short and not self.run.cut_told:
+            self.run.cut_told = True
+            self.run.view.note(
+                f"Samples are of at most {min(short):,} tokens where a prompt leaves no more: the model reads "
+                f"{self.engine.context:,}."
+            )
 
 
 def save_checkpoint(folder: Path, model: Decoder, optimizer: Optimizer, tokenizer: Tokenizer) -> None:

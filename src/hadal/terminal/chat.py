@@ -234,6 +234,8 @@ class Chat:
         if not written:
             console.print(Text("(stopped)" if reply.stopped else "(no answer)", style="dim"), end="")
         speed = f"{reply.tokens} tokens, {count(reply.tokens / max(reply.seconds, 1e-9))} tok/s"
+        if reply.cut:
+            speed += ", cut off there"
         if reply.drafted:
             speed += f", {reply.accepted} of {reply.drafted} guessed right"
         console.print()

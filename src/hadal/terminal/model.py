@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,6 +36,8 @@ class Reply:
     seconds: float
     thought_seconds: float
     stopped: bool = False
+    cut: bool = False
+    """Whether it came to the most tokens that an answer may have."""
     right: bool | None = None
     gold: str | None = None
     drafted: int = 0
@@ -124,8 +126,12 @@ class Model:
                 if delta.kind in ("thought", "answer"):
                     show("thought" if delta.kind == "thought" else "answer", strip_controls(delta.text), reply)
 
+        def tokens() -> Iterator[int]:
+            sample = yield from self.llm.stream(prompt, params)
+            reply.cut = sample.finish_reason == "length"
+
         with held(passed_on=False) as interrupted:
-            for token in self.llm.stream(prompt, params):
+            for token in tokens():
                 ids.append(token)
                 reply.tokens += 1
                 reply.seconds = time.perf_counter() - began
