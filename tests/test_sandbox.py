@@ -222,6 +222,43 @@ def test_a_keeper_that_is_lost_in_a_job_costs_that_job_alone() -> None:
 
 
 @here
+def test_a_job_that_is_ended_at_any_moment_leaves_nothing_in_the_pipe() -> None:
+    """What it had not read would be taken for the next job."""
+    with Sandbox(places=1) as sandbox:
+        for step in range(24):
+            limits = Limits(seconds=1e-4 + step / 1e3)
+            early = sandbox.run("def f(x): return x", tests="assert f(1) == 2", limits=limits)
+            assert early.status in ("timeout", "error"), early
+            assert check_asserts(sandbox, "def f(x): return x", "assert f(3) == 3").ok
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="root alone may read this process's memory")
+def test_a_job_finds_nothing_of_the_ones_before_in_its_memory() -> None:
+    """Its memory is its keeper's: here without layers, so that it can look."""
+    look = (
+        "import os, re\nfound = set()\n"
+        "for line in open('/proc/self/maps'):\n"
+        "    start, end = (int(part, 16) for part in line.split()[0].split('-'))\n"
+        "    memory = os.open('/proc/self/mem', os.O_RDONLY)\n"
+        "    try: found |= set(re.findall(rb'sesame-(\\d+)', os.pread(memory, end - start, start)))\n"
+        "    except (OSError, OverflowError): pass\n"
+        "    os.close(memory)\nprint(sorted(found))\n"
+    )
+    with Sandbox(places=1, only=(), allow_unsandboxed=True) as sandbox:
+        own = sandbox.run(look + "mine = 'sesame-0'")
+        assert own.stdout == "[b'0']\n", own
+        for _ in range(3):
+            failed = sandbox.run("import sys\ndef f(x):\n    print('sesame-1', file=sys.stderr)\n    return 'sesame-2'",
+                                 stdin="sesame-3", tests="assert f('sesame-4') == 'sesame-5', 'sesame-6'")  # fmt: skip
+            assert "sesame-6" in failed.note and "sesame-1" in failed.stderr
+            sandbox.run("print('sesame-7')")
+        assert sandbox.run(look).stdout == "[]\n"
+        during = sandbox.run(look + "def f(x):\n    exec(look, globals())\n    return len(found)\nlook = " + repr(look),
+                             tests="assert f('sesame-8') == 1, 'sesame-9'", names=("f",))  # fmt: skip
+        assert during.ok and during.stdout == "[]\n[b'8']\n", during
+
+
+@here
 @pytest.mark.parametrize("only", [None, ("landlock", "seccomp")])
 def test_nothing_outlives_the_one_who_asked(only: tuple[str, ...] | None, tmp_path: Path) -> None:
     """It is killed in the middle of a job, and has no time to clean."""

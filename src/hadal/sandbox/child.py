@@ -58,6 +58,10 @@ class Child:
         except (ValueError, RecursionError) as error:
             raise ChildEnded(f"no message: {error}") from None
 
+    def read(self, count: int, seconds: float) -> bytes:
+        """Read so many bytes. Raises ChildEnded, ChildLate."""
+        return self._exactly(count, time.monotonic() + seconds)
+
     def interrupt(self) -> None:
         """Kill the child and its group; whoever waits for it in another thread learns that it ended."""
         try:

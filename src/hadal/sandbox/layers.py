@@ -9,9 +9,10 @@ import shutil
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from .child import Child, ChildEnded, ChildLate
 
@@ -20,6 +21,7 @@ LAYERS = ("namespaces", "bubblewrap", "landlock", "seccomp", "uid")
 
 _INSIDE = Path(__file__).resolve().parent / "inside"
 _START_SECONDS = 30.0
+GRACE = 10.0  # seconds past a job's own deadline in which its keeper must have reported
 _FIRST_UID = 60800  # a range that neither people nor the system's services are given
 
 
@@ -81,9 +83,32 @@ def _in_bubblewrap(command: list[str], folder: str) -> list[str]:
     return [*out, "--dev", "/dev", "--bind", folder, folder, "--chdir", "/", *command]
 
 
+def run_in(keeper: Child, limits: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
+    """Have a keeper run a job of program, stdin, names and tests, None for none; what it says of it, as a Result has
+    it, and whether it was its last. Raises ChildEnded, ChildLate, and ValueError where it talks nonsense."""
+    checked = job["tests"] is not None
+    keeper.send({**limits, "checked": checked}, GRACE)
+    keeper.send({name: job[name] for name in ("program", "stdin", "names")}, GRACE)
+    answer = keeper.receive(limits["seconds"] + GRACE, 1 << 16)
+    if checked and answer == {"tests": True}:  # its program is loaded: before that they are nowhere near it
+        keeper.send({name: job[name] for name in ("tests", "names")}, GRACE)
+        answer = keeper.receive(limits["seconds"] + GRACE, 1 << 16)
+    sizes = answer.pop("sizes", None) if isinstance(answer, dict) else None
+    if not isinstance(sizes, list) or not all(type(size) is int and 0 <= size <= limits["output"] for size in sizes):
+        raise ValueError("no sizes")
+    out, err, said = (keeper.read(size, GRACE).decode("utf-8", "replace") for size in sizes)
+    note = answer["note"] or said
+    if answer["status"] == "error" and err.rstrip().rpartition("\n")[2].startswith("MemoryError"):
+        answer["status"], note = "memory", f"asked for more than {limits['memory']} bytes"
+    if answer["status"] == "refused":
+        note = f"{note}: {(said or err).strip()[-300:]}"
+    return {**answer, "stdout": out, "stderr": err, "note": note}
+
+
 _TRIAL = {"program": "import wave, zoneinfo, pathlib\npathlib.Path('a').write_text('b')\nprint(6 * 7)", "stdin": "",
-          "names": None, "seconds": 10.0, "cpu_seconds": 10, "memory": 512 << 20, "disk": 1 << 20,
-          "output": 1 << 16, "files": 64}  # fmt: skip
+          "names": None, "tests": None}  # fmt: skip
+_TRIAL_LIMITS = {"seconds": 10.0, "cpu_seconds": 10, "memory": 512 << 20, "disk": 1 << 20, "output": 1 << 16,
+                 "files": 64}  # fmt: skip
 
 
 def failing(layers: Iterable[str]) -> str | None:
@@ -95,9 +120,8 @@ def failing(layers: Iterable[str]) -> str | None:
         except CannotStart as error:
             return str(error)
         try:
-            keeper.send(_TRIAL, 10)
-            answer = keeper.receive(20, 1 << 20)
-        except (ChildEnded, ChildLate) as error:
+            answer = run_in(keeper, _TRIAL_LIMITS, _TRIAL)
+        except (ChildEnded, ChildLate, ValueError) as error:
             return f"a job in it did not end well ({error or 'no answer'})"
         finally:
             keeper.kill()

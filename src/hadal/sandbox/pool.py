@@ -16,7 +16,6 @@ from .judge import free_names
 from .places import Places, cores
 from .result import Job, Limits, Result, result_from
 
-GRACE = 10.0  # seconds past a job's own deadline in which its guard must have reported
 LARGEST = 16 << 20  # of a program with its input and tests, in letters
 
 
@@ -97,23 +96,14 @@ class _Place:
             raise
 
     def ask(self, job: Job, limits: Limits) -> Any:
-        names = None if job.tests is None else job.names if job.names is not None else free_names(job.tests)
-        message = {"program": job.program, "stdin": job.stdin, "names": names, **vars(limits)}
-        try:
-            keeper = self.hand(message, job.tests)
-        except ChildEnded:  # it died since its last job, say for want of memory: that costs no job
-            self.stop()
-            keeper = self.hand(message, job.tests)
-        return keeper.receive(limits.seconds + GRACE, 16 * limits.output + (1 << 16))
-
-    def hand(self, message: dict[str, Any], tests: str | None) -> Child:
+        names = job.names if job.names is not None or job.tests is None else free_names(job.tests)
+        message = {"program": job.program, "stdin": job.stdin, "tests": job.tests, "names": names}
         if self.keeper is not None and self.keeper.process.poll() is not None:
+            self.stop()  # it died since its last job, say for want of memory: that costs no job
+        answer = layers.run_in(self.keeper or self.start(), vars(limits), message)
+        if answer.pop("last", False):
             self.stop()
-        keeper = self.keeper or self.start()
-        keeper.send(message, GRACE)
-        if tests is not None:
-            keeper.send(tests, GRACE)
-        return keeper
+        return answer
 
     def start(self) -> Child:
         self.folder = tempfile.mkdtemp(prefix="hadal-sandbox-")

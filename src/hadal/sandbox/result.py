@@ -71,7 +71,7 @@ class Result:
 
 
 def result_from(message: Any, limits: Limits, layers: tuple[str, ...]) -> Result:
-    """Check a guard's report. Raises ValueError where it is not one."""
+    """Check a keeper's report. Raises ValueError where it is not one."""
     if not isinstance(message, dict):
         raise ValueError("no object")
     status, code = message.get("status"), message.get("exit_code")

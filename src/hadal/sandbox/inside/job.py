@@ -22,46 +22,56 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import calls, frames, landlock, linux, seccomp
 
 if TYPE_CHECKING:
-    from .guard import Place
+    from .watch import Place
 
 STARTED, READY = b"s", b"r"
 TESTS_UID = 300  # from a place's uid to that of its tests
-OPEN_FILES = 256  # of a keeper and its guards; so a job knows the highest number that it has to close
-_CONTROL, _CHANNEL = 3, 4
+OPEN_FILES = 256  # of a keeper; so a job knows the highest number that it has to close
+FAILED, LOST, OUT_OF_MEMORY, UNABLE = 1, 2, 3, 70  # exit statuses of tests, 0 where they passed
+NOTE = 500  # bytes of what tests say
+_CONTROL, _CHANNEL, _NOTE = 3, 4, 5
 _PACKAGE = __name__.partition(".")[0]
 # Spelled out, since a look through all modules would copy the pages that a job shares with its keeper.
 OURS = (_PACKAGE, *(f"{_PACKAGE}.{name}" for name in (
-    "calls", "cell", "frames", "guard", "job", "keeper", "landlock", "linux", "plain", "processes", "seccomp", "tree",
+    "calls", "cell", "frames", "job", "keeper", "landlock", "linux", "plain", "processes", "seccomp", "tree", "watch",
 )))  # fmt: skip
 
 
-def run_job(place: Place, job: dict[str, Any], folder: str, fds: tuple[int, ...]) -> NoReturn:
-    """In the forked child: lock up, run, and never come back. `fds` become stdin, stdout, stderr, control, channel."""
+def run_job(place: Place, limits: dict[str, Any], folder: str, fds: tuple[int, ...]) -> NoReturn:
+    """In the forked child: read the job, lock up, run, and never come back. `fds` become stdin, stdout, stderr,
+    control, channel."""
     leave, code = os._exit, 70
     try:
-        lock_up(place, job, folder, fds, place.uid)
+        job = frames.read(place.requests)
+        with open(fds[0], "wb", closefd=False) as stdin:
+            stdin.write(job["stdin"].encode("utf-8", "surrogatepass"))
+        os.lseek(fds[0], 0, os.SEEK_SET)
+        lock_up(place, limits, folder, fds, place.uid)
         os.write(_CONTROL, STARTED)
-        code = run(job["program"], job["names"])
+        code = run(job["program"], job["names"] if limits["checked"] else None)
     except BaseException as error:
         os.write(2, f"{type(error).__name__}: {error}\n".encode("utf-8", "replace"))
     finally:
         leave(code)
 
 
-def run_tests(place: Place, job: dict[str, Any], tests: str, fds: tuple[int, ...]) -> NoReturn:
-    """The same for the tests, which have no folder: call the program over the channel, and say on the control what
-    came of it."""
-    code = 70
+def run_tests(place: Place, limits: dict[str, Any], fds: tuple[int, ...]) -> NoReturn:
+    """The same for the tests, which have no folder. `fds` become stdin, stdout, stderr, control, channel, note; what
+    came of the tests is the exit status."""
+    code = UNABLE
     try:
-        lock_up(place, job, None, fds, place.uid + TESTS_UID)
-        code = judge(tests, job["names"])
+        job = frames.read(place.requests)
+        lock_up(place, limits, None, fds, place.uid + TESTS_UID)
+        os.write(_CONTROL, STARTED)
+        code, note = judge(job["tests"], job["names"])
+        os.write(_NOTE, note.encode("utf-8", "replace")[:NOTE])
     except BaseException as error:
-        frames.write(_CONTROL, {"unable": f"{type(error).__name__}: {error}"})
+        os.write(fds[-1] if code == UNABLE else _NOTE, f"{type(error).__name__}: {error}".encode("utf-8", "replace"))
     finally:
         os._exit(code)
 
 
-def lock_up(place: Place, job: dict[str, Any], folder: str | None, fds: tuple[int, ...], uid: int) -> None:
+def lock_up(place: Place, limits: dict[str, Any], folder: str | None, fds: tuple[int, ...], uid: int) -> None:
     """Everything that only the process itself can do, in the order in which it can be done."""
     home = folder or "/"
     os.setsid()
@@ -72,7 +82,7 @@ def lock_up(place: Place, job: dict[str, Any], folder: str | None, fds: tuple[in
     os.chdir(home)
     os.umask(0o077)
     os.environ.update(HOME=home, TMPDIR=home)
-    for limit, soft, hard in _limits(place, job):
+    for limit, soft, hard in _limits(place, limits):
         resource.setrlimit(limit, (soft, hard))
     if "uid" in place.layers:
         os.setgroups([])
@@ -88,17 +98,17 @@ def lock_up(place: Place, job: dict[str, Any], folder: str | None, fds: tuple[in
         seccomp.restrict(os.getpid())
 
 
-def _limits(place: Place, job: dict[str, Any]) -> list[tuple[int, int, int]]:
-    cpu = job["cpu_seconds"]
+def _limits(place: Place, used: dict[str, Any]) -> list[tuple[int, int, int]]:
+    cpu = used["cpu_seconds"]
     limits = [
         (resource.RLIMIT_CPU, cpu, cpu + 1),
-        (resource.RLIMIT_FSIZE, job["disk"], job["disk"]),
-        (resource.RLIMIT_NOFILE, job["files"], job["files"]),
+        (resource.RLIMIT_FSIZE, used["disk"], used["disk"]),
+        (resource.RLIMIT_NOFILE, used["files"], used["files"]),
         (resource.RLIMIT_CORE, 0, 0),
         (resource.RLIMIT_MEMLOCK, 0, 0),
     ]
     if sys.platform == "linux":
-        limits += [(resource.RLIMIT_AS, job["memory"], job["memory"]), (resource.RLIMIT_MSGQUEUE, 0, 0)]
+        limits += [(resource.RLIMIT_AS, used["memory"], used["memory"]), (resource.RLIMIT_MSGQUEUE, 0, 0)]
     if place.threads:
         limits.append((resource.RLIMIT_NPROC, place.threads, place.threads))
     return limits
@@ -161,19 +171,19 @@ def _status(act: Callable[[], object]) -> int | None:
     return None
 
 
-def judge(tests: str, names: list[str]) -> int:
-    """Run tests that call the program by these names; 0 where they passed."""
+def judge(tests: str, names: list[str]) -> tuple[int, str]:
+    """Run tests that call the program by these names; the exit status for what came of it, and why they failed."""
     program = calls.Program(_CHANNEL)
     try:
         space = {"__name__": "tests", **program.names(names)}
         exec(compile(tests, "tests.py", "exec", dont_inherit=True), space)
-        note = program.lost
     except calls.Lost:
-        note = program.lost
+        pass  # as `lost` says, also where a test caught it
+    except MemoryError:
+        return OUT_OF_MEMORY, ""
     except BaseException as error:  # also SystemExit: tests that leave have not passed
-        note = " ".join(f"{type(error).__name__}: {error}".split()) + _line_of(error, tests)
-    frames.write(_CONTROL, {"passed": not note, "lost": bool(program.lost), "note": note[:500]})
-    return int(bool(note))
+        return FAILED, " ".join(f"{type(error).__name__}: {error}".split()) + _line_of(error, tests)
+    return (LOST, program.lost) if program.lost else (0, "")
 
 
 def _line_of(error: BaseException, tests: str) -> str:

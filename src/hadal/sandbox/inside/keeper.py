@@ -1,7 +1,6 @@
-"""One place of the sandbox: a process that forks a guard for each job, and never sees a job itself.
+"""One place of the sandbox: a process that forks those of each job, watches them, and never sees a job itself.
 
-The guard reads a job, forks the process that runs the program, watches it, and reports. Since it is the guard that
-reads, the keeper's memory, which every later job inherits, holds nothing of any job.
+Since they read the job, the keeper's memory, which every later job inherits, holds nothing of any job.
 """
 
 from __future__ import annotations
@@ -14,10 +13,9 @@ import sys
 from typing import Any
 
 from . import cell, frames, linux, seccomp
-from .guard import Place, serve
 from .job import OPEN_FILES
-from .processes import kill_children, of_this_user
-from .tree import remove_below
+from .processes import of_this_user
+from .watch import Place, clean, serve
 
 # What programs import most, loaded once: a fork then starts in a millisecond or two, a new interpreter in 15 to 70.
 USUAL = """abc array base64 bisect calendar cmath collections contextlib copy csv dataclasses datetime decimal enum
@@ -44,9 +42,11 @@ def main(given: dict[str, Any]) -> None:
             return
         os.dup2(null, 2)
         frames.write(answers, {"ready": True})
-        while run_guard(place) == 0:
+        try:
+            while serve(place):
+                pass
+        finally:
             clean(place)
-        clean(place)
     finally:
         if {"namespaces", "bubblewrap"}.isdisjoint(given["layers"]):  # in a cell it is out of sight
             os.rmdir(given["folder"])
@@ -71,27 +71,6 @@ def set_up(given: dict[str, Any], requests: int, answers: int) -> Place:
         seccomp.prepare()
     gc.freeze()  # so that a job's collector does not touch, and thereby copy, what it shares with the keeper
     return Place(layers, (*given["readable"],), DEVICES, given["folder"], uid, threads, requests, answers)
-
-
-def run_guard(place: Place) -> int:
-    """Fork a guard for one job and wait; not 0 where the pipe was closed or it was killed: then this keeper ends, and
-    the pool starts another."""
-    if guard := os.fork():
-        return os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1])
-    code = 1
-    try:
-        code = serve(place)
-    finally:
-        os._exit(code)
-
-
-def clean(place: Place) -> None:
-    """What a guard that was killed had no time for."""
-    kill_children()
-    if "namespaces" in place.layers:
-        cell.close_work()
-    else:
-        remove_below(place.folder)
 
 
 def threads_allowed(layers: frozenset[str]) -> int:
