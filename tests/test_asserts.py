@@ -79,9 +79,11 @@ def test_what_tests_do_with_a_program(sandbox: Sandbox, program: str, tests: str
 @pytest.mark.parametrize(
     ("program", "tests", "status", "note"),
     [
-        ("def f(x): return x", "assert f(1) == 2", "error", "AssertionError: (assert f(1) == 2)"),
+        ("def f(x): return x", "assert f(1) == 2", "error", "AssertionError (assert f(1) == 2)"),
         ("def f(x): return x", "for n in (1, 2):\n    assert f(n) == 1, n", "error",
          "AssertionError: 2 (assert f(n) == 1, n)"),
+        ("def f(x): return 10 ** 5000", "assert f(1) == 1, f(1)", "error",
+         "AssertionError: it cannot be written (assert f(1) == 1, f(1))"),
         ("def f(x): return x.y", "f(1)", "error", "AttributeError: 'int' object has no attribute 'y' (f(1))"),
         ("def g(x): return x", "assert f(1)", "error", "NameError: name 'f' is not defined (assert f(1))"),
         ("def f(x): return x", "assert f(1", "error", "SyntaxError: '(' was never closed (tests.py, line 1)"),
@@ -162,6 +164,19 @@ def test_a_cheat_earns_nothing(sandbox: Sandbox, cheat: Cheat) -> None:
     assert not verdict.ok and verdict.note, verdict
     assert check_asserts(sandbox, "def f(x): return x", "assert f([1, 2.5]) == [1, 2.5]").ok, "it left something"
     assert not check_asserts(sandbox, "def f(x): return x", "assert f(1) == 2").ok
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["landlock,seccomp", "namespaces,seccomp", "bubblewrap,landlock,seccomp"])
+def test_a_cheat_earns_nothing_whatever_holds_it(way: str) -> None:
+    held = way.split(",")
+    if any(layers.available()[layer] is not None for layer in held):
+        pytest.skip(f"not to be had here: {layers.available()}")
+    with Sandbox(places=1, only=held) as sandbox:
+        for cheat in CHEATS:
+            limits = Limits(seconds=cheat.seconds, cpu_seconds=5)
+            assert not check_asserts(sandbox, cheat.text, cheat.tests, limits, names=("f",)).ok, cheat.name
+            assert check_asserts(sandbox, "def f(x): return x", "assert f([1, 2.5]) == [1, 2.5]").ok, cheat.name
 
 
 def test_the_tests_of_the_cheats_can_be_passed(sandbox: Sandbox) -> None:

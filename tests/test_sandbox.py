@@ -372,8 +372,8 @@ def test_a_child_that_promises_too_much_or_nests_too_deep_is_lost() -> None:
 @here
 @given(st.binary(max_size=200))
 @settings(max_examples=60, deadline=None)
-def test_whatever_a_program_writes_anywhere_the_verdict_is_the_guards(said: bytes) -> None:
-    """To stdout, stderr, the sandbox's own channel and the file of the tests, before it fails."""
+def test_whatever_a_program_writes_anywhere_the_verdict_is_the_keepers(said: bytes) -> None:
+    """To stdout, stderr, the sandbox's own channel and that of the tests, before it fails."""
     program = (
         f"import os\nfor fd in (1, 2, 3, 4):\n    try: os.write(fd, {said!r})\n    except OSError: pass\nos._exit(5)"
     )

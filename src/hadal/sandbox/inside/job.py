@@ -182,8 +182,15 @@ def judge(tests: str, names: list[str]) -> tuple[int, str]:
     except MemoryError:
         return OUT_OF_MEMORY, ""
     except BaseException as error:  # also SystemExit: tests that leave have not passed
-        return FAILED, " ".join(f"{type(error).__name__}: {error}".split()) + _line_of(error, tests)
+        return FAILED, ": ".join(filter(None, (type(error).__name__, _words(error)))) + _line_of(error, tests)
     return (LOST, program.lost) if program.lost else (0, "")
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return " ".join(str(error).split())
+    except Exception:  # such as a number with too many digits in an assertion's message
+        return "it cannot be written"
 
 
 def _line_of(error: BaseException, tests: str) -> str:
