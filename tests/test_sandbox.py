@@ -99,7 +99,7 @@ def test_large_inputs_and_outputs_pass_whole(sandbox: Sandbox) -> None:
     text = "".join(f"{number}\n" for number in range(200_000))
     result = sandbox.run("import sys; sys.stdout.write(sys.stdin.read())", stdin=text, limits=Limits(output=4 << 20))
     assert result.ok and result.stdout == text
-    tests = "assert f(1) == 2\n" * 20_000
+    tests = "assert f(1) == 2\n" + "assert 'a test of a megabyte'\n" * 33_000
     assert sandbox.run("def f(x): return x + 1", tests=tests).ok
     assert sandbox.run("x" * (17 << 20)).status == "refused"
 
