@@ -88,6 +88,7 @@ def test_what_tests_do_with_a_program(sandbox: Sandbox, program: str, tests: str
         ("def g(x): return x", "assert f(1)", "error", "NameError: name 'f' is not defined (assert f(1))"),
         ("def f(x): return x", "assert f(1", "error", "SyntaxError: '(' was never closed (tests.py, line 1)"),
         ("def f(x): return x", "raise SystemExit(0)", "error", "SystemExit: 0 (raise SystemExit(0))"),
+        ("def f(x): return x", "import os\nos._exit(0)", "error", "its tests left with exit status 0"),
         ("import sys\ndef f(x): sys.exit(x)", "f(0)", "error", "the program ended in its tests"),
         ("import sys\ndef f(x): sys.exit(x)", "f(3)", "error", "exit status 3"),
         ("import os\ndef f(x): os.abort()", "f(0)", "error", "ended by signal 6"),
@@ -106,6 +107,7 @@ def test_a_note_says_how_tests_failed(sandbox: Sandbox, program: str, tests: str
     result = sandbox.run(program, tests=tests, limits=Limits(seconds=1), names=("f",))
     assert (result.status, result.note) == (status, note)
     assert result.exit_code not in (0, None) or "ended in its tests" in note
+    assert not result.ok
 
 
 def test_tests_have_no_folder_and_no_way_out(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def sandbox() -> Iterator[Sandbox]:
         ("open('a', 'w').write('b'); print(open('a').read())", "ok", 0, "b\n", ""),
         ("import tempfile; print(len(tempfile.mkdtemp()) > 3)", "ok", 0, "True\n", ""),
         ("a\0b", "error", 1, "", "null bytes"),
+        ("import sys; print([name for name in sys.modules if 'inside' in name])", "ok", 0, "[]\n", ""),
     ],
 )
 def test_a_program_ends_as_python_would_end_it(

@@ -24,7 +24,7 @@ from . import calls, frames, landlock, linux, seccomp
 if TYPE_CHECKING:
     from .watch import Place
 
-STARTED, READY = b"s", b"r"
+STARTED, READY, ENDED = b"s", b"r", b"e"
 TESTS_UID = 300  # from a place's uid to that of its tests
 OPEN_FILES = 256  # of a keeper; so a job knows the highest number that it has to close
 FAILED, LOST, OUT_OF_MEMORY, UNABLE = 1, 2, 3, 70  # exit statuses of tests, 0 where they passed
@@ -65,6 +65,7 @@ def run_tests(place: Place, limits: dict[str, Any], fds: tuple[int, ...]) -> NoR
         os.write(_CONTROL, STARTED)
         code, note = judge(job["tests"], job["names"])
         os.write(_NOTE, note.encode("utf-8", "replace")[:NOTE])
+        os.write(_CONTROL, ENDED)  # tests that leave by another way have not passed, whatever their exit status
     except BaseException as error:
         os.write(fds[-1] if code == UNABLE else _NOTE, f"{type(error).__name__}: {error}".encode("utf-8", "replace"))
     finally:

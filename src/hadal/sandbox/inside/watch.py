@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import cell, frames
-from .job import LOST, OUT_OF_MEMORY, READY, STARTED, UNABLE, run_job, run_tests
+from .job import ENDED, LOST, OUT_OF_MEMORY, READY, STARTED, UNABLE, run_job, run_tests
 from .processes import kill_children
 from .tree import bytes_below, remove_below
 
@@ -144,7 +144,7 @@ class Watch:
     def __init__(self, place: Place, limits: dict[str, Any], folder: str) -> None:
         self.place, self.limits, self.folder = place, limits, folder
         self.bounded = "namespaces" in place.layers  # the private folder is a mount of limited size
-        self.out, self.err, self.note, self.control, self.started = (Stream() for _ in range(5))
+        self.out, self.err, self.note, self.control, self.begun = (Stream() for _ in range(5))
         self.channel, channel_end = socket.socketpair()
         stdin = _file()
         self.start = time.monotonic()
@@ -168,7 +168,7 @@ class Watch:
         if self.judge is not None:
             self.judge.end()
         kill_children()
-        for stream in (self.note, self.started):
+        for stream in (self.note, self.begun):
             stream.take()
         for stream in (self.out, self.err, self.control):  # what was written before the end
             while not status and stream.take():
@@ -178,7 +178,7 @@ class Watch:
         elif self.judge is not None and self.judge.over and not self.passed:
             code = 1
         # A process that was killed before it said that it had read its part of the job may have left it in the pipe.
-        self.last = not self.control.size or (self.judge is not None and not self.started.size)
+        self.last = not self.control.size or (self.judge is not None and not self.begun.size)
         peak = used.ru_maxrss * (1024 if sys.platform == "linux" else 1)
         sizes = [min(stream.size, self.limits["output"]) for stream in (self.out, self.err, self.note)]
         return {"status": status, "exit_code": code, "seconds": seconds, "peak": peak, "note": note, "sizes": sizes,
@@ -192,7 +192,7 @@ class Watch:
 
     def close(self) -> None:
         """Give back what this process has open for the job."""
-        for stream in (self.out, self.err, self.note, self.control, self.started):
+        for stream in (self.out, self.err, self.note, self.control, self.begun):
             stream.close()
         for process in (self.program, self.judge):
             if process is not None and process.ending is not None:
@@ -200,7 +200,7 @@ class Watch:
         if self.judge is None:
             self.channel.close()
             os.close(self.note.end)
-            os.close(self.started.end)
+            os.close(self.begun.end)
 
     def wait(self) -> tuple[str, str]:
         """Until the program ends ("", ""), or until it has to be stopped (status and reason)."""
@@ -260,11 +260,11 @@ class Watch:
         """Ask for the tests, and fork the process that reads and runs them, which has the channel from now on."""
         frames.write(self.place.answers, {"tests": True})
         null = os.open(os.devnull, os.O_RDWR)
-        ends = self.started.end, self.channel.fileno(), self.note.end
+        ends = self.begun.end, self.channel.fileno(), self.note.end
         pid = os.fork()
         if not pid:
             run_tests(self.place, self.limits, (null, null, null, *ends))
-        for fd in (null, self.started.end, self.note.end):
+        for fd in (null, self.begun.end, self.note.end):
             os.close(fd)
         self.channel.close()
         self.judge = Process(pid)
@@ -282,6 +282,10 @@ class Watch:
             return "memory", f"asked for more than {self.limits['memory']} bytes"
         if code < 0:
             return "error", f"its tests were ended by signal {-code}"
+        while self.begun.take():
+            pass
+        if self.begun.size != len(STARTED + ENDED):
+            return "error", f"its tests left with exit status {code}"
         self.passed, self.lost = code == 0, code == LOST
         if self.lost:  # a program that has ended says better by its own end why
             self.end = min(self.end, time.monotonic() + PATIENCE)
