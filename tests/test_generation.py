@@ -21,6 +21,8 @@ from hadal.configs.models import Qwen2Config
 from hadal.engine import LLM, EngineConfig, SamplingParams, core
 from hadal.engine.prefix import BLOCK, PrefixStore
 from hadal.engine.runs import Runs
+from hadal.errors import UserError
+from hadal.evaluate.suite import ask
 from hadal.models.checkpoint import build, load_model, save_model
 from hadal.models.checksum import checksum
 from hadal.models.decoder import Decoder
@@ -29,10 +31,13 @@ from hadal.models.lora import LoraConfig, attach, load_adapter, merge, save_adap
 from hadal.models.packed import pack, packed_copy, repack
 from hadal.recipe import run as run_module
 from hadal.recipe.run import Run
+from hadal.rewards import RewardConfig
+from hadal.tasks import BUILT_IN
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.optim import Optimizer, OptimizerConfig
 from hadal.train.overlap import Ahead
 from hadal.train.rl import Batch
+from hadal.train.rollouts import sample_groups
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPT = TOKENIZER.encode("how many letters are there in this word? ") * 3
@@ -342,6 +347,29 @@ def test_where_the_context_cuts_samples_it_is_said_once() -> None:
         (output,) = llm.generate([[20] * 505], replace(PARAMS, max_tokens=12, ignore_eos=True))
         assert {len(sample.token_ids) for sample in output.outputs} == {7}
     assert said == ["Samples are of at most 7 tokens where a prompt leaves no more: the model reads 512."]
+
+
+def test_a_recipe_stops_where_memory_cannot_hold_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One prompt of two fits; on a machine with more memory the other would have samples, so they are not left out."""
+    monkeypatch.setattr(core, "cache_budget", lambda wanted: 200 * 2 * 2 * 2 * 16 * 4)
+    run = SimpleNamespace(tokenizer=TOKENIZER, cut_told=False, count_sampled=lambda *counts: None)
+    llm = run_module._BookedLLM(make("dense"), run)
+    with pytest.raises(UserError, match="max_tokens is 6: the cache"):
+        llm.generate([[20] * 10, [20] * 190], PARAMS)
+
+
+def test_a_question_longer_than_the_context_is_one_line() -> None:
+    task = BUILT_IN["letters"]()
+    problem = replace(task.generate(0, "train", task.default_difficulty), prompt="why " * 600)
+    for asked in (
+        lambda llm: sample_groups(llm, {"letters": task}, [("letters", problem)] * 2, PARAMS, RewardConfig()),
+        lambda llm: ask(llm, {"letters": task}, [problem] * 2, PARAMS),
+    ):
+        with pytest.raises(UserError, match="the model reads 512"):
+            asked(LLM(make("dense"), TOKENIZER))
+    short = task.generate(0, "train", task.default_difficulty)
+    with pytest.raises(UserError, match="letters: The prompt has"):
+        ask(LLM(make("dense"), TOKENIZER), {"letters": task}, [short, problem], PARAMS)
 
 
 def stops_at(stage: str, step: int) -> Callable[..., None]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hadal.engine import LLM, RequestOutput, SamplingParams
+from hadal.errors import UserError
 from hadal.evaluate.statistics import crossing, mean_of_shares, pass_at_k, proportion
 from hadal.tasks import Problem, Task
 from hadal.text.parse import parse_response
@@ -64,6 +65,8 @@ def ask(
 
     def judge(problem: Problem, output: RequestOutput) -> list[Verdict]:
         task = tasks[problem.meta["task"]]
+        if output.error:
+            raise UserError(f"{task.name}: {output.error}")
         out = []
         for sample in output.outputs:
             text = llm.tokenizer.opening(output.prompt_token_ids) + sample.text

@@ -261,6 +261,9 @@ class _BookedLLM(LLM):
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[RequestOutput]:
         outputs = super().generate(prompts, params)
+        for output in outputs:  # a question may be longer than the context; what memory lacks must decide no result
+            if output.error and len(output.prompt_token_ids) < self.engine.context:
+                raise UserError(output.error)
         self._tell_of_cuts(outputs, self._params(params, len(outputs)))
         lengths = [len(sample.token_ids) for output in outputs for sample in output.outputs]
         read = sum(len(output.prompt_token_ids) for output in outputs)  # once for all samples of a prompt

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hadal.engine import LLM, Sample, SamplingParams
+from hadal.errors import UserError
 from hadal.models.balance import Counted
 from hadal.models.cache import Continuations, SharedPrefix
 from hadal.models.decoder import Decoder
@@ -53,6 +54,8 @@ def sample_groups(
     limit = params.max_tokens or llm.model.config.max_position_embeddings
     groups = []
     for (name, problem), output in zip(problems, llm.generate(prompts, params.spread(len(prompts))), strict=True):
+        if output.error:
+            raise UserError(f"{name}: {output.error}")
         opening = llm.tokenizer.opening(output.prompt_token_ids)
         responses = [Response(opening + s.text, s.token_ids, limit) for s in output.outputs]
         rewards = score_group(tasks[name], problem, responses, config)
