@@ -87,7 +87,7 @@ def test_an_evaluation_follows_each_stage_that_leaves_a_model() -> None:
         ("stage.r1-zero.decay_share=0", ["stage.r1-zero.decay_share", "above 0"]),
         ("stage.r1-zero.prompts=0", ["stage.r1-zero.prompts is 0", "at least 1"]),
         ("stage.student.model.num_attention_heads=5", ["stage.student.model.hidden_size", "5 heads"]),
-        ("stage.student.corpus.habit_share=1.5", ["stage.student.corpus.habit_share", "between 0 and 1"]),
+        ("stage.student.corpus.habit_share=1.5", ["stage.student.corpus.habit_share", "above 0 and below 1"]),
         ("publish=r2", ["publish is 'r2'", "Did you mean r1?"]),
         ("publish=cold-start", ["publish is 'cold-start'", "leaves no model"]),
         ('stage={"../up" = {kind="pretrain"}}', ["'../up'", "small letters"]),

@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from hadal.configs.reading import shown
 from hadal.errors import UserError
 
 
@@ -31,14 +32,22 @@ class Parser(argparse.ArgumentParser):
 # Types of arguments; argparse puts the message of an ArgumentTypeError behind the flag's name.
 
 
+MOST = 2**63 - 1
+"""The largest whole number that a generator of random ones takes for its seed."""
+
+
 def whole(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
+        if len(text) > 100 and text.isdecimal():
+            raise argparse.ArgumentTypeError(f"a number of {len(text):,} digits is more than {MOST}")
         try:
             value = int(text)
         except ValueError:
             value = least - 1
         if value < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number of at least {least}")
+        if value > MOST:
+            raise argparse.ArgumentTypeError(f"{shown(text)} is more than {MOST}")
         return value
 
     return parse
@@ -50,14 +59,14 @@ def positive(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number above 0")
     return value
 
 
 def assignment(text: str) -> str:
     key, equals, _ = text.partition("=")
     if not equals or not key.strip():
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE, such as grpo.steps=100")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not of the form KEY=VALUE, such as grpo.steps=100")
     return text
 
 
@@ -68,7 +77,7 @@ def size(text: str) -> int:
     try:
         return int(positive(text[:-2]) * unit) or 1 if unit else whole(1)(text)
     except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5GB or 500MB") from None
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a size such as 5GB or 500MB") from None
 
 
 def add_overrides(command: Parser, of: str = "the recipe") -> None:

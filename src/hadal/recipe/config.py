@@ -13,11 +13,10 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from hadal.configs.reading import apply_override, nearest, read_dataclass, read_value
+from hadal.configs.reading import apply_override, nearest, read_dataclass, read_value, shown
 from hadal.errors import UserError
 from hadal.evaluate.suite import EvaluationConfig
 from hadal.ops.device import DEVICES
@@ -34,8 +33,11 @@ from hadal.recipe.kinds import (
     SizeConfig,
     Stage,
 )
+from hadal.recipe.ranges import check_ranges
+from hadal.tasks import DATA_SETS, files_of
 from hadal.train.corpus import CorpusConfig
 
+MOST_SAMPLES = 100_000
 CHECKPOINT = "checkpoint"
 """What stages begin from where the recipe names a checkpoint."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
@@ -70,19 +72,16 @@ class Recipe:
             raise UserError(f"device is {self.device!r}.", nearest(self.device, DEVICES))
         if not self.tasks:
             raise UserError("The recipe has no tasks.", "Name at least one.")
-        _check_numbers(self.to_dict(), "")
+        check_ranges(self, besides=("pretrain", "grpo", "evaluate") if self.stages else ())
         self.model.check(self.arch)
         for stage in self.chain:
             where = f"stage.{stage.name}." if self.stages else f"{stage.name}."
-            config = stage.config
-            if isinstance(config, GrpoConfig | PretrainConfig) and not 0 < config.decay_share <= 1:
-                raise UserError(f"{where}decay_share is {config.decay_share}.", "It must be above 0 and at most 1.")
-            if isinstance(config, PretrainStage):
-                config.model.check(config.arch, where if self.stages else "")
-                for name in ("thinking_share", "habit_share"):
-                    if not 0 < (share := getattr(config.corpus, name)) < 1:
-                        at = f"{where if self.stages else ''}corpus.{name}"
-                        raise UserError(f"{at} is {share}.", "It must be between 0 and 1.")
+            if self.stages:
+                check_ranges(stage.config, where)
+            if isinstance(stage.config, GrpoConfig):
+                _check_groups(stage.config, where)
+            if isinstance(stage.config, PretrainStage):
+                stage.config.model.check(stage.config.arch, where if self.stages else "")
         _check_chain(self)
 
     @property
@@ -121,6 +120,20 @@ class Recipe:
                 for s in self.stages
             }
         return data
+
+
+def _check_groups(config: GrpoConfig, where: str) -> None:
+    """UserError for groups from which nothing can be learnt, or that no machine samples."""
+    check_ranges(config.settings, f"{where}options.")
+    if config.samples == 1 and getattr(config.settings, "baseline", 0) == 1:
+        raise UserError(
+            f"{where}samples is 1.", f"{config.algorithm} compares a problem's samples: take 2 or more, as 16."
+        )
+    if config.prompts * config.samples > MOST_SAMPLES:
+        raise UserError(
+            f"{where}prompts is {config.prompts} and {where}samples {config.samples}.",
+            f"At most {MOST_SAMPLES:,} responses make an update.",
+        )
 
 
 def _check_chain(recipe: Recipe) -> None:
@@ -169,24 +182,6 @@ def _check_chain(recipe: Recipe) -> None:
         known(recipe.publish, models, "publish", "model")
     if not [name for name in models if name != CHECKPOINT]:
         raise UserError("No stage of the recipe leaves a model.", f"Such are {', '.join(LEAVE_A_MODEL)}.")
-
-
-MAY_BE_ZERO = {
-    "seed", "threads", "num_nextn_predict_layers", "extra_rounds", "levels_past_gold", "pass_problems", "rank", "gold",
-    "plain",
-}  # fmt: skip
-
-
-def _check_numbers(table: dict[str, Any], where: str) -> None:
-    """UserError for a whole number that is too small and a number that is none."""
-    for key, value in table.items():
-        least = 0 if key in MAY_BE_ZERO or (key == "problems" and ("gold" in table or "plain" in table)) else 1
-        if isinstance(value, dict):
-            _check_numbers(value, f"{where}{key}.")
-        elif isinstance(value, int) and not isinstance(value, bool) and value < least:
-            raise UserError(f"{where}{key} is {value}.", f"It must be at least {least}.")
-        elif isinstance(value, float) and not isfinite(value):
-            raise UserError(f"{where}{key} is {value}.", "It must be a finite number.")
 
 
 def to_toml(data: dict[str, Any], where: str = "") -> str:
@@ -246,7 +241,9 @@ def _read_stages(data: dict[str, Any], recipe: Recipe) -> tuple[Stage, ...]:
     """The stages of a recipe. With an [evaluate] table, an evaluation follows each stage that leaves a model."""
     tables = data["stage"]
     if not isinstance(tables, dict):
-        raise UserError(f"stage is {tables!r}.", "Stages are tables: [stage.base].")
+        raise UserError(f"stage is {shown(tables)}.", "Stages are tables: [stage.base].")
+    if not tables:
+        raise UserError("The recipe has no stages.", "Name at least one: [stage.base].")
     of_kind = {kind: read_dataclass(type_, data.get(kind, {}), kind) for kind, type_ in KINDS.items()}
     shared = PretrainStage(arch=recipe.arch, model=recipe.model, corpus=recipe.corpus)
     of_kind["pretrain"] = read_dataclass(PretrainStage, data.get("pretrain", {}), "pretrain", shared)
@@ -254,14 +251,14 @@ def _read_stages(data: dict[str, Any], recipe: Recipe) -> tuple[Stage, ...]:
     for name, table in tables.items():
         where = f"stage.{name}"
         if not _NAME.fullmatch(name):
-            raise UserError(f"A stage is named {name!r}.", "Use small letters, digits and dashes.")
+            raise UserError(f"A stage is named {shown(name)}.", "Use small letters, digits and dashes.")
         if not isinstance(table, dict):
-            raise UserError(f"{where} is {table!r}.", "It must be a table of keys and values.")
+            raise UserError(f"{where} is {shown(table)}.", "It must be a table of keys and values.")
         kind, source = table.get("kind", ""), table.get("from", "")
-        if kind not in KINDS:
-            raise UserError(f"{where}.kind is {kind!r}.", nearest(str(kind), KINDS))
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise UserError(f"{where}.kind is {shown(kind)}.", nearest(kind if isinstance(kind, str) else "", KINDS))
         if not isinstance(source, str):
-            raise UserError(f"{where}.from is {source!r}.", "It must be the name of a stage.")
+            raise UserError(f"{where}.from is {shown(source)}.", "It must be the name of a stage.")
         _check_keys(table, ["kind", "from", *(f.name for f in fields(KINDS[kind]))], f"{where}.")
         numbers = {key: value for key, value in table.items() if key not in ("kind", "from")}
         try:
@@ -290,16 +287,39 @@ def recipe_file(name: str | Path) -> Path:
 
 
 def load_recipe_data(name: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The tables of a recipe file, or of a shipped recipe by its bare name, with `--set` applied."""
-    path = Path(name)
+    """The tables of a recipe file, or of a shipped recipe by its bare name, with `--set` applied.
+
+    Paths in the file are of what lies beside it, those in `--set` of what lies in the working folder.
+    """
+    path = recipe_file(name)
     try:
-        text = recipe_file(path).read_text(encoding="utf-8")
+        data = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"Recipe {name} cannot be read ({(error.strerror or str(error)).lower()}).") from None
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"Recipe {name} is not valid TOML: {error}.") from None
+    except RecursionError:
+        raise UserError(f"Recipe {name} is nested too deeply.", "A recipe has tables in tables at most.") from None
+    except ValueError as error:  # no TOML, no text, or a number of thousands of digits
+        raise UserError(f"Recipe {name} is not valid TOML: {' '.join(str(error).split())}.") from None
+    data = _beside(data, path.parent)
     for assignment in overrides:
         apply_override(data, assignment)
     return data
+
+
+def _beside(value: Any, folder: Path, key: str = "") -> Any:
+    """The tables of a recipe file with its paths as they are from the working folder."""
+    if isinstance(value, dict):
+        return {name: _beside(item, folder, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_beside(item, folder, key) for item in value]
+    if not isinstance(value, str) or key not in ("tasks", "plain_tasks", "data", "checkpoint"):
+        return value
+    if key in ("tasks", "plain_tasks") and files_of(value):
+        return str((folder / value).resolve())
+    if folder.resolve() == Path.cwd():
+        return value
+    head, colon, place = value.partition(":")
+    if key in ("tasks", "plain_tasks") and head in DATA_SETS and colon:
+        return f"{head}:{(folder / place).resolve()}"
+    is_path = value.endswith(".jsonl") if key == "data" else value.startswith(".") or (folder / value).is_dir()
+    return str((folder / value).resolve()) if key in ("data", "checkpoint") and is_path else value

@@ -11,6 +11,7 @@ from hadal.configs.reading import nearest
 from hadal.errors import UserError
 from hadal.models.lora import LoraConfig
 from hadal.ops.device import DEVICES
+from hadal.recipe.ranges import check_ranges
 from hadal.rewards.language import SCRIPTS
 from hadal.train.corpus import CorpusConfig
 from hadal.train.optim import OptimizerConfig
@@ -177,11 +178,7 @@ class SftConfig:
             raise UserError(f"dtype is {self.dtype!r}.", "Known are auto, float32 and bfloat16.")
         if self.device not in DEVICES:
             raise UserError(f"device is {self.device!r}.", nearest(self.device, DEVICES))
-        for name in ("epochs", "batch_tokens", "pass_tokens", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}.", "It must be at least 1.")
-        if not 0 <= self.warmup_share < 1:
-            raise UserError(f"warmup_share is {self.warmup_share}.", "It must be at least 0 and below 1.")
+        check_ranges(self)
         if self.router_bias_rate and self.lora.rank:
             raise UserError("Adapters leave the routers' biases as they are.", "Leave router_bias_rate at 0.")
 

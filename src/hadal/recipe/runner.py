@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from hadal.cost.flops import parameters
+from hadal.cost.memory import gigabytes
 from hadal.cost.prices import LAPTOP
 from hadal.errors import UserError
 from hadal.files import write_bytes
@@ -26,8 +28,8 @@ from hadal.recipe.calibrate import Plan, calibrate, fastest_threads, scale_recip
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
 from hadal.recipe.config import Recipe, load_recipe_data, read_recipe, recipe_file, to_toml, with_task_files
 from hadal.recipe.inherit import decided, take_over
-from hadal.recipe.kinds import SUITE
-from hadal.recipe.needs import settle
+from hadal.recipe.kinds import SUITE, PretrainStage
+from hadal.recipe.needs import memory_left, settle
 from hadal.recipe.report import write_report
 from hadal.recipe.run import PUBLISHED, DamagedModel, Run, checkpoint_digest
 from hadal.recipe.run_folder import open_run, write_run
@@ -89,23 +91,24 @@ def train(
 
 
 def read_file(recipe_path: Path, overrides: Sequence[str], trust: bool) -> Recipe:
-    """The recipe in a TOML file, its task files named by their places. UserError for Python files without trust."""
-    recipe_path = recipe_file(recipe_path)
-    data = load_recipe_data(recipe_path, overrides)
-    recipe = read_recipe(data)
-    beside = {name: str((recipe_path.parent / name).resolve()) for name in recipe.tasks if files_of(name)}
-    code = [file for name in beside.values() for file in files_of(name) if file.suffix == ".py"]
+    """The recipe in a TOML file, its task files named by their places. UserError for its Python files without trust."""
+    recipe = read_recipe(load_recipe_data(recipe_path, overrides))
+    places = {name: str(Path(name).resolve()) for name in recipe.tasks if files_of(name)}
+    named = load_recipe_data(recipe_path).get("tasks")
+    own = named if isinstance(named, list) else []  # what --set names, the user has typed
+    code = [file for name in places if name in own for file in files_of(name) if file.suffix == ".py"]
     if code and not trust:
         raise UserError(
             f"{recipe_path} names the Python file {code[0]}, which would run as you.",
             "Read it, and add --trust if you trust it.",
         )
-    return with_task_files(recipe, beside)
+    return with_task_files(recipe, places)
 
 
 def plan_of(recipe: Recipe, view: View) -> str:
     """The recipe as a run would freeze it, in TOML, headed by what it would cost."""
     tasks = _load_and_check(recipe)
+    _check_data(recipe)
     recipe, plan = _decide(recipe, tasks, tokenizer_of(recipe, tasks), None, view)
     lines = [f"{stage}: {seconds:,.0f} s, ${LAPTOP.cost(seconds):.2g}" for stage, seconds in plan.seconds.items()]
     total = sum(plan.seconds.values())
@@ -123,6 +126,8 @@ def grow(
     like: a run of a recipe that differs in later stages alone, whose first stages are taken over.
     """
     tasks = _load_and_check(recipe)
+    if fresh or not (folder / "run.json").exists():  # a run that has begun may be past the need of them
+        _check_data(recipe)
     request = {"recipe": _wanted(recipe), "minutes": minutes, "task_files": _file_digests(recipe)}
     with alone_in(folder), disk_trouble_told(folder):
         record = existing(folder, fresh)
@@ -212,6 +217,7 @@ def resolve(
 ) -> tuple[Recipe, Plan]:
     """Decide what is left open (threads, dtype, budgets) from a few seconds of measurement."""
     recipe = replace(recipe, device=pick(recipe.device, 0))
+    _check_sizes(recipe, tokenizer.size)
     if recipe.threads == 0:
         recipe = replace(recipe, threads=fastest_threads(recipe, tasks, tokenizer))
     torch.set_num_threads(recipe.threads)
@@ -224,6 +230,19 @@ def resolve(
             f"{rates['float32'] / 1e9:.0f} GFLOP/s in float32, {rates['bfloat16'] / 1e9:.0f} in bfloat16."
         )
     return scale_recipe(recipe, calibrate(recipe, tasks, tokenizer), minutes)
+
+
+def _check_sizes(recipe: Recipe, vocabulary: int) -> None:
+    """UserError for a model whose weights, gradients and optimiser alone are more than the memory that is free."""
+    free = memory_left(recipe.device)
+    for stage in recipe.chain:
+        if isinstance(stage.config, PretrainStage):
+            needed = 16 * parameters(stage.config.model.model_config(stage.config.arch, vocabulary)).total
+            if free is not None and needed > free:
+                raise UserError(
+                    f"The model of {stage.name} needs {gigabytes(needed)} of memory, and {gigabytes(free)} are free.",
+                    "Make it smaller: hidden_size, num_hidden_layers, intermediate_size.",
+                )
 
 
 def _decide(
@@ -286,6 +305,14 @@ def _load_and_check(recipe: Recipe) -> dict[str, Task]:
     for task in tasks.values():
         task.validate()
     return tasks
+
+
+def _check_data(recipe: Recipe) -> None:
+    """UserError for a file of conversations that is not there: a stage comes to it after hours."""
+    for stage in recipe.stages:
+        for name in getattr(stage.config, "data", ()):
+            if name.endswith(".jsonl") and not Path(name).is_file():
+                raise UserError(f"stage.{stage.name}.data: there is no file {name}.", "Give a file of JSON lines.")
 
 
 def _file_digests(recipe: Recipe) -> dict[str, str]:
