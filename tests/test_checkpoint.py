@@ -269,7 +269,7 @@ def test_an_index_that_is_wrong_is_named(shards: Path) -> None:
     ):
         path.write_text(json.dumps({"weight_map": index["weight_map"] | change}))
         refused(lambda: load_model(shards), *words)
-    for text in ("{", "[]", "{}", '{"weight_map": 1}', '{"weight_map": [1]}'):
+    for text in ("{", "[]", "{}", '{"weight_map": 1}', '{"weight_map": [1]}', "[" * 100_000, '{"a": ' * 100_000):
         path.write_text(text)
         refused(lambda: load_model(shards), INDEX)
     del index["weight_map"][name]

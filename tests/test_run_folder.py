@@ -50,12 +50,13 @@ def wrong_header(run):
 @pytest.mark.parametrize(
     ("harm", "cause", "remedy"),
     [
-        (lambda run: write_run(run, {"status": "running"}), "not finished", "hadal quickstart --out"),
+        (lambda run: write_run(run, {"status": "running"}), "not finished", "the command that began it"),
         (lambda run: write_json(run / "run.json", {"hadal_run": 99}), "format 99", "--fresh"),
         (lambda run: write_json(run / "run.json", {"x": 1}), "not written by hadal", "quickstart"),
         (lambda run: write_json(run / "run.json", [1]), "not written by hadal", "quickstart"),
         (lambda run: (run / "run.json").write_text('{"hadal_run": 1, "na'), "damaged", "--fresh"),
         (lambda run: (run / "run.json").write_bytes(b"\xff\xfe\x00"), "damaged", "--fresh"),
+        (lambda run: (run / "run.json").write_text("[" * 100_000), "damaged", "--fresh"),
         (lambda run: (run / "run.json").unlink(), "no run.json", "quickstart"),
         (lambda run: (run / "tokenizer.json").unlink(), "no tokenizer.json", "--fresh"),
         (lambda run: (run / "model.safetensors").unlink(), "no model.safetensors", "--fresh"),
@@ -72,6 +73,55 @@ def test_a_broken_run_names_cause_and_remedy(tmp_path, harm, cause, remedy):
     assert cause in raised.value.cause
     assert remedy in raised.value.remedy
     assert "\n" not in str(raised.value)
+
+
+COMMANDS = {
+    "hadal train mine.toml --set 'a=\"b\"' --out r": "Start anew: {} --fresh",
+    "hadal quickstart --minutes 10 --out r": "Start anew: {} --fresh",
+    "hadal sft model data.jsonl --out r": "Remove {run} and start anew: {}",
+    "hadal ablate mine.toml --vary a=1,2 --out o": "Remove {run} and start anew: {}",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("harm", ["cut", "zeros", "version"])
+def test_a_damaged_record_names_the_command_that_made_it(tmp_path, command, harm):
+    run = make_run(tmp_path / "r")
+    record = {"name": "r", "status": "complete", "command": command, "request": {"recipe": {"tasks": ["sums"] * 9}}}
+    write_run(run, record)
+    path = run / "run.json"
+    if harm == "version":
+        path.write_text(path.read_text().replace('"hadal_run": 1', '"hadal_run": 99'))
+    else:
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-40] + (b"" if harm == "cut" else b"\0" * 40))
+    with pytest.raises(UserError) as raised:
+        read_run(run)
+    assert COMMANDS[command].format(command, run=run) in raised.value.remedy
+
+
+def test_a_record_that_is_gone_names_no_command_that_did_not_make_it(tmp_path):
+    run = make_run(tmp_path / "r")
+    (run / "run.json").write_bytes(b"\0" * 500)
+    with pytest.raises(UserError, match="damaged") as raised:
+        read_run(run)
+    assert "quickstart" not in raised.value.remedy and "the command that began it" in raised.value.remedy
+    write_json(run / "report.json", {"command": "hadal train r1 --out r"})
+    with pytest.raises(UserError, match="hadal train r1 --out r --fresh"):
+        read_run(run)
+
+
+def test_a_damaged_model_is_restored_where_its_stages_are(tmp_path):
+    """The command alone does it: with --fresh all that was learnt would go."""
+    run = make_run(tmp_path / "r")
+    write_run(run, {"status": "complete", "command": "hadal train r1 --out r"})
+    cut_weights(run)
+    with pytest.raises(UserError, match="hadal train r1 --out r --fresh"):
+        open_run(run)
+    (run / "stages").mkdir()
+    with pytest.raises(UserError) as raised:
+        open_run(run)
+    assert raised.value.remedy == "Restore it: hadal train r1 --out r"
 
 
 def test_a_missing_run_points_to_quickstart(tmp_path):
@@ -170,6 +220,12 @@ def test_a_torn_line_does_not_swallow_the_next(tmp_path):
     assert JsonLines(path).read() == [{"step": 1}]
     JsonLines(path).append({"step": 2})
     assert JsonLines(path).read() == [{"step": 1}, {"step": 2}]
+
+
+def test_a_line_nested_without_end_is_named(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"a": 1}\n' + "[" * 100_000 + "\n")
+    with pytest.raises(UserError, match="damaged at line 2"):
+        JsonLines(tmp_path / "m.jsonl").read()
 
 
 def test_a_damaged_line_is_named(tmp_path):

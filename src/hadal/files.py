@@ -159,7 +159,7 @@ class JsonLines:
         for number, line in enumerate(self._whole_lines(), 1):
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 record = None
             if not isinstance(record, dict):
                 raise UserError(f"{self.path} is damaged at line {number}.", "Delete that line to read the rest.")

@@ -85,7 +85,7 @@ class TensorFiles:
         try:
             places = json.loads(self.index.read_text())["weight_map"]
             files = sorted(set(places.values()))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(f"{self.index} cannot be read ({error!r}).", REMEDY) from None
         for file in files:
             if not isinstance(file, str) or Path(file).name != file or not file.isprintable():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,12 +71,15 @@ def ablate(
         plans[seed, variant.name] = read_file(recipe_path, [*overrides, *variant.settings, f"seed={seed}"], trust)
     asked = {"vary": list(vary), "overrides": list(overrides), "problems": problems}
     _check_folder(out, asked)
+    words = ["hadal", "ablate", str(recipe_path), *(["--trust"] if trust else [])]
+    words += [word for name, given in (("--vary", vary), ("--set", overrides)) for one in given for word in (name, one)]
+    words += ["--seeds", str(seeds), "--problems", str(problems), "--out", str(out)]
     answers: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in variants}
     for (seed, name), recipe in plans.items():
         folder = out / f"seed{seed}" / name
         base = out / f"seed{seed}" / variants[0].name
         view.note(f"Seed {seed}, {name}:")
-        grow(recipe, folder, view, like=base if folder != base else None)
+        grow(recipe, folder, view, command=shlex.join(words), like=base if folder != base else None)
         answers[name].append(_answers(folder, problems))
     report = compare(answers, asked, list(range(first, first + seeds)))
     write_json(out / "ablation.json", report)

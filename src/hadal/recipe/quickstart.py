@@ -6,6 +6,7 @@ It is a shipped recipe, stretched by one dial. How a recipe runs is in `runner.p
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,4 +43,4 @@ def quickstart(
     own = f"{Path(task).stem}-" if task else ""
     folder = Path(out) if out else Path("runs") / f"{own}{recipe.arch}-seed{recipe.seed}"
     command += [word for override in overrides for word in ("--set", override)]
-    return grow(recipe, folder, view, minutes, fresh, command)
+    return grow(recipe, folder, view, minutes, fresh, shlex.join([*command, "--out", str(folder)]))

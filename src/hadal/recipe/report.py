@@ -14,7 +14,7 @@ from hadal.files import JsonLines, plain, write_json, write_text
 from hadal.recipe import chain_html, chain_markdown, report_html, report_markdown
 from hadal.recipe.chain_report import gather_chain
 from hadal.recipe.findings import findings, headline
-from hadal.recipe.run_folder import again, count_parameters, read_json, read_run
+from hadal.recipe.run_folder import carry_on, count_parameters, read_json, read_run
 
 REPORT_VERSION = 1
 
@@ -95,10 +95,10 @@ def common(run: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 def _read_evaluation(run: Path) -> dict[str, Any]:
     path = Path(run) / "evaluation.json"
-    remedy = f"Make it again: {again(run)}"
+    remedy = carry_on(run)
     if not path.is_file():
         raise UserError(f"{run} has not been evaluated yet (no evaluation.json).", remedy)
-    evaluation = read_json(path)
+    evaluation = read_json(path, remedy)
     if not isinstance(evaluation, dict) or not isinstance(evaluation.get("tasks"), dict):
         raise UserError(f"{path} is damaged (it has no tasks).", remedy)
     return evaluation

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from hadal.files import write_json
 
 RUN_VERSION = 1
 
+_COMMAND = re.compile(rb'"command": ("(?:[^"\\]|\\.)+")')
 _CHECKPOINT_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, remedy: str = "Restore it, or start anew in another folder.") -> Any:
     """Reads a JSON file of a run folder. Raises UserError, with the remedy, where it cannot be read."""
     path = Path(path)
     try:
@@ -23,8 +25,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UserError(f"cannot read {path}: {reason}.", "Check its permissions.") from error
-    except ValueError as error:
-        remedy = f"Start anew: {again(path.parent)} --fresh"
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged (it is not JSON).", remedy) from error
 
 
@@ -47,22 +48,39 @@ def read_run(run: Path) -> dict[str, Any]:
             f"{run} is not a run folder (it has no run.json).",
             "Name the folder that hadal quickstart wrote, such as runs/dense-seed0.",
         )
-    record = read_json(path)
+    record = read_json(path, anew(run))
     if not isinstance(record, dict) or "hadal_run" not in record:
         raise UserError(f"{path} was not written by hadal.", "Name the folder that hadal quickstart wrote.")
     if record["hadal_run"] != RUN_VERSION:
         raise UserError(
             f"{run} has run format {record['hadal_run']!r}, and this hadal reads format {RUN_VERSION}.",
-            f"Use the hadal that wrote it, or start anew: {again(run)} --fresh",
+            f"Use the hadal that wrote it. {anew(run)}",
         )
     return record
 
 
 def again(run: Path) -> str:
-    """The command that carries on the run in this folder: the one that began it, where that can be read."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads((run / "run.json").read_bytes())["command"])
-    return f"hadal quickstart --out {run}"
+    """The command that carries on the run in this folder: the one that began it, also where run.json is damaged."""
+    for name in ("run.json", "report.json"):
+        with suppress(OSError, ValueError):
+            if found := _COMMAND.search((run / name).read_bytes()):
+                return str(json.loads(found[1]))
+    return ""
+
+
+def carry_on(run: Path) -> str:
+    """How to carry on the run in this folder, as a remedy."""
+    return f"Carry on where it stopped: {again(run) or f'give the command that began it, with --out {run}'}"
+
+
+def anew(run: Path) -> str:
+    """How to make what the folder should hold once more, as a remedy."""
+    command = again(run)
+    if not command:
+        return f"Start anew: give the command that began it, with --out {run} --fresh"
+    if not command.startswith(("hadal quickstart", "hadal train")):
+        return f"Remove {run} and start anew: {command}"
+    return f"Start anew: {command} --fresh"
 
 
 def open_run(run: Path) -> dict[str, Any]:
@@ -73,14 +91,16 @@ def open_run(run: Path) -> dict[str, Any]:
     run = Path(run)
     record = read_run(run)
     if record.get("status") != "complete":
-        raise UserError(f"the run in {run} is not finished.", f"Carry on where it stopped: {again(run)}")
+        raise UserError(f"the run in {run} is not finished.", carry_on(run))
+    # The last stage's own checkpoint is published once more by the command that began the run.
+    restored = f"Restore it: {again(run)}" if again(run) and (run / "stages").is_dir() else anew(run)
     for name in _CHECKPOINT_FILES:
         if not (run / name).is_file():
-            raise UserError(f"{run} has no {name}.", f"Make it again: {again(run)} --fresh")
+            raise UserError(f"{run} has no {name}.", restored)
     try:
         read_header(run / "model.safetensors")
     except UserError as error:
-        raise UserError(error.cause, f"Make it again: {again(run)} --fresh") from None
+        raise UserError(error.cause, restored) from None
     return record
 
 

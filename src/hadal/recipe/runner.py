@@ -86,8 +86,8 @@ def train(
         return None
     folder = out or Path("runs") / name
     code = [name for name in recipe.tasks for file in files_of(name) if file.suffix == ".py"]
-    command = ["hadal", "train", str(recipe_path), *(["--trust"] if code else [])]
-    return grow(recipe, folder, view, fresh=fresh, command=[*command, *_settings(overrides)], sinks=sinks)
+    command = ["hadal", "train", str(recipe_path), *(["--trust"] if code else []), *_settings(overrides)]
+    return grow(recipe, folder, view, fresh=fresh, command=shlex.join([*command, "--out", str(folder)]), sinks=sinks)
 
 
 def read_file(recipe_path: Path, overrides: Sequence[str], trust: bool) -> Recipe:
@@ -118,7 +118,7 @@ def plan_of(recipe: Recipe, view: View) -> str:
 
 def grow(
     recipe: Recipe, folder: Path, view: View, minutes: float | None = None, fresh: bool = False,
-    command: Sequence[str] = (), sinks: Sequence[str] = (), like: Path | None = None,
+    command: str = "", sinks: Sequence[str] = (), like: Path | None = None,
 ) -> Path:  # fmt: skip
     """Run a recipe in a folder, or carry on there, or do nothing where it is finished; returns the folder.
 
@@ -256,12 +256,12 @@ def _decide(
 
 def _prepare(
     folder: Path, recipe: Recipe, tasks: dict[str, Task], minutes: float | None, request: dict[str, Any], view: View,
-    command: Sequence[str], like: Path | None,
+    command: str, like: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Set a run up; what an earlier run or an interrupted set-up left of its own is removed."""
     record = {
         "name": folder.resolve().name, "arch": recipe.arch, "seed": recipe.seed, "minutes": minutes,
-        "status": "preparing", "command": shlex.join([*command, "--out", str(folder)]), "request": request,
+        "status": "preparing", "command": command, "request": request,
     }  # fmt: skip
     write_run(folder, record)
     _clear(folder)

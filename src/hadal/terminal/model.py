@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hadal.errors import UserError
-from hadal.recipe.run_folder import again, open_run, read_run
+from hadal.recipe.run_folder import carry_on, open_run, read_run
 from hadal.terminal.clean import strip_controls
 from hadal.terminal.interrupts import held
 from hadal.text.parse import Delta, TokenParser
@@ -159,7 +159,7 @@ def record_of(folder: Path) -> dict[str, Any]:
     if record.get("kind") != "sft":
         return open_run(folder)
     if record.get("status") != "complete":
-        raise UserError(f"the fine-tuning in {folder} is not finished.", f"Carry on where it stopped: {again(folder)}")
+        raise UserError(f"the fine-tuning in {folder} is not finished.", carry_on(folder))
     return record
 
 
