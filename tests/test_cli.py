@@ -11,6 +11,8 @@ import pytest
 import hadal
 from hadal.cli import build_parser, main
 from hadal.errors import UserError
+from hadal.files import JsonLines
+from hadal.recipe.run_folder import write_run
 
 COMMAND = [sys.executable, "-P", "-m", "hadal"]
 
@@ -133,3 +135,20 @@ def test_a_wrong_task_is_named(words: list[str], capsys: pytest.CaptureFixture[s
     assert main(["tasks", "show", *words[0].split()]) == 2
     err = capsys.readouterr().err
     assert words[1] in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_lacks_characters_stops_no_command(encoding: str, tmp_path: Path) -> None:
+    task, run_folder = tmp_path / "日本.jsonl", tmp_path / "rün"
+    task.write_text('{"prompt": "日本の首都は？", "answer": "東京"}\n{"prompt": "ﬁn – ü?", "answer": "é"}\n')
+    write_run(run_folder, {"name": "日本", "status": "complete"})
+    samples = [{"text": "日本→", "reward": 1.0, "note": "é"}, {"text": "b", "reward": 0.0, "note": ""}]
+    JsonLines(run_folder / "rollouts" / "grpo-000006.jsonl").append(
+        {"task": "sums", "difficulty": 1, "prompt": "日本 – é", "answer": "5", "samples": samples}
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "LANG": "C"}
+    for command in (["tasks", "show", str(task)], ["rollouts", str(run_folder)], ["ask", "nöwhere", "–"]):
+        done = subprocess.run([*COMMAND, *command], capture_output=True, env=environment, timeout=60)
+        assert b"Traceback" not in done.stderr, done.stderr
+        assert done.returncode == (2 if command[0] == "ask" else 0)
+        assert b"?" in done.stdout or command[0] == "ask"

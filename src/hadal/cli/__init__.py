@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from hadal import __version__
 from hadal.cli.ablate import add_ablate
@@ -35,6 +36,7 @@ CARRIES_ON = {"quickstart", "train", "sft", "eval"}  # commands that resume wher
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 2 for a user's error, 130 for Ctrl-C."""
     prepare()
+    tolerate(sys.stdin, sys.stdout)
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments else ""
     try:
@@ -61,6 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is None:
             drop_stdout()
         return 2
+
+
+def tolerate(*streams: TextIO) -> None:
+    """Bytes that are no text, and characters that a terminal lacks, become `?` instead of ending the command."""
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def drop_stdout() -> None:

@@ -106,7 +106,7 @@ def evaluate(options: argparse.Namespace) -> None:
         outcome = run.evaluate(subject, names, settings, options.out, other, meter, meter.write)
         folder, evaluation, results = outcome.folder, outcome.evaluation, outcome.results
     if options.json:
-        print(json.dumps(results, ensure_ascii=False))
+        print(json.dumps(results))
     elif options.failures:
         browse(evaluation)
     else:

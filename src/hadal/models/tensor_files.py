@@ -83,7 +83,7 @@ class TensorFiles:
 
     def _indexed(self, folder: Path) -> dict[str, Entry]:
         try:
-            places = json.loads(self.index.read_text())["weight_map"]
+            places = json.loads(self.index.read_bytes())["weight_map"]
             files = sorted(set(places.values()))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(f"{self.index} cannot be read ({error!r}).", REMEDY) from None

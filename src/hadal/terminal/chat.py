@@ -7,7 +7,6 @@ never shown a conversation. What a model writes is stripped of control character
 Read `Chat.turn` first. The parts without a terminal come before it: `parse_command`, `transcript`.
 """
 
-import io
 import json as jsonlib
 import re
 import sys
@@ -15,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
@@ -304,19 +303,11 @@ def chat(
     dtype: how weights are held, and config, as in `LLM.load`; budget: tokens that a thought may have.
     Raises UserError, naming the remedy, where the run is missing, unfinished, damaged or of another version.
     """
-    _tolerate(sys.stdin, sys.stdout)
     console = Console(highlight=False)
     model = Model(run, dtype, budget, config)
     conversation = Chat(model, console)
     conversation.greet()
     conversation.loop(_reader(console))
-
-
-def _tolerate(*streams: TextIO) -> None:
-    """Bytes that are no text, and characters that a terminal lacks, become `?` instead of ending the chat."""
-    for stream in streams:
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
 
 
 def _reader(console: Console) -> Callable[[], str]:
@@ -349,7 +340,6 @@ def ask(
     question = question.strip()
     if not question:
         raise UserError("the question is empty.", 'Ask one, such as "How many r in strawberry?"')
-    _tolerate(sys.stdout)
     model = Model(run, dtype, budget, config)
     if json:
         reply = model.reply(question, thinking, lambda kind, text, reply: None)
