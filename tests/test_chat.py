@@ -8,6 +8,7 @@ import sys
 import pytest
 from rich.console import Console
 
+from hadal.cli import main
 from hadal.errors import UserError
 from hadal.recipe.run_folder import write_run
 from hadal.terminal import chat as chat_module
@@ -273,7 +274,7 @@ def test_ask_refuses_nothing_and_too_much(run):
 
 def test_lines_come_from_a_pipe(run, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("What is 3 + 4?\n\xff\n".encode("latin-1"))))
-    chat_module.chat(run)
+    assert main(["chat", str(run)]) == 0
     out = capsys.readouterr().out
     assert out.count("tok/s") == 2 and "\x1b" not in out
 
@@ -294,3 +295,19 @@ def test_a_task_file_that_has_gone_leaves_the_chat(run, tmp_path):
 def test_a_missing_run_is_a_users_error(tmp_path):
     with pytest.raises(UserError, match="Give a run"):
         chat_module.chat(tmp_path / "nowhere")
+
+
+def test_every_line_of_a_pasted_block_is_asked(model):
+    """A terminal hands over a pasted block as one input, its lines in it."""
+    shown, conversation = converse(model, ["What is 3 + 4?\nWhat is 5 + 6?", "/think off\n\nWhat is 1 + 1?\n"])
+    assert [reply.gold for reply in conversation.replies] == ["7", "11", "2"]
+    assert "It will answer at once." in shown and conversation.replies[2].thought is None
+    assert len(converse(model, ["What is 3 + 4?\n/quit\nWhat is 5 + 6?", "never"])[1].replies) == 1
+
+
+def test_a_pasted_block_is_one_message_to_a_model_that_converses(model, monkeypatch):
+    monkeypatch.setattr(Model, "converses", True)
+    conversation = Chat(model, Console(file=io.StringIO()))
+    assert conversation.messages("Dear model,\n  look:\n\n  x = 1") == ["Dear model,\n  look:\n\n  x = 1"]
+    assert conversation.messages("/think on\nWhat is 1 + 1?") == ["/think on", "What is 1 + 1?"]
+    assert conversation.messages("") == []

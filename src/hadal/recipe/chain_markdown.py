@@ -42,7 +42,7 @@ def page(report: Json) -> str:
             for said in example["said"]:
                 parts += [f"{inline(said['stage'])}, {'right' if said['right'] else 'wrong'}:", block(said["text"])]
     parts += ["## What it cost", stages_table(report)]
-    parts.append(f"Grown by `{command(report)}`. The figures are in `report.json`, with plots in `report.html`.")
+    parts.append(f"Made by `{command(report)}`. The figures are in `report.json`, with plots in `report.html`.")
     return "\n\n".join(parts).replace("\n\n- ", "\n- ") + "\n"
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from hadal.evaluate.statistics import intervals
 from hadal.files import JsonLines
-from hadal.recipe.findings import bounds, change, from_to, percent, points
+from hadal.recipe.findings import bounds, change, from_to, percent, points, took_to_thinking
 from hadal.recipe.run_folder import read_json
 from hadal.recipe.stages.exam import REFLECTION, reflections
 
@@ -64,10 +64,18 @@ def _headline(rows: list[Json], final: str) -> str:
         return "No stage was examined"
     first, last = rows[0]["mean"], ends[0]["mean"]
     numbers = f"from {percent(first['accuracy'])} ({rows[0]['stage']}) to {percent(last['accuracy'])} ({final})"
-    moved = change(first, last)
+    moved, words = difference(rows[0], ends[0], _reasoning(rows[0], ends[0]))
     if moved == 0:
-        return f"No gain is shown: {numbers}, and the intervals overlap"
-    return f"{'It learned to reason' if moved > 0 else 'It got worse'}: {numbers} right"
+        return f"No gain is shown: {numbers}, {words}"
+    if moved < 0:
+        return f"It got worse: {numbers} right"
+    return f"{'It learned to reason' if took_to_thinking(first, last) else 'It got better'}: {numbers} right"
+
+
+def _reasoning(before: Json, after: Json) -> list[str]:
+    """The tasks of two rows that are to be reasoned about; all that both have where there are none."""
+    both = [name for name in after["tasks"] if name in before["tasks"]]
+    return [name for name in both if after["tasks"][name]["reasoning"]] or both
 
 
 def _findings(rows: list[Json], final: str) -> list[Json]:
@@ -107,8 +115,7 @@ def difference(before: Json, after: Json, tasks: Sequence[str]) -> tuple[int, st
 def _told(before: Json, after: Json, how: str) -> Json:
     one, other = before["mean"], after["mean"]
     both = [name for name in after["tasks"] if name in before["tasks"]]
-    reasoning = [name for name in both if after["tasks"][name]["reasoning"]] or both
-    moved, words = difference(before, after, reasoning)
+    moved, words = difference(before, after, _reasoning(before, after))
     verdict = {1: "higher", -1: "lower", 0: "no difference shown"}[moved]
     sentences = [f"Right answers went {from_to(one, other)}, {words}."]
     if how == "against":

@@ -329,6 +329,14 @@ def findings(tasks: dict[str, Any], mean: dict[str, Any]) -> list[Finding]:
     return [mode_finding(tasks, mean), sharpening_finding(tasks), skill_finding(tasks)]
 
 
+def took_to_thinking(before: Estimate, after: Estimate) -> bool:
+    """Whether a model thinks more often than before, and in most of its responses."""
+    shares = before.get("thinking_share"), after.get("thinking_share")
+    if shares[0] is None or shares[1] is None or shares[1] < 0.5:
+        return False
+    return change(wilson(shares[0], before["n"]), wilson(shares[1], after["n"])) > 0
+
+
 def headline(tasks: dict[str, Any], mean: dict[str, Any]) -> str:
     """The page's first sentence, no stronger than the numbers."""
     if not tasks:
@@ -340,7 +348,4 @@ def headline(tasks: dict[str, Any], mean: dict[str, Any]) -> str:
         return f"No gain is shown: {numbers}, and the intervals overlap"
     if moved < 0:
         return f"It got worse: {numbers}"
-    shares = (base.get("thinking_share"), rl.get("thinking_share"))
-    if None not in shares and change(wilson(shares[0], base["n"]), wilson(shares[1], rl["n"])) > 0:
-        return f"It learned to think: {numbers} right"
-    return f"It got better: {numbers} right"
+    return f"{'It learned to think' if took_to_thinking(base, rl) else 'It got better'}: {numbers} right"

@@ -14,7 +14,7 @@ from hadal.files import JsonLines, plain, write_json, write_text
 from hadal.recipe import chain_html, chain_markdown, report_html, report_markdown
 from hadal.recipe.chain_report import gather_chain
 from hadal.recipe.findings import findings, headline
-from hadal.recipe.run_folder import carry_on, count_parameters, read_json, read_run
+from hadal.recipe.run_folder import carry_on, count_parameters, origin, read_json, read_run
 
 REPORT_VERSION = 1
 
@@ -71,11 +71,14 @@ def common(run: Path, record: dict[str, Any]) -> dict[str, Any]:
         "hadal_report": REPORT_VERSION,
         "name": record.get("name", Path(run).name),
         "arch": record.get("arch"),
+        "origin": origin(record) or None,
+        "model_type": _family(run) if origin(record) else None,
         "seed": record.get("seed"),
         "minutes": record.get("minutes"),
         "command": record.get("command") or f"hadal quickstart --seed {record.get('seed')}",
         "parameters": count_parameters(run) if (Path(run) / "model.safetensors").is_file() else None,
         "threads": config.get("threads"),
+        "device": config.get("device"),
         "dtype": config.get("dtype"),
         "seconds": _total(stages, "seconds"),
         "peak_memory_bytes": max((s["peak_memory_bytes"] or 0 for s in stages), default=0) or None,
@@ -91,6 +94,12 @@ def common(run: Path, record: dict[str, Any]) -> dict[str, Any]:
         "examples": [],
         "left_out": {},
     }
+
+
+def _family(run: Path) -> str | None:
+    """The family of the model that a run has published, by its config.json."""
+    path = Path(run) / "config.json"
+    return str(read_json(path).get("model_type")) if path.is_file() else None
 
 
 def _read_evaluation(run: Path) -> dict[str, Any]:

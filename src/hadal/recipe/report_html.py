@@ -447,6 +447,6 @@ def foot(report: Json) -> str:
             "measured at every step."
         )
     return (
-        f"<footer><p>Grow it yourself: <code>{esc(command(report))}</code></p><p>Every figure is in "
+        f"<footer><p>Make it yourself: <code>{esc(command(report))}</code></p><p>Every figure is in "
         f"<code>report.json</code> beside this page.{mismatch}</p></footer>"
     )

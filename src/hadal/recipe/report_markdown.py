@@ -76,7 +76,7 @@ def page(report: dict[str, Any]) -> str:
         parts.append("## Left out")
         parts += [f"- {inline(name)}: {inline(reason)}" for name, reason in report["left_out"].items()]
     parts.append(
-        f"Grown by `{command(report)}`. The figures are in `report.json`, with plots in `report.html`."
+        f"Made by `{command(report)}`. The figures are in `report.json`, with plots in `report.html`."
     )
     return "\n\n".join(parts).replace("\n\n- ", "\n- ") + "\n"
 

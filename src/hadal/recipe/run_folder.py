@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,22 @@ def read_run(run: Path) -> dict[str, Any]:
             f"Use the hadal that wrote it. {anew(run)}",
         )
     return record
+
+
+def origin(record: Mapping[str, Any]) -> str:
+    """The checkpoint that the model of a run has come from; "" where it was grown from random numbers."""
+    config = record.get("config") or {}
+    stages = config.get("stage") or {}
+    leave = [name for name, stage in stages.items() if stage.get("kind") not in ("evaluate", "reject")]
+    name = config.get("publish") or (leave[-1] if leave else "")
+    while name in stages:  # back to where it began
+        name = stages[name].get("from", "")
+    return str(config.get("checkpoint", "")) if name == "checkpoint" else ""
+
+
+def is_grown(record: Mapping[str, Any]) -> bool:
+    """Whether run.json is that of a model grown from random numbers, on tasks of its own."""
+    return bool(record.get("arch")) and not origin(record)
 
 
 def again(run: Path) -> str:

@@ -113,7 +113,10 @@ def plan_of(recipe: Recipe, view: View) -> str:
     lines = [f"{stage}: {seconds:,.0f} s, ${LAPTOP.cost(seconds):.2g}" for stage, seconds in plan.seconds.items()]
     total = sum(plan.seconds.values())
     lines.append(f"in all about {total / 60:,.1f} minutes, ${LAPTOP.cost(total):.2g} ({LAPTOP.source})")
-    return "".join(f"# {line}\n" for line in lines) + "\n" + to_toml(recipe.to_dict())
+    data = recipe.to_dict()
+    if not any(stage.kind == "pretrain" for stage in recipe.chain):  # nothing is grown
+        data = {key: value for key, value in data.items() if key not in ("arch", "model", "corpus")}
+    return "".join(f"# {line}\n" for line in lines) + "\n" + to_toml(data)
 
 
 def grow(

@@ -10,13 +10,14 @@ DECODINGS = {
     "greedy": "greedy",
 }
 ABOUT_N = (
-    "n counts held-out problems, which share no problem with training; where two intervals overlap, "
+    "n counts held-out problems, which share no problem with this training; where two intervals overlap, "
     "no difference "
     "is shown."
 )
 ABOUT_INTERVALS = f"In brackets 95% intervals; {ABOUT_N}"
 ABOUT_STAGES = (
-    "In brackets 95% intervals; n counts held-out problems, which share no problem with training. All models had the "
+    "In brackets 95% intervals; n counts held-out problems, which share no problem with this training. All models had "
+    "the "
     "same problems, so two of them are compared problem by problem: where the interval of their differences holds 0, "
     "no difference is shown."
 )
@@ -98,19 +99,24 @@ def stage_title(name: str) -> str:
 
 
 def architecture(report: dict[str, Any]) -> str:
+    if report.get("model_type"):
+        return f"a model of the family {report['model_type']}"
     names = {"dense": "a dense transformer", "deepseek": "a DeepSeek-style mixture of experts"}
     return names.get(report["arch"], str(report["arch"] or "a model"))
 
 
 def setting(report: dict[str, Any]) -> str:
-    """What was grown, in how long, for how much."""
+    """What was made of what, in how long, for how much."""
     model = architecture(report)
     if report["parameters"]:
         model += f" of {number(float(report['parameters']))} parameters"
-    parts = [f"{model[0].upper()}{model[1:]}, grown from random numbers"]
+    made = f"trained from {report['origin']}" if report.get("origin") else "grown from random numbers"
+    parts = [f"{model[0].upper()}{model[1:]}, {made}"]
     if report["seconds"] is not None:
         parts[0] += f" in {span(report['seconds'])}"
-        if report["threads"]:
+        if report.get("device") == "cuda":
+            parts[0] += " on a GPU"
+        elif report["threads"]:
             parts[0] += f" on {report['threads']} CPU thread{'s' if report['threads'] > 1 else ''}"
     if report["cost_usd"] is not None:
         parts.append(f"for {money(report['cost_usd'])}")
@@ -120,5 +126,5 @@ def setting(report: dict[str, Any]) -> str:
 
 
 def command(report: dict[str, Any]) -> str:
-    """The command that grows this model again."""
+    """The command that makes this model again."""
     return printable(report["command"]).replace("`", "")

@@ -17,6 +17,7 @@ from hadal.engine.asynchronous import Piece
 from hadal.engine.llm import generation_defaults
 from hadal.engine.request import Request, Sample
 from hadal.errors import UserError
+from hadal.recipe.run_folder import is_grown
 from hadal.server.faults import refusal_of
 from hadal.server.models import EFFORT_BUDGETS, EFFORTS, Ask, Card, Control, Delta, End, Event, Model, Phase, Usage
 from hadal.server.schemas import IMPOSSIBLE
@@ -306,7 +307,7 @@ def load(
     record = record_of(folder)
     name = name if equals else str(record.get("name") or Path(given).name)
     tasks = tasks_of(record, say)
-    grown = bool(record.get("arch"))
+    grown = is_grown(record)
     models = [_open(name, folder, grown, tasks, dtype, config, waiting, most_tokens, say)]
     if grown and (folder / BASE / "model.safetensors").is_file():
         models.append(_open(f"{name}:base", folder / BASE, grown, tasks, dtype, config, waiting, most_tokens, say))

@@ -1,8 +1,9 @@
 """Chat with a model in the terminal (`hadal chat`) and one question at a time (`hadal ask`).
 
 The thought is shown dimmed while it streams and then folded to one line. Where a question is one of the tasks
-the model was grown on, its answer is checked. Every question is asked on its own: models this small were
-never shown a conversation. What a model writes is stripped of control characters before it is printed.
+the model was trained on, its answer is checked. A model of another origin has the conversation before it; one that was
+grown by hadal is asked every question on its own: it was never shown a conversation. What a model writes is stripped of
+control characters before it is printed.
 
 Read `Chat.turn` first. The parts without a terminal come before it: `parse_command`, `transcript`.
 """
@@ -38,8 +39,8 @@ _REMINDER = "It was grown on its tasks alone and knows nothing else: /examples s
 HELP = """\
 /think on|off|auto  make it think, make it answer at once, or let it choose
 /thought            show the last thought in full
-/examples           questions it was grown for (type a number to ask one)
-/new                forget this conversation's list of questions
+/examples           questions of its tasks (type a number to ask one)
+/new                forget this conversation
 /save FILE          write the conversation as Markdown
 /help               this
 /quit               leave (so does Ctrl-D; Ctrl-C stops an answer)"""
@@ -119,7 +120,9 @@ class Chat:
         size = count(parameters(model.llm.model.config).total)
         if not model.is_grown:
             say(Text.assemble((one_line(model.name), "bold cyan"), f", {size} parameters."))
-            say(Text("Each question is asked on its own. /help for the rest.", style="dim"))
+            alone = "Each question is asked on its own."
+            words = "It has the conversation before it; /new begins another." if model.converses else alone
+            say(Text(f"{words} /help for the rest.", style="dim"))
             for note in model.notes:
                 say(Text(clean(note), style="dim"))
             return
@@ -147,28 +150,40 @@ class Chat:
         """Until `/quit`, the end of the input, or Ctrl-C at the prompt."""
         while True:
             try:
-                line = read().strip()
+                text = read().strip()
             except (EOFError, KeyboardInterrupt):
                 self.console.print()
                 return
-            if not line:
-                continue
-            command = parse_command(line)
-            if command is not None:
-                if command.name in ("quit", "exit", "q"):
-                    return
-                self.obey(command)
-                continue
-            line = line.removeprefix("/") if line.startswith("//") else line
-            if line.isdigit() and 1 <= int(line) <= len(self.examples):
-                line = self.examples[int(line) - 1]
-                self.console.print(Text(clean(line), style="bold"))
-            try:
-                self.turn(line)
-            except UserError as error:
-                self.console.print(Text(clean(str(error))))
-            except KeyboardInterrupt:  # the second in a row: the first has stopped the answer
+            if not all(self.take(message) for message in self.messages(text)):
                 return
+
+    def messages(self, text: str) -> list[str]:
+        """What stands in one input: a pasted block is one message, but of lines where the first is a command, or where
+        the model takes questions alone."""
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if len(lines) > 1 and self.model.converses and parse_command(lines[0]) is None:
+            return [text]
+        return lines
+
+    def take(self, line: str) -> bool:
+        """Obey or answer a line; False where the user leaves."""
+        command = parse_command(line)
+        if command is not None:
+            if command.name in ("quit", "exit", "q"):
+                return False
+            self.obey(command)
+            return True
+        line = line.removeprefix("/") if line.startswith("//") else line
+        if line.isdecimal() and len(line) < 3 and 1 <= int(line) <= len(self.examples):
+            line = self.examples[int(line) - 1]
+            self.console.print(Text(clean(line), style="bold"))
+        try:
+            self.turn(line)
+        except UserError as error:
+            self.console.print(Text(clean(str(error))))
+        except KeyboardInterrupt:  # the second in a row: the first has stopped the answer
+            return False
+        return True
 
     def obey(self, command: Command) -> None:
         say = self.console.print
@@ -185,7 +200,7 @@ class Chat:
             say(Text(clean(thoughts[-1]).strip(), style="dim") if thoughts else "There is no thought yet.")
         elif command.name == "new":
             self.replies.clear()
-            say("Begun anew. (Each question is asked on its own anyway.)")
+            say("Begun anew." + ("" if self.model.converses else " (Each question is asked on its own anyway.)"))
         elif command.name == "save":
             self.save(command.argument)
         elif command.name == "examples":
@@ -225,7 +240,7 @@ class Chat:
             console.print(Text(text), end="")
 
         try:
-            reply = self.model.reply(question, self.thinking, show)
+            reply = self.model.reply(question, self.thinking, show, self.replies)
             window.close(reply)
         finally:
             window.close(None)
@@ -239,7 +254,10 @@ class Chat:
             speed += f", {reply.accepted} of {reply.drafted} guessed right"
         console.print()
         console.print(Text.assemble(*_verdict(reply), (speed, "dim")))
-        if reply.right is None and not reply.stopped and self.model.tasks:
+        if reply.forgotten:
+            turns = f"{reply.forgotten} earlier turn{'s' * (reply.forgotten > 1)}"
+            console.print(Text(f"The context is full: {turns} had no room in it.", style="dim"))
+        if reply.right is None and not reply.stopped and self.model.tasks and self.model.is_grown:
             console.print(
                 Text("That is none of its tasks, so nothing vouches for the answer. " + _REMINDER, style="dim")
             )

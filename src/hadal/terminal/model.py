@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hadal.errors import UserError
-from hadal.recipe.run_folder import carry_on, open_run, read_run
+from hadal.recipe.run_folder import carry_on, is_grown, open_run, read_run
 from hadal.terminal.clean import strip_controls
 from hadal.terminal.interrupts import held
 from hadal.text.parse import Delta, TokenParser
@@ -43,6 +43,8 @@ class Reply:
     drafted: int = 0
     accepted: int = 0
     """Tokens that were guessed ahead, and those of them that came out so."""
+    forgotten: int = 0
+    """Earlier turns that the context had no room for."""
 
     def as_dict(self) -> dict[str, Any]:
         """What `hadal ask --json` prints."""
@@ -77,7 +79,12 @@ class Model:
     @property
     def is_grown(self) -> bool:
         """Whether it was grown from nothing, on tasks of its own."""
-        return bool(self.record.get("arch"))
+        return is_grown(self.record)
+
+    @property
+    def converses(self) -> bool:
+        """Whether it is given the conversation: models in hadal's own form have only seen single questions."""
+        return not self.llm.tokenizer.is_own
 
     @property
     def name(self) -> str:
@@ -99,20 +106,39 @@ class Model:
                 return task, problem
         return None
 
-    def reply(self, question: str, thinking: bool | None, show: Callable[[Kind, str, Reply], None]) -> Reply:
-        """Asks, calls `show` with every piece, and checks the answer. Ctrl-C ends the answer where it is."""
+    def prompt(self, question: str, thinking: bool | None, earlier: Sequence[Reply]) -> tuple[list[int], int]:
+        """The ids of a question behind as many earlier turns as leave room for an answer, and how many do not."""
+        turns = [reply for reply in earlier if reply.answer.strip()] if self.converses else []
+        context = self.llm.engine.context
+        for forgotten in range(len(turns) + 1):
+            messages: list[dict[str, Any]] = []
+            for turn in turns[forgotten:]:
+                messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]
+            ids = self.llm.tokenizer.chat([*messages, {"role": "user", "content": question}], thinking=thinking)
+            if len(ids) + min(_MAX_TOKENS, context // 4) <= context:
+                return ids, forgotten
+        return ids, len(turns)
+
+    def reply(
+        self, question: str, thinking: bool | None, show: Callable[[Kind, str, Reply], None],
+        earlier: Sequence[Reply] = (),
+    ) -> Reply:  # fmt: skip
+        """Asks, calls `show` with every piece, and checks the answer. Ctrl-C ends the answer where it is.
+
+        earlier: the turns before, which a model that converses is given.
+        """
         from hadal.engine import SamplingParams
         from hadal.engine.llm import generation_defaults
 
         tokenizer: Any = self.llm.tokenizer
-        prompt = tokenizer.chat([{"role": "user", "content": question}], thinking=thinking)
+        prompt, forgotten = self.prompt(question, thinking, earlier)
         sampling = R1_SAMPLING | generation_defaults(self.run)
         budget = {} if thinking is False else {"thinking_budget": self.budget}
         asked = {"max_tokens": _MAX_TOKENS, "seed": self.asked, "thinking": thinking}
         params = SamplingParams.of(sampling | asked | budget)
         self.asked += 1
         opened = bool(thinking) or tokenizer.in_thought(prompt)
-        reply = Reply(question, "" if opened else None, "", "", 0, 0, 0.0, 0.0)
+        reply = Reply(question, "" if opened else None, "", "", 0, 0, 0.0, 0.0, forgotten=forgotten)
         ids: list[int] = tokenizer.think_ids if opened else []
         parser = TokenParser(tokenizer, opened)
         drafts, began = self.llm.engine.drafts, time.perf_counter()
@@ -170,7 +196,9 @@ def tasks_of(record: Mapping[str, Any], note: Callable[[str], None]) -> list[Tas
     tasks: list[Task] = []
     for name in (record.get("config") or {}).get("tasks") or []:
         try:
-            tasks += load_tasks([name]).values()
-        except UserError as error:  # such as one's own task file that has moved: the model can still talk
+            for task in load_tasks([name]).values():
+                task.generate(0, "held_out", task.default_difficulty)
+                tasks.append(task)
+        except UserError as error:  # such as a file of one's own that has moved: the model can still talk
             note(f"Answers of task {name} cannot be checked: {error}")
     return tasks

@@ -7,8 +7,7 @@ from typing import Any
 from hadal.evaluate.suite import EvaluationConfig, Verdict, evaluate
 from hadal.files import write_json
 from hadal.recipe.run import Run
-from hadal.recipe.stages.pretrain import has_thoughts
-from hadal.tasks import Task
+from hadal.recipe.stages.pretrain import has_thoughts, why_not_ready
 
 SHOWCASE = "How many r in strawberry?"
 
@@ -44,24 +43,18 @@ def write_evaluation(run: Run) -> None:
     for name, task in run.tasks.items():
         tasks[name] = {
             "about": task.about,
-            "gold_limit": task.gold_limit,
+            "gold_limit": task.gold_limit if has_thoughts(task) else None,
             "difficulty": task.default_difficulty,
             "base": base["figures"]["tasks"][name],
             "rl": rl["figures"]["tasks"][name],
         }
-    left_out = {name: _why_left_out(run.tasks[name], r) for name, r in readiness.items() if not r["ready"]}
+    left_out = {name: why_not_ready(run.tasks[name], r) for name, r in readiness.items() if not r["ready"]}
     mean = {"base": base["figures"]["mean"], "rl": rl["figures"]["mean"]}
     examples = [example for name in run.tasks for example in _examples(name, base, rl)]
     write_json(
         run.folder / "evaluation.json",
         {"tasks": tasks, "mean": mean, "examples": examples, "left_out": left_out},
     )
-
-
-def _why_left_out(task: Task, rates: dict[str, float]) -> str:
-    if not has_thoughts(task):
-        return f"no thoughts to learn from, and answers at once are right {rates['direct']:.0%} of the time"
-    return f"made to think {rates['thinking']:.0%}, made to answer {rates['direct']:.0%}: thinking did not pay yet"
 
 
 def _examples(name: str, base: dict[str, Any], rl: dict[str, Any]) -> list[dict[str, Any]]:

@@ -19,8 +19,10 @@ from hadal.files import plain, write_text
 from hadal.models.decoder import Decoder
 from hadal.recipe.config import GrpoConfig
 from hadal.recipe.run import Run, save_checkpoint
+from hadal.recipe.stages.pretrain import none_ready
 from hadal.recipe.stages.sft import seed_dropout
 from hadal.recipe.watch import Watch, end_if_lost
+from hadal.rewards import PARTS
 from hadal.tasks import Rng
 from hadal.train.curriculum import Curriculum
 from hadal.train.optim import Optimizer
@@ -66,7 +68,7 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
         return replace(batch, mismatch=sampler_mismatch(llm, batch, config)) if sampler is not None else batch
 
     ahead = Ahead(run.engine(sampler), draw, torch.get_num_threads()) if sampler is not None else None
-    run.view.stage(stage, config.updates, "reinforcement learning: right answers are reinforced, nothing else is told")
+    run.view.stage(stage, config.updates, _about(config))
     watch = Watch(stage, config, config.held_out_problems * len(run.tasks), run.metrics.read())
 
     def enter(line: dict[str, Any], groups: list[Group]) -> None:
@@ -76,7 +78,7 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
             run.view.note(f"{stage}, update {step}: {alarm['text']}")
 
     if not tasks:
-        run.view.note("No task is ready for RL: the base stays as it is. Try more minutes.")
+        run.view.note(none_ready(run.tasks, readiness))
 
     while tasks and step < config.updates:
         scale = config.rate(step / config.updates)
@@ -117,6 +119,14 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
 
     run.save_stage_model(stage, model, optimizer)
     run.finish(stage, {"updates": step, "best": best, "curriculum": curriculum.state()})
+
+
+def _about(config: GrpoConfig) -> str:
+    """What is reinforced, as the stage is announced."""
+    earned = [name for name in PARTS if getattr(config.reward_config(), name)]
+    if earned == ["accuracy"]:
+        return "reinforcement learning: right answers are reinforced, nothing else is told"
+    return f"reinforcement learning on rewards for {', '.join(earned)}"
 
 
 def tell(

@@ -8,6 +8,7 @@ finds out is that it pays.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def pretrain(run: Run, stage: str = "pretrain", config: PretrainStage | None = N
             behind = ", ".join(name for name, r in ready.items() if not r["ready"])
             if not behind or step >= config.steps + config.extra_rounds * config.extra_steps:
                 break
-            run.view.note(f"Not ready for RL yet: {behind}. {config.extra_steps} more steps.")
+            run.view.note(f"Not ready for RL: {behind}. {config.extra_steps} more steps.")
             end += config.extra_steps
             run.view.stage(stage, end, _about(run))
         batch = next(stream).to(model.device)
@@ -115,6 +116,22 @@ def readiness(run: Run, model: Decoder, config: PretrainStage) -> dict[str, dict
         return thinking > direct + margin if has_thoughts(run.tasks[name]) else 0 < direct < 1
 
     return {name: {**rates, "ready": ready(name)} for name, rates in share.items()}
+
+
+def why_not_ready(task: Task, rates: Mapping[str, float]) -> str:
+    """Why RL would find nothing in a task, from what `readiness` measured."""
+    if not has_thoughts(task):
+        return f"no thoughts to learn from, and answers at once are right {rates['direct']:.0%} of the time"
+    ends = "there is nothing left to find" if rates["direct"] == 1 else "thinking did not pay yet"
+    return f"made to think {rates['thinking']:.0%}, made to answer {rates['direct']:.0%}: {ends}"
+
+
+def none_ready(tasks: Mapping[str, Task], measured: Mapping[str, Mapping[str, float]]) -> str:
+    """What is told where no task is ready: each one's reason, and what would change it."""
+    reasons = "; ".join(f"{name}: {why_not_ready(tasks[name], rates)}" for name, rates in measured.items())
+    learnt = all(rates["direct"] == 1 for rates in measured.values())
+    remedy = "Take harder problems." if learnt else "Give pre-training more steps, or hadal quickstart more --minutes."
+    return f"No task is ready for RL, and the base stays as it is ({reasons}). {remedy}"
 
 
 def has_thoughts(task: Task) -> bool:
