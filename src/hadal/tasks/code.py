@@ -38,7 +38,7 @@ class CodeTask(DataSet):
 
     def wanted(self, problem: Problem) -> set[str]:
         """The names that the tests expect a program to define."""
-        return free_names(problem.meta["tests"])
+        return set(problem.meta["names"] or free_names(problem.meta["tests"]))
 
     def program(self, problem: Problem, code: str) -> str:
         """What is run before the tests, from the code of a reply."""
@@ -129,9 +129,6 @@ class HumanEval(CodeTask):
             "names": (entry,),
         }
         return Problem(prompt, fenced(head + field(row, "canonical_solution")), meta)
-
-    def wanted(self, problem: Problem) -> set[str]:
-        return {problem.meta["entry_point"]}
 
     def program(self, problem: Problem, code: str) -> str:
         """The reply's function behind the imports and helpers of the prompt; a bare body behind the whole prompt."""
