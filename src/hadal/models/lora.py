@@ -120,15 +120,15 @@ class LoraExperts(nn.Module):
             "down_proj": (self.down_proj, ["down_proj"]),
         }
 
-    def _delta(self, stack: nn.Parameter, parts: list[str]) -> Tensor | None:
+    def _delta(self, stack: nn.Parameter, parts: list[str], dtype: torch.dtype) -> Tensor | None:
         if not any(part in self.scale for part in parts):
             return None
         experts, rows, width = stack.shape
         return torch.cat(
             [
-                self.scale[part] * (self.lora_B[part] @ self.lora_A[part])
+                self.scale[part] * (self.lora_B[part].to(dtype) @ self.lora_A[part].to(dtype))
                 if part in self.scale
-                else stack.new_zeros(experts, rows // len(parts), width)
+                else stack.new_zeros(experts, rows // len(parts), width, dtype=dtype)
                 for part in parts
             ],
             dim=1,
@@ -137,14 +137,15 @@ class LoraExperts(nn.Module):
     def matrices(self) -> tuple[Tensor, Tensor]:
         """The adapted stacks."""
         gate_up, down = (
-            stack if (delta := self._delta(stack, parts)) is None else stack + delta
+            stack if (delta := self._delta(stack, parts, stack.dtype)) is None else stack + delta
             for stack, parts in self._stacks().values()
         )
         return gate_up, down
 
     def deltas(self) -> dict[str, Tensor]:
-        found = {name: self._delta(stack, parts) for name, (stack, parts) in self._stacks().items()}
-        return {name: delta.float() for name, delta in found.items() if delta is not None}
+        """What merging adds to each frozen tensor, in float32."""
+        found = {name: self._delta(stack, parts, torch.float32) for name, (stack, parts) in self._stacks().items()}
+        return {name: delta for name, delta in found.items() if delta is not None}
 
 
 Adapted = LoraLinear | LoraExperts
@@ -254,9 +255,9 @@ def adapter_size(config: ModelConfig, lora: LoraConfig) -> int:
 def merge(model: Decoder) -> None:
     """Add every adapter to its matrix and take it off: the model is a plain one again, all of it trainable."""
     for name, module in list(adapted_modules(model)):
-        for kind, delta in module.deltas().items():
-            weight = getattr(module, kind)
-            weight.copy_(weight.float() + delta)
+        own = (module.weight,) if isinstance(module, LoraLinear) else (module.gate_up_proj, module.down_proj)
+        for weight, merged in zip(own, merged_matrices(module), strict=True):
+            weight.copy_(merged)
         plain: nn.Module
         if isinstance(module, LoraLinear):
             linear = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
@@ -267,6 +268,15 @@ def merge(model: Decoder) -> None:
         model.set_submodule(name, plain.train(module.training))
     model.requires_grad_(True)
     model.changed()
+
+
+@torch.no_grad()
+def merged_matrices(module: nn.Module) -> tuple[Tensor, ...]:
+    """The matrix of a linear layer, or the two stacks of a layer's experts; what has an adapter with it, in float32."""
+    kinds = ("weight",) if isinstance(module, nn.Linear) else ("gate_up_proj", "down_proj")
+    deltas = module.deltas() if isinstance(module, LoraLinear | LoraExperts) else {}
+    own: dict[str, Tensor] = {kind: getattr(module, kind) for kind in kinds}
+    return tuple(weight.float() + deltas[kind] if kind in deltas else weight for kind, weight in own.items())
 
 
 def base_state(model: Decoder) -> dict[str, Tensor]:

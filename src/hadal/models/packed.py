@@ -1,8 +1,9 @@
 """A decoder whose linear layers are packed for inference (`hadal.ops.linear`): the same modules, other matrices.
 
 `pack` takes a model over and frees each plain matrix as soon as it is packed. `packed_copy` leaves a trainer's model
-as it is and shares with it everything that is no matrix; `repack` brings its matrices up to date after an update.
-`choose` finds the form that is fastest on this machine. All this is for CPUs; on a GPU a model stays plain.
+as it is and shares with it everything that is no matrix; `merged_copy` shares every frozen matrix as well, and merges
+adapters into packed ones of its own. `repack` brings either up to date after an update. `choose` finds the form that is
+fastest on this machine. All this is for CPUs; on a GPU matrices stay plain.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from torch import Tensor, nn
 from hadal.configs.models import ModelConfig
 from hadal.errors import UserError
 from hadal.models.checkpoint import outline
-from hadal.models.decoder import Decoder, full_weight
+from hadal.models.decoder import Decoder
 from hadal.models.deepseek import Experts, Router
-from hadal.models.lora import LoraExperts
+from hadal.models.lora import LoraExperts, LoraLinear, adapted_modules, merged_matrices
 from hadal.ops import quant
 from hadal.ops.exact import stable_rows
 from hadal.ops.linear import FORMS, Matrix, Stack, kind_of, measure, rows_alike, usable, works
@@ -94,12 +95,12 @@ class PackedLinear(nn.Module):
 class PackedExperts(nn.Module):
     """The routed experts' matrices, each packed."""
 
-    def __init__(self, form: str, matrices: tuple[Tensor, Tensor], fast: bool) -> None:
+    def __init__(self, form: str, matrices: Sequence[Tensor], fast: bool) -> None:
         super().__init__()
         self.form, self.fast = FORMS[form], fast
         self.repack(matrices)
 
-    def repack(self, matrices: tuple[Tensor, Tensor]) -> None:
+    def repack(self, matrices: Sequence[Tensor]) -> None:
         """Take other matrices of the same shapes: gate and up [E, 2I, D], and down [E, D, I]."""
         gate_up, down = matrices
         self.stacks = Stack(self.form, gate_up, self.fast), Stack(self.form, down, self.fast)
@@ -144,15 +145,21 @@ def pack(model: Decoder, form: str, head: str | None = None, fast: bool = False)
     fast: operators may take an order of addition that depends on how many rows there are. What attention multiplies
     with itself (MLA's kv_b_proj) stays plain.
     """
-    began = time.perf_counter()
     form = resolve(form)
     head = resolve(head or ("int8" if kind_of(form) == "int4" else form))
     if model.cos.device.type != "cpu" and not (form.endswith(":plain") and head.endswith(":plain")):
         raise UserError(f"{form} is a form for CPUs, and the model is on {model.cos.device}.", "Leave it plain there.")
     compute = torch.float32 if kind_of(form) in quant.KINDS else FORMS[form].dtype
-    _pack_modules(model, form, compute, fast)
+    return _pack(model, lambda _: form, head, compute, fast)
+
+
+def _pack(
+    model: Decoder, form_of: Callable[[nn.Module], str], head: str, compute: torch.dtype, fast: bool
+) -> Repacked:
+    began = time.perf_counter()
+    _pack_modules(model, form_of, compute, fast)
     wide = torch.promote_types(compute, torch.float32)
-    model.packed_head = PackedLinear(head, model.head_weight(), None, fast, out=wide)
+    model.packed_head = PackedLinear(head, _head_weight(model), None, fast, out=wide)
     if not model.config.tie_word_embeddings:
         del model.head
     _cast(model, compute)
@@ -170,16 +177,44 @@ def packed_copy(model: Decoder, form: str, head: str | None = None, fast: bool =
 
 
 @torch.no_grad()
+def merged_copy(model: Decoder) -> Decoder:
+    """A model to sample from beside one with adapters, which takes no longer than one without: each is merged into a
+    matrix of the copy's own, in float32 and then rounded to the model's dtype. All that is frozen the two share."""
+    kind = str(model.dtype).removeprefix("torch.")
+    plain = f"{kind}:plain"
+    form = resolve(kind) if model.device.type == "cpu" else plain
+
+    def form_of(module: nn.Module) -> str:
+        return form if isinstance(module, LoraLinear | LoraExperts) else plain
+
+    shell = _shell(model)
+    assert isinstance(shell, Decoder)
+    head = plain if model.config.tie_word_embeddings else form_of(model.head)
+    _pack(shell, form_of, head, model.dtype, fast=False)
+    return shell
+
+
+def own_bytes(merged: Decoder, model: Decoder) -> int:
+    """Bytes of packed matrices that a `merged_copy` does not share with its model."""
+    adapted = dict(adapted_modules(model))
+    own = {name: module for name, module in merged.named_modules() if name in adapted}
+    if "head" in adapted and merged.packed_head is not None:
+        own["head"] = merged.packed_head
+    return sum(module.nbytes for module in own.values() if isinstance(module, PackedLinear | PackedExperts))
+
+
+@torch.no_grad()
 def repack(packed: Decoder, model: Decoder) -> Repacked:
-    """Bring a packed model's weights up to those of a plain one of the same shape, in place."""
+    """Bring a packed model's weights up to those of a plain one of the same shape, in place; plain matrices that the
+    two share cost nothing."""
     began = time.perf_counter()
     for name, module in packed.named_modules():
         if name == "packed_head":
-            module.repack(model.head_weight())
+            module.repack(_head_weight(model))
         elif isinstance(module, PackedLinear):
-            module.repack(full_weight(model.get_submodule(name)))  # type: ignore[arg-type]
+            module.repack(merged_matrices(model.get_submodule(name))[0])
         elif isinstance(module, PackedExperts):
-            module.repack(model.get_submodule(name).matrices())  # type: ignore[operator]
+            module.repack(merged_matrices(model.get_submodule(name)))
     theirs = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, ours in (*packed.named_parameters(), *packed.named_buffers()):
         if ours.data_ptr() != theirs[name].data_ptr():
@@ -218,17 +253,23 @@ def resolve(form: str) -> str:
     return found[min(1, len(found) - 1)]
 
 
-def _pack_modules(model: Decoder, form: str, compute: torch.dtype, fast: bool) -> None:
+def _head_weight(model: Decoder) -> Tensor:
+    return model.embed.weight if model.config.tie_word_embeddings else merged_matrices(model.head)[0]
+
+
+def _pack_modules(
+    model: Decoder, form_of: Callable[[nn.Module], str], compute: torch.dtype, fast: bool
+) -> None:
     """Replace linear layers and stacks of experts; side by side, since packing one is a loop of one thread."""
 
     def replace_one(place: tuple[nn.Module, str]) -> None:
         parent, name = place
         child = getattr(parent, name)
         if isinstance(child, Experts | LoraExperts):
-            setattr(parent, name, PackedExperts(form, child.matrices(), fast))
+            setattr(parent, name, PackedExperts(form_of(child), merged_matrices(child), fast))
         else:
-            chosen = f"{compute}:plain".removeprefix("torch.") if name == "kv_b_proj" else form
-            setattr(parent, name, PackedLinear(chosen, full_weight(child), child.bias, fast))
+            chosen = f"{compute}:plain".removeprefix("torch.") if name == "kv_b_proj" else form_of(child)
+            setattr(parent, name, PackedLinear(chosen, merged_matrices(child)[0], child.bias, fast))
         del child
         _give_back()
 
