@@ -24,10 +24,10 @@ from hadal.engine.params import SamplingParams
 from hadal.engine.prefix import BLOCK, PrefixStore
 from hadal.engine.request import Finish, Request, Sample, Sequence
 from hadal.engine.runs import PADDING, Runs, reading_size
-from hadal.engine.sampler import Choice, Sampler
+from hadal.engine.sampler import Choice, Sampler, forbidden_ids
 from hadal.engine.table import Table
+from hadal.engine.weights import Weights
 from hadal.errors import UserError
-from hadal.models.checksum import checksum
 from hadal.models.decoder import Decoder
 from hadal.models.packed import stable_in
 from hadal.ops.exact import exactly, padded_rows
@@ -39,12 +39,12 @@ class Engine:
     """Requests in, tokens out. Not thread-safe: one thread adds, steps and aborts."""
 
     def __init__(self, model: Decoder, tokenizer: Tokenizer, config: EngineConfig | None = None) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.config = config or EngineConfig()
-        never = [*tokenizer.forbidden_ids, *range(tokenizer.size, model.config.vocab_size)]
+        self.tokenizer, self.config = tokenizer, config or EngineConfig()
+        self.weights = Weights(model, self.config.check_weights)
+        self.model = model = self.weights.model
         like = model.norm.weight  # the embedding of a packed model may be narrower than what it computes in
         self.device = like.device
-        self.forbidden = torch.tensor(never, dtype=torch.long, device=self.device)
+        self.forbidden = forbidden_ids(tokenizer, model)
         self.ends = torch.tensor(sorted(tokenizer.eos_ids), device=self.device)
         self.sampler = Sampler(tokenizer, self.forbidden)
         self.table = Table(self.device)
@@ -63,7 +63,6 @@ class Engine:
         self.graphs = self._recordings()
         self._requests = 0
         self._read_last = False
-        self._generation, self._checksum = -1, 0  # of the weights that prefixes and recordings are of
         self._top: dict[int, list[dict[int, float]]] = {}
 
     def _recordings(self) -> Graphs | None:
@@ -178,8 +177,10 @@ class Engine:
     @torch.no_grad()
     def step(self) -> None:
         """Read a chunk of prompts, or generate a token for each running sequence; by turns where both wait."""
-        if self.model.generation != self._generation:
-            self._forget()
+        if self.weights.renew():
+            self.runs.store.clear()
+            if self.graphs is not None:
+                self.graphs.refresh(moved=self.weights.copied)
         with exactly(self.config.exact):
             if self.reading is None and self.waiting and not (self.runs.running and self._read_last):
                 self._admit()
@@ -190,15 +191,6 @@ class Engine:
                 self._read_last = False
                 self._decode()
 
-    def _forget(self) -> None:
-        """Let go of what other weights than those of now have computed, and of recordings of where they lay."""
-        self._generation = self.model.generation
-        self.runs.store.clear()
-        if self.graphs is not None:
-            self.graphs.refresh()
-        if self.config.check_weights:
-            self._checksum = checksum(self.model)
-
     def release(self) -> None:
         """Give back the memory of runs, where nothing is under way."""
         if not self.has_work():
@@ -208,8 +200,7 @@ class Engine:
 
     def _admit(self) -> None:
         """Begin to read the first of the waiting jobs, with those behind it that fit beside it."""
-        if self.config.check_weights and checksum(self.model) != self._checksum:
-            raise RuntimeError("weights were written to, and whoever did it has not called Decoder.changed()")
+        self.weights.check()
         self._split()
         jobs: list[Job] = []
         width = needed = rows = 0
@@ -244,7 +235,7 @@ class Engine:
         done = torch.tensor([hit * BLOCK for hit in hits], device=self.device)
         total = torch.tensor([len(job.tokens) for job in jobs], device=self.device)
         last = self.model.norm.weight.new_zeros(len(jobs), self.model.config.hidden_size)
-        self.reading = Reading(jobs, lane, done, total, last, self._generation, own)
+        self.reading = Reading(jobs, lane, done, total, last, self.weights.generation, own)
 
     def _split(self) -> None:
         """Let the first of a job's sequences go ahead of the rest, where its prompt and its run do not fit at once."""
@@ -296,7 +287,7 @@ class Engine:
         rows = self.runs.running
         put_off: list[Job] = []
         for row, job in enumerate(r.jobs):
-            if self.config.keep_prompts and not job.resumed and r.generation == self._generation:
+            if self.config.keep_prompts and not job.resumed and r.generation == self.weights.generation:
                 self.runs.store.write(job.keys, r.lane, row)
             left = list(job.sequences)
             while left:
@@ -456,7 +447,7 @@ class Engine:
             for row in leaving[lane.slots].nonzero()[:, 0].tolist():
                 sequence = self.table.sequences[int(lane.slots[row])]
                 assert sequence is not None
-                if sequence.generation != self._generation:
+                if sequence.generation != self.weights.generation:
                     continue
                 tokens = sequence.request.prompt + self.table.generated(sequence)
                 keys = PrefixStore.keys(tokens[: int(self.table.length[sequence.slot])], sequence.request.salt)

@@ -85,10 +85,13 @@ class Graphs:
         self.shapes: OrderedDict[tuple[int, ...], _Shape] = OrderedDict()
         self.weights: list[int] = []
 
-    def refresh(self) -> None:
-        """Forget what was recorded, where weights lie elsewhere now: those that were written to in place are read."""
+    def refresh(self, moved: bool = False) -> None:
+        """Forget what was recorded, where weights lie elsewhere now: those that were written to in place are read.
+
+        moved: packed matrices do, which are no parameters.
+        """
         weights = [tensor.data_ptr() for tensor in (*self.model.parameters(), *self.model.buffers())]
-        if weights != self.weights:
+        if moved or weights != self.weights:
             self.weights = weights
             self.shapes.clear()
 

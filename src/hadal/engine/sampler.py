@@ -10,6 +10,7 @@ from torch import Tensor
 from hadal.engine.request import Sequence
 from hadal.engine.sampling import inverse_draw, keep_min_p, keep_top_k, keep_top_p, noise, penalise
 from hadal.engine.table import MODES, Table
+from hadal.models.decoder import Decoder
 from hadal.text.tokenizer import END_THINK, THINK, Tokenizer
 
 AT_ONCE = 1 << 20
@@ -32,6 +33,12 @@ class Choice:
     """Where it did, and a request's own mask or bias leaves no token."""
     top: dict[int, dict[int, float]]
     """By row, for requests that want the likeliest tokens: their log-probabilities."""
+
+
+def forbidden_ids(tokenizer: Tokenizer, model: Decoder) -> Tensor:
+    """Ids that mean nothing in a response; sampling and training both give them no probability."""
+    never = [*tokenizer.forbidden_ids, *range(tokenizer.size, model.config.vocab_size)]
+    return torch.tensor(never, dtype=torch.long, device=model.device)
 
 
 class Sampler:

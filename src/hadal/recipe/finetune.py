@@ -24,7 +24,7 @@ from hadal.cost.memory import (
     training_memory,
     training_seconds,
 )
-from hadal.engine.llm import LLM
+from hadal.engine.sampler import forbidden_ids
 from hadal.errors import UserError
 from hadal.files import write_json
 from hadal.models.checkpoint import load_config, load_model, save_model
@@ -112,7 +112,7 @@ def _train(
     if config.lora.rank:
         attach(model, config.lora, config.seed)
     model = model.to(place(config.device))
-    forbidden = LLM(model, tokenizer).forbidden
+    forbidden = forbidden_ids(tokenizer, model)
     sft(run, model, conversations, forbidden, tokenizer.pad_id, config)
     if config.lora.rank and not merged:
         save_adapter(run.folder, model, config.lora, str(source.resolve()) if Path(name).is_dir() else name)

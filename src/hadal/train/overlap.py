@@ -7,6 +7,7 @@ were sampled with accounts for the lag (as in asynchronous RL: Noukhovitch et al
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,19 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def still_copy(policy: Decoder) -> Decoder:
+    """A copy that stays as it is while the policy is trained; it shares with it what is frozen."""
+    frozen = {id(p): p for p in policy.parameters() if not p.requires_grad}
+    return copy.deepcopy(policy, frozen).eval().requires_grad_(False)
+
+
+def follow(still: Decoder, policy: Decoder) -> None:
+    """Give a `still_copy` the weights that the policy has now."""
+    frozen = {name for name, p in policy.named_parameters() if not p.requires_grad}
+    state = {name: tensor for name, tensor in policy.state_dict().items() if name not in frozen}
+    still.load_state_dict(state, strict=False)
 
 
 class Ahead:
@@ -59,7 +73,7 @@ class Ahead:
     @contextmanager
     def beside(self, policy: Decoder, step: int) -> Iterator[None]:
         """Draw the batch of update `step` with the policy's weights of now, while the body trains the policy."""
-        self.llm.model.load_state_dict(policy.state_dict())
+        follow(self.llm.model, policy)
         thread = threading.Thread(target=self._run, args=(step,), name="hadal-rollouts", daemon=True)
         thread.start()
         with torch_threads(self.training):

@@ -12,6 +12,7 @@ import time
 from torch import Tensor
 
 from hadal.engine import SamplingParams
+from hadal.engine.sampler import forbidden_ids
 from hadal.models.decoder import Decoder
 from hadal.recipe.kinds import DistillConfig
 from hadal.recipe.run import Run
@@ -31,7 +32,7 @@ def distill(run: Run, stage: str, source: str, config: DistillConfig) -> None:
         return
     student, teacher = run.stage_model(source), run.load(config.teacher).to(run.dtype).eval()
     run.check_alike(student.config, teacher.config, config.teacher)
-    forbidden = run.engine(student).forbidden
+    forbidden = forbidden_ids(run.tokenizer, student)
     on_policy = config.method == "on-policy"
 
     def objective(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ from hadal.rewards import PARTS
 from hadal.tasks import Rng
 from hadal.train.curriculum import Curriculum
 from hadal.train.optim import Optimizer
-from hadal.train.overlap import Ahead
+from hadal.train.overlap import Ahead, follow, still_copy
 from hadal.train.rl import Batch, UpdateResult, draw_batch, sampler_mismatch, train_on
 from hadal.train.rollouts import Group
 
@@ -53,8 +52,8 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
     model.checkpoint_activations = config.checkpoint_activations
     llm = run.engine(model)
     curriculum = Curriculum(tasks)
-    reference = copy.deepcopy(model).eval().requires_grad_(False) if config.settings.kl else None
-    sampler = copy.deepcopy(model).eval().requires_grad_(False) if config.overlap else None
+    reference = still_copy(model) if config.settings.kl else None
+    sampler = still_copy(model) if config.overlap else None
     step, best = 0, -1.0
     if state is not None:
         step, best = state.step, state.numbers["best"]
@@ -104,14 +103,14 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
         if step % config.rollouts_every == 0 or step == config.updates:
             write_rollouts(run, stage, step, result)
         if step % config.held_out_every == 0 or step == config.updates:
-            shares = monitor(run, model, config)
+            shares = monitor(run, llm, config)
             enter({"stage": stage, "step": step, "held_out": shares}, result.groups)
             mean = sum(shares.values()) / len(shares)
             if mean > best:
                 best = mean
                 save_checkpoint(folder / "best", model, optimizer, run.tokenizer)
         if reference is not None and step % config.settings.reference_every == 0:
-            reference.load_state_dict(model.state_dict())
+            follow(reference, model)
         if step % config.checkpoint_every == 0:
             numbers = {"curriculum": drawn, "best": best}
             others = _prefixed(reference, optimizer, REFERENCE) | _prefixed(sampler, optimizer, SAMPLER)
@@ -153,10 +152,9 @@ def _unprefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def monitor(run: Run, model: Decoder, config: GrpoConfig) -> dict[str, float]:
+def monitor(run: Run, llm: LLM, config: GrpoConfig) -> dict[str, float]:
     """Accuracy by task on the monitored held-out problems, as the model answers by itself."""
     n = config.held_out_problems
-    llm = run.engine(model)
     out: dict[str, float] = {}
     problems = {name: held_out(task, task.default_difficulty, n, stream=MONITOR) for name, task in run.tasks.items()}
     flat = [p for part in problems.values() for p in part]

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hadal.engine.sampler import forbidden_ids
 from hadal.models.decoder import Decoder
 from hadal.models.lora import LoraConfig
 from hadal.recipe.kinds import SftConfig, SftStage
@@ -109,7 +110,7 @@ def sft_stage(run: Run, stage: str, source: str, config: SftStage) -> None:
     """Fine-tune the model that stage `source` left on what other stages and files hold."""
     conversations, _ = gather(run, config.data)
     model = run.stage_model(source)
-    forbidden = run.engine(model).forbidden
+    forbidden = forbidden_ids(run.tokenizer, model)
     numbers = settled(run, stage, config)
     optimizer = sft(run, model, conversations, forbidden, run.tokenizer.pad_id, numbers, stage)
     run.save_stage_model(stage, model, optimizer)
