@@ -79,29 +79,29 @@ class LoraLinear(nn.Linear, LowRank):
         self.scale: dict[str, float] = {}
         self.lora_A, self.lora_B = nn.ParameterDict(), nn.ParameterDict()
 
-    def _factors(self) -> tuple[Tensor, Tensor]:
+    def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """All adapters as one: A [R, in], and B [out, R] with the scales in it."""
-        down = torch.cat([self.lora_A[part] for part in self.rows if part in self.scale])
+        down = torch.cat([self.lora_A[part] for part in self.rows if part in self.scale]).to(dtype)
         up = [
-            self.lora_B[part] * self.scale[part] if part in self.scale else down.new_zeros(rows, 0)
+            self.lora_B[part].to(dtype) * self.scale[part] if part in self.scale else down.new_zeros(rows, 0)
             for part, rows in self.rows.items()
         ]
         return down, torch.block_diag(*up) if len(up) > 1 else up[0]
 
     def full_weight(self) -> Tensor:
-        down, up = self._factors()
+        down, up = self._factors(self.weight.dtype)
         return self.weight + up @ down
 
     def forward(self, x_D: Tensor) -> Tensor:
-        down, up = self._factors()
+        down, up = self._factors(self.weight.dtype)
         learning = self.training and torch.is_grad_enabled()  # sampling is by the whole adapter, whatever the mode
         dropped = F.dropout(x_D, self.dropout) if self.dropout and learning else x_D
         return super().forward(x_D) + F.linear(F.linear(dropped, down), up)
 
     def deltas(self) -> dict[str, Tensor]:
         """What merging adds to each frozen tensor, in float32."""
-        down, up = self._factors()
-        return {"weight": up.float() @ down.float()}
+        down, up = self._factors(torch.float32)
+        return {"weight": up @ down}
 
 
 class LoraExperts(nn.Module):
