@@ -28,9 +28,10 @@ from engine import prompts, shape
 from hadal.cli.arguments import size
 from hadal.cost.flops import parameters
 from hadal.cost.ledger import peak_memory_bytes
-from hadal.cost.memory import gigabytes, training_memory
+from hadal.cost.memory import PROCESS, Pass, gigabytes, resident_memory, training_memory
 from hadal.engine import LLM, EngineConfig, Sample, SamplingParams
 from hadal.models.checkpoint import build
+from hadal.recipe.needs import POLICY_BYTES
 from hadal.tasks import Problem, Reward
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.optim import Optimizer, OptimizerConfig
@@ -65,6 +66,7 @@ def main() -> None:
     args = arguments(__doc__, more=more)
     rates, dtype = measured_rates(args)
     count, each, length = (4, 4, 32) if args.quick else (32, 16, 512)
+    process = resident_memory()
     config = shape(args.models, args.quick)
     model = build(config)
     model.initialise(0)
@@ -98,7 +100,10 @@ def main() -> None:
         print(f"trained on them in {seconds['training']:,.0f} s, gradient's norm {result.metrics['grad_norm']:.3g}")
     over.set()
     peak, value_bytes = peak_memory_bytes(), 4 if dtype == "float32" else 2
-    told = training_memory(config, value_bytes, max(1, args.micro // length), 64 + length, args.checkpoint)
+    fitting = min(count * each, max(1, args.micro // length))
+    one = Pass(fitting, length, 64, min(fitting, count))
+    told = training_memory(config, value_bytes, [one], args.checkpoint, logit_bytes=POLICY_BYTES)
+    told = told.beside({PROCESS: process})
     print(f"at most {gigabytes(peak)} (goal: {gigabytes(int(GOAL))}); training was told to take {told.describe()}")
     if args.json:
         about: dict[str, Any] = {"benchmark": "memory", "date": time.strftime("%Y-%m-%d"), "quick": args.quick}

@@ -177,12 +177,13 @@ def test_what_does_not_fit_is_said_before_it_starts(
 ) -> None:
     from hadal.recipe import needs
 
-    monkeypatch.setattr(needs, "available_memory", lambda: 5_000_000)
+    monkeypatch.setattr(needs, "available_memory", lambda: 300_000_000)
     settings = {"checkpoint": str(checkpoint(Path("base"))), "tasks": [f"gsm8k:{rows(Path('rows'), [7])}"]}
-    assert train("qwen-gsm8k", Path("run"), {**settings, "dtype": "float32"}) == 2
+    settings |= {"dtype": "float32", "grpo.micro_tokens": 1 << 17}
+    assert train("qwen-gsm8k", Path("run"), settings) == 2
     err = capsys.readouterr().err
     assert err.startswith("hadal: rl needs about") and err.count("\n") == 1
-    assert "--set stage.rl.lora.rank=16" in err and "5 MB are free" in err
+    assert "--set stage.rl.lora.rank=16" in err and "300 MB are free" in err
 
 
 @pytest.mark.parametrize(

@@ -180,9 +180,10 @@ WRITES_NO_SAMPLED_WEIGHTS = {
     "models/packed.py": {"PackedLinear._by_blocks", "_shell", "_cast", "_pack_modules.replace_one"},  # within pack
     "models/lora.py": {"_adapted", "_place"},  # within attach and load_adapter
     "models/deepseek.py": {"Router.forward", "Router.choose"},  # counts loads; scores
-    "models/balance.py": {"balance_loss"},
+    "models/balance.py": {"balance_loss", "Counted.of"},  # a mask's
     "train/losses.py": None,  # gradients
-    "train/optim.py": {"Optimizer.zero_grad", "Optimizer.step", "Optimizer.load_state"},  # refresh
+    "train/optim.py": {"Optimizer.zero_grad", "Optimizer.step", "Optimizer.load_state", "_move_gradient"},  # refresh
+    "train/rollouts.py": {"counted_rows"},  # a mask
     "recipe/stages/sft.py": {"gradients"},  # a loss's weight
 }
 """Functions that write in place and have no `changed()` of their own, each with what sees to it."""

@@ -1,4 +1,4 @@
-"""Memory and time that a fine-tuning needs, from the config: arithmetic, no torch.
+"""Memory and time that a training needs, from the config: arithmetic, no torch.
 
 Weights, gradients and optimiser are exact. Activations are the tensors that the backward pass of hadal's layers keeps,
 added up as the layers are written; what lives a moment only counts where it is largest. `docs/sft.md` has the sums in
@@ -8,7 +8,8 @@ words, and what was measured beside them.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ HEAP_LOSS = 0.2
 """Of the activations' sum, what a heap of their sizes loses between them; measured (docs/sft.md)."""
 LIBRARIES = 1 << 26
 """Bytes of torch's libraries that are first touched in training; measured as well."""
+UNKNOWN_PROCESS = 300_000_000
+"""Bytes of Python with torch, where the system does not say how many it is."""
+PROCESS = "the process"
+"""What Python with torch and all that is loaded holds before anything is trained, among what is held."""
 MATMUL_SHARE = 0.5
 """Of the measured rate of matrix products, what a whole training step comes to."""
 CGROUP = Path("/sys/fs/cgroup")
@@ -31,32 +36,55 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
-class TrainingMemory:
-    """Bytes by what they hold. `moment` is what comes and goes: logits, and libraries."""
+class Memory:
+    """Bytes by what they hold: all the time, and at peaks that come one after the other, so that the highest counts."""
 
-    weights: int
-    gradients: int
-    optimiser: int
-    activations: int
-    moment: int
+    held: dict[str, int]
+    peaks: dict[str, int]
 
     @property
     def total(self) -> int:
-        return sum(asdict(self).values())
+        return sum(self.held.values()) + max(self.peaks.values(), default=0)
+
+    def beside(self, held: dict[str, int], peaks: dict[str, int] | None = None) -> Memory:
+        """The same with more beside it."""
+        return Memory(self.held | {k: n for k, n in held.items() if n}, self.peaks | (peaks or {}))
 
     def describe(self) -> str:
         """The bytes in words."""
-        parts = ", ".join(f"{name.replace('moment', 'at the peak')} {gigabytes(n)}" for name, n in asdict(self).items())
-        return f"{gigabytes(self.total)} ({parts})"
+        parts = [f"{name} {gigabytes(n)}" for name, n in self.held.items()]
+        if self.peaks:
+            name, most = max(self.peaks.items(), key=lambda item: item[1])
+            parts.append(f"in {name} {gigabytes(most)} more")
+        return f"{gigabytes(self.total)} ({', '.join(parts)})"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Rows of `length` tokens that go through a model together.
+
+    prompt, prompts: tokens that each row continues, of so many different prompts, which are computed once.
+    """
+
+    rows: int
+    length: int
+    prompt: int = 0
+    prompts: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
 
 
 def training_memory(
-    config: Any, value_bytes: int, rows: int, length: int, checkpointed: bool = False, adapters: int = 0
-) -> TrainingMemory:
-    """Memory of training passes of `rows` rows of `length` tokens in a dtype of `value_bytes`.
+    config: Any, value_bytes: int, passes: Iterable[Pass], checkpointed: bool = False, adapters: int = 0,
+    logit_bytes: int = 4, muon: bool = False,
+) -> Memory:  # fmt: skip
+    """Memory of updates by passes of these shapes, the largest of which counts, in a dtype of `value_bytes`.
 
     adapters: how many parameters low-rank adapters have, if those are trained and the model is frozen. Below
-    float32, masters in float32 are kept of what is trained.
+    float32, masters in float32 are kept of what is trained. logit_bytes: of each logit of a chunk, what the loss holds
+    at its most. muon: whether that trains the hidden matrices, and not Adam.
     """
     s = Shape.of(config)
     counted = parameters(s)
@@ -64,50 +92,82 @@ def training_memory(
     trained = adapters or model
     tables = 2 * 4 * (s.qk_rope_head_dim if s.is_latent else s.qk_dim) // 2 * config.max_position_embeddings
     masters = 4 * trained if value_bytes < 4 else 0
-    tokens = rows * length
-    layers = s.num_hidden_layers + (s.num_nextn_predict_layers if not adapters else 0)
-    dense, moe = s.num_dense_layers, layers - s.num_dense_layers
-    by_layer = [_kept(s, length, True, value_bytes)] * dense + [_kept(s, length, False, value_bytes)] * moe
-    whole = layers * s.hidden_size + max(by_layer) if checkpointed else sum(by_layer)
-    passing = _moment(s, length, adapters > 0)
-    activations = (whole + 3 * s.hidden_size + passing + length) * value_bytes * tokens  # length: the mask
-    activations += int(HEAP_LOSS * activations)
-    logits = tokens * s.vocab_size
-    if logits <= MANY_LOGITS:
-        logits *= 12
-    else:
-        logits = min(logits, CHUNK_LOGITS) * (4 + (value_bytes if value_bytes < 4 else 0))
-    return TrainingMemory(
-        weights=value_bytes * (model + adapters) + tables,
-        gradients=4 * trained,  # which add up in float32
-        optimiser=8 * trained + masters,
-        activations=activations,
-        moment=logits + LIBRARIES,
+    matrices = (model - counted.embedding - counted.parts["head"]) if muon and not adapters else 0
+    adapted = adapters > 0
+    training = [
+        _activations(s, one, value_bytes, checkpointed, adapted) + _logits(s, one, value_bytes, adapted, logit_bytes)
+        for one in passes
+    ]
+    return Memory(
+        held={
+            "weights": value_bytes * (model + adapters) + tables,
+            "gradients": 4 * trained,  # which add up in float32
+            "optimiser": 8 * trained - 4 * matrices + masters,
+        },
+        # in an update, Newton and Schulz's matrices
+        peaks={"training": max(training, default=0) + LIBRARIES, "the update": 4 * 3 * matrices},
     )
 
 
-def _kept(s: Shape, length: int, dense: bool, value_bytes: int) -> int:
-    """Values that one layer keeps of a token for its backward pass, in rows of `length` tokens."""
-    d, heads = s.hidden_size, s.num_attention_heads
-    scores = heads * length if length <= PLAIN else 0  # the softmax's result
+def _activations(s: Shape, one: Pass, value_bytes: int, checkpointed: bool, adapted: bool) -> int:
+    """Bytes that a pass keeps for its backward pass, and what a layer needs for a moment."""
+    layers = s.num_hidden_layers + (s.num_nextn_predict_layers if not adapted else 0)
+    dense, moe = s.num_dense_layers, layers - s.num_dense_layers
+    parts = [Pass(one.rows, one.length, one.prompt)] + ([Pass(one.prompts, one.prompt)] if one.prompts else [])
+    kept = [sum(_kept(s, part, kind, value_bytes) for part in parts) for kind in (True, False)]
+    tokens = sum(part.tokens for part in parts)
+    whole = dense * kept[0] + moe * kept[1]
+    if checkpointed:
+        whole = layers * s.hidden_size * tokens + max(kept[0] if dense else 0, kept[1] if moe else 0)
+    shared = layers * _shared(s) * one.prompts * one.prompt
+    passing = max(part.tokens * (_moment(s, part, adapted) + part.prompt + part.length) for part in parts)
+    total = (whole + shared + 3 * s.hidden_size * tokens + passing) * value_bytes
+    return total + int(HEAP_LOSS * total)
+
+
+def _logits(s: Shape, one: Pass, value_bytes: int, adapted: bool, logit_bytes: int) -> int:
+    """Bytes of logits at their most; where the head is trained, of its gradient beside what is kept of a chunk."""
+    count = one.tokens * s.vocab_size
+    if count <= MANY_LOGITS:
+        return 3 * logit_bytes * count
+    chunk = min(count, CHUNK_LOGITS)
+    narrow = value_bytes if value_bytes < 4 else 0
+    gradient = 0 if adapted else value_bytes * s.vocab_size * s.hidden_size
+    return max(chunk * max(logit_bytes, 4 + narrow), chunk * (4 + narrow) + gradient)
+
+
+def _kept(s: Shape, one: Pass, dense: bool, value_bytes: int) -> int:
+    """Values that one layer keeps of a pass for its backward pass."""
+    d, heads, tokens = s.hidden_size, s.num_attention_heads, one.tokens
+    columns = one.rows * (one.prompt + one.length)  # whose keys and values are laid side by side
+    scores = heads * tokens * (one.prompt + one.length) if one.length <= PLAIN else 0  # the softmax's result
     if s.is_latent:
-        query = heads * s.qk_dim * 2 + 2 * s.q_lora_rank  # before and after the norm; a copy by head; keys as many
-        attention = query + 2 * heads * s.value_dim + 2 * s.kv_lora_rank + s.qk_rope_head_dim
+        attention = tokens * (heads * s.qk_dim + 2 * s.q_lora_rank + heads * s.value_dim + s.kv_lora_rank)
+        # before and after the norm; a copy by head; keys as many
+        attention += columns * (heads * (s.qk_dim + s.value_dim) + s.kv_lora_rank + s.qk_rope_head_dim)
     else:
         keys = s.num_key_value_heads or heads
-        attention = (2 * heads + 2 * keys) * s.qk_dim + ((heads + keys) * s.qk_dim if s.qk_norm else 0)
-    norms = 4 * d  # each keeps what it has normed, and its result is an input that a product keeps
-    if dense:
-        return norms + attention + scores + 4 * s.intermediate_size  # gate and up, silu(gate), and the product
+        attention = tokens * (2 * heads * s.qk_dim + ((heads + keys) * s.qk_dim if s.qk_norm else 0))
+        attention += columns * 2 * keys * s.qk_dim
+    norms = 4 * d * tokens  # each keeps what it has normed, and its result is an input that a product keeps
+    if dense:  # gate and up, silu(gate), and the product
+        return norms + attention + scores + 4 * s.intermediate_size * tokens
     routed = s.num_experts_per_tok * (2 * d + 4 * s.moe_intermediate_size)
     router = (4 * d + 12 * s.n_routed_experts) // value_bytes  # in float32
-    return norms + attention + scores + routed + router + 4 * s.n_shared_experts * s.moe_intermediate_size
+    return norms + attention + scores + tokens * (routed + router + 4 * s.n_shared_experts * s.moe_intermediate_size)
 
 
-def _moment(s: Shape, length: int, adapted: bool) -> int:
+def _shared(s: Shape) -> int:
+    """Values that a layer holds of a prompt's token for rows that continue it: what keys and values are views of."""
+    if s.is_latent:
+        return s.kv_lora_rank + s.qk_rope_head_dim
+    return (2 * s.num_attention_heads + 3 * (s.num_key_value_heads or s.num_attention_heads)) * s.qk_dim
+
+
+def _moment(s: Shape, one: Pass, adapted: bool) -> int:
     """Values a token that a layer's passes make and let go of, at their most."""
     mixture = s.num_experts_per_tok * s.moe_intermediate_size if s.n_routed_experts else 0
-    scores = s.num_attention_heads * (length if length <= PLAIN else BLOCK)
+    scores = s.num_attention_heads * (one.prompt + one.length if one.length <= PLAIN else BLOCK)
     # of gate and up, twice that wide: two gradients, or with adapters the frozen product, theirs and the sum
     return max(3 * scores, (6 if adapted else 4) * max(s.intermediate_size, mixture))
 
@@ -122,6 +182,14 @@ def training_seconds(
     """
     times = (2 if adapters else 3) + (1 if checkpointed else 0)
     return tokens * times * forward_flops(config, mean_context(length)) / (MATMUL_SHARE * rate)
+
+
+def resident_memory() -> int:
+    """Bytes of memory that this process holds now; a usual number where the system, as all but Linux, does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return UNKNOWN_PROCESS
 
 
 def free_memory() -> int | None:

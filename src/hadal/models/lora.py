@@ -251,6 +251,13 @@ def adapter_size(config: ModelConfig, lora: LoraConfig) -> int:
     return sum(lora.rank * sum(site.shape) for site in _chosen(_sites(outline(config)), config, lora))
 
 
+def adapted_size(config: ModelConfig, lora: LoraConfig) -> int:
+    """How many weights the matrices have that adapters change: those that a `merged_copy` has of its own."""
+    sites = _sites(outline(config))
+    changed = {site.module for site in _chosen(sites, config, lora)}
+    return sum(site.shape[0] * site.shape[1] for site in sites.values() if site.module in changed)
+
+
 @torch.no_grad()
 def merge(model: Decoder) -> None:
     """Add every adapter to its matrix and take it off: the model is a plain one again, all of it trainable."""

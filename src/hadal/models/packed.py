@@ -9,9 +9,7 @@ fastest on this machine. All this is for CPUs; on a GPU matrices stay plain.
 from __future__ import annotations
 
 import copy
-import ctypes
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +29,7 @@ from hadal.models.deepseek import Experts, Router
 from hadal.models.lora import LoraExperts, LoraLinear, adapted_modules, merged_matrices
 from hadal.ops import quant
 from hadal.ops.exact import stable_rows
+from hadal.ops.heap import give_back
 from hadal.ops.linear import FORMS, Matrix, Stack, kind_of, measure, rows_alike, usable, works
 
 T = TypeVar("T")
@@ -163,7 +162,7 @@ def _pack(
     if not model.config.tie_word_embeddings:
         del model.head
     _cast(model, compute)
-    _give_back()
+    give_back()
     model.requires_grad_(False).eval()
     model.changed()
     return Repacked(packed_bytes(model), time.perf_counter() - began)
@@ -271,7 +270,7 @@ def _pack_modules(
             chosen = f"{compute}:plain".removeprefix("torch.") if name == "kv_b_proj" else form_of(child)
             setattr(parent, name, PackedLinear(chosen, merged_matrices(child)[0], child.bias, fast))
         del child
-        _give_back()
+        give_back()
 
     _on_all_threads(replace_one, list(_places(model)))
 
@@ -292,13 +291,6 @@ def _on_all_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         return [function(items[0])]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return list(pool.map(function, items))
-
-
-def _give_back() -> None:
-    """Have the C library hand freed matrices back to the system, where it keeps them and can be told (glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def _cast(module: nn.Module, compute: torch.dtype) -> None:

@@ -18,12 +18,7 @@ import torch
 from hadal.configs.models import ModelConfig
 from hadal.configs.reading import read_dataclass
 from hadal.cost.flops import parameters
-from hadal.cost.memory import (
-    TrainingMemory,
-    gigabytes,
-    training_memory,
-    training_seconds,
-)
+from hadal.cost.memory import PROCESS, Memory, Pass, gigabytes, resident_memory, training_memory, training_seconds
 from hadal.engine.sampler import forbidden_ids
 from hadal.errors import UserError
 from hadal.files import write_json
@@ -138,19 +133,18 @@ def _decide(config: SftConfig, shape: ModelConfig) -> SftConfig:
     return config
 
 
-def needs(shape: ModelConfig, conversations: Sequence[Conversation], config: SftConfig) -> TrainingMemory:
-    """The memory of the largest pass."""
+def needs(shape: ModelConfig, conversations: Sequence[Conversation], config: SftConfig) -> Memory:
+    """The memory of the largest pass, and of the process that is there already."""
     adapters = adapter_size(shape, config.lora) if config.lora.rank else 0
     value_bytes = 4 if config.dtype == "float32" else 2
-    sizes = {
-        (len(rows), width)
+    passes = {
+        Pass(len(rows), width)
         for chosen in batches(conversations, config)
         for rows, width in rows_of_passes([conversations[i] for i in chosen], config.pass_tokens)
     }
-    return max(
-        (training_memory(shape, value_bytes, *size, config.checkpoint_activations, adapters) for size in sizes),
-        key=lambda memory: memory.total,
-    )
+    again, muon = config.checkpoint_activations, config.optimizer.muon_lr > 0
+    memory = training_memory(shape, value_bytes, passes, again, adapters, muon=muon)
+    return memory.beside({PROCESS: resident_memory() if config.device == "cpu" else 0})
 
 
 def _tell_needs(
@@ -172,7 +166,7 @@ def _tell_needs(
     )
     there = f"; {gigabytes(free)} are free" if free is not None else ""
     view.note(f"Memory: about {memory.describe()}{there}.")
-    if free is not None and memory.total > free:
+    if free is not None and memory.total - memory.held.get(PROCESS, 0) > free:
         ways = [] if config.checkpoint_activations else ["--checkpoint-activations"]
         ways += [] if config.lora.rank else ["--lora 16"]
         ways += ["--dtype bfloat16"] if config.dtype == "float32" else []

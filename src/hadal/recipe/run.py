@@ -7,6 +7,7 @@ the same last bit. So no order of writes needs to be guarded but this one: the r
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from hadal.models.decoder import Decoder
 from hadal.models.hub import resolve
 from hadal.models.lora import LoraConfig, adapted_modules, attach, base_state
 from hadal.ops.device import place
+from hadal.ops.heap import give_back
 from hadal.recipe.config import CHECKPOINT, Recipe
 from hadal.recipe.kinds import PretrainStage, Stage
 from hadal.recipe.view import View
@@ -188,7 +190,9 @@ class Run(RunFiles):
         self._tasks = tasks
 
     def begin(self, stage: Stage) -> None:
-        """Be what a stage needs: its tasks, its model's shape, its adapters."""
+        """Be what a stage needs: its tasks, its model's shape, its adapters; without what the one before has left."""
+        gc.collect()
+        give_back()
         self.tasks = {t.name: t for t in self.named(getattr(stage.config, "tasks", ()))} or self._tasks
         self.lora = getattr(stage.config, "lora", LoraConfig())
         self.cut_told = False
@@ -288,9 +292,7 @@ def save_checkpoint(folder: Path, model: Decoder, optimizer: Optimizer, tokenize
 
     What was grown here is kept in float32, a checkpoint from elsewhere in the dtype that it is trained in.
     """
-    state = merged_state(model, optimizer)
-    if not tokenizer.is_own:
-        state = {name: tensor.to(optimizer.compute.dtype) for name, tensor in state.items()}
+    state = merged_state(model, optimizer, None if tokenizer.is_own else optimizer.compute.dtype)
     save_model(folder, model.config, state, shard_bytes=1 << 62)  # one file, as PUBLISHED has it
     tokenizer.save(folder)
     ends: dict[str, Any] = {"eos_token_id": sorted(tokenizer.eos_ids)}
@@ -308,14 +310,19 @@ def save_checkpoint(folder: Path, model: Decoder, optimizer: Optimizer, tokenize
 
 
 @torch.no_grad()
-def merged_state(model: Decoder, optimizer: Optimizer) -> dict[str, torch.Tensor]:
-    """The float32 masters, the rest of the model as it is, and what adapters add; the model is left alone."""
-    masters = {name: tensor for name, tensor in optimizer.masters(model).items() if ".lora_" not in name}
-    state = base_state(model) | masters
+def merged_state(model: Decoder, optimizer: Optimizer, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """The float32 masters, the rest of the model as it is, and what adapters add, in float32; the model is left alone.
+
+    dtype: all of it in that one instead. What the model has in it already is not copied.
+    """
+    state = base_state(model)
+    if dtype != optimizer.compute.dtype:  # else the model has the masters, rounded
+        state |= {name: tensor for name, tensor in optimizer.masters(model).items() if ".lora_" not in name}
     for name, module in adapted_modules(model):
         for kind, delta in module.deltas().items():
-            state[f"{name}.{kind}"] = state[f"{name}.{kind}"].float() + delta
-    return state
+            merged = state[f"{name}.{kind}"].float() + delta
+            state[f"{name}.{kind}"] = merged if dtype is None else merged.to(dtype)
+    return state if dtype is None else {name: tensor.to(dtype) for name, tensor in state.items()}
 
 
 def checkpoint_digest(folder: Path) -> str:

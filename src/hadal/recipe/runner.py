@@ -253,7 +253,7 @@ def _decide(
 ) -> tuple[Recipe, Plan]:
     """The recipe with everything decided, and what it will take."""
     if recipe.checkpoint:
-        return settle(recipe, resolve_model(recipe.checkpoint), view)
+        return settle(recipe, resolve_model(recipe.checkpoint), tasks, tokenizer, view)
     return resolve(recipe, tasks, tokenizer, minutes, view)
 
 

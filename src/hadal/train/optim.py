@@ -17,6 +17,7 @@ from torch.optim.adamw import adamw
 from torch.utils.hooks import RemovableHandle
 
 from hadal.models.decoder import Decoder
+from hadal.ops.heap import give_back
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Optimizer:
         self.left_out, self.in_a_row = 0, 0
         """Updates whose gradient was not finite: all of them, and the last ones without a finite one in between."""
         self.refresh()
+        give_back()  # the parameters lay there
 
     def refresh(self) -> None:
         """Bring the model in line with the masters, which were written to."""

@@ -30,7 +30,7 @@ def distill(run: Run, stage: str, source: str, config: DistillConfig) -> None:
     if config.method == "samples":
         sft_stage(run, stage, source, config)
         return
-    student, teacher = run.stage_model(source), run.load(config.teacher).to(run.dtype).eval()
+    student, teacher = run.stage_model(source), run.load(config.teacher, run.dtype).eval()
     run.check_alike(student.config, teacher.config, config.teacher)
     forbidden = forbidden_ids(run.tokenizer, student)
     on_policy = config.method == "on-policy"

@@ -28,7 +28,7 @@ REFLECTION = ("wait", "mistake", "however", "but", "retry", "error", "verify", "
 
 def exam(run: Run, stage: str, source: str, config: ExamConfig) -> None:
     """Examine the model that stage `source` left, with the same problems and seeds after every stage."""
-    llm = run.engine(run.load(source).to(run.dtype).eval())
+    llm = run.engine(run.load(source, run.dtype).eval())
     run.view.stage(stage, len(run.tasks), f"{config.problems} held-out problems a task, {config.samples} answers each")
     params = SamplingParams(
         config.temperature, config.top_p, config.max_tokens, run.recipe.seed, n=config.samples

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hadal.cost.flops import parameters
 from hadal.engine import LLM, SamplingParams
 from hadal.evaluate.suite import Verdict, ask, held_out
 from hadal.files import plain, write_text
 from hadal.models.decoder import Decoder
+from hadal.ops.device import WORTH_MOVING
+from hadal.ops.heap import give_back
 from hadal.recipe.config import GrpoConfig
 from hadal.recipe.run import Run, save_checkpoint
 from hadal.recipe.stages.pretrain import none_ready
@@ -54,6 +57,7 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
     curriculum = Curriculum(tasks)
     reference = still_copy(model) if config.settings.kl else None
     sampler = still_copy(model) if config.overlap else None
+    large = parameters(model.config).total >= WORTH_MOVING  # of a small model, that takes longer than it is worth
     step, best = 0, -1.0
     if state is not None:
         step, best = state.step, state.numbers["best"]
@@ -83,11 +87,15 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
         scale = config.rate(step / config.updates)
         began = time.perf_counter()
         batch = ahead.take(step) if ahead is not None else draw(llm, step)
+        if large:
+            give_back()  # samples want memory of other sizes than training
         drawn = curriculum.state()  # without the batch that is begun below: who carries on draws it again
         last = step + 1 == config.updates
         seed_dropout(config.lora, seed, step)
         with ahead.beside(model, step + 1) if ahead is not None and not last else nullcontext():
             result = train_on(llm, optimizer, batch, config, seed, step, scale, reference)
+        if large:
+            give_back()
         seconds = time.perf_counter() - began
         loads = [layer for layer in model.load_metrics() if layer["load_max"]]  # some layers are not trained here
         model.after_update(0.0)

@@ -81,7 +81,7 @@ def _ask_model(
     nowhere with which others it is asked."""
     if not problems:
         return
-    llm = run.engine(run.load(source).to(run.dtype).eval())
+    llm = run.engine(run.load(source, run.dtype).eval())
     thinking = True if config.thinking and THINK in llm.tokenizer.controls else None
     if config.thinking and not thinking:
         run.view.note(f"{stage}: the tokenizer has no token that opens a thought, so the model chooses.")
