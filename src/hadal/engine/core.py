@@ -266,7 +266,10 @@ class Engine:
         for row, (job, start) in enumerate(zip(r.jobs, begin.tolist(), strict=True)):
             part = job.tokens[start : start + tokens]
             ids[row, : len(part)] = torch.tensor(part, device=self.device)
-        hidden = self.model(ids, Pass([r.lane], [begin], self.context, self.config.exact))
+        N = len(r.jobs)
+        spare = padded_rows(N, tokens, self.stable) - N
+        columns = Pass([r.lane], [begin], self.context, self.config.exact, spare)
+        hidden = self.model(torch.cat([ids, ids.new_zeros(spare, tokens)]) if spare else ids, columns)[:N]
         ends = (r.total - 1 >= begin) & (r.total - 1 < begin + tokens)
         if self.drafts.predictor is not None:  # it reads each token with the one that follows
             following = torch.cat([ids[:, 1:], ids[:, :1]], dim=1)

@@ -28,9 +28,8 @@ from hadal.models.decoder import Decoder
 from hadal.models.deepseek import Experts, Router
 from hadal.models.lora import LoraExperts, LoraLinear, adapted_modules, merged_matrices
 from hadal.ops import quant
-from hadal.ops.exact import stable_rows
 from hadal.ops.heap import give_back
-from hadal.ops.linear import FORMS, Matrix, Stack, kind_of, measure, rows_alike, usable, works
+from hadal.ops.linear import FORMS, Matrix, Sized, Stack, kind_of, measure, rows_alike, usable, works
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -227,16 +226,27 @@ def packed_bytes(model: nn.Module) -> int:
     return sum(module.nbytes for module in model.modules() if isinstance(module, PackedLinear | PackedExperts))
 
 
+def matrices_in(model: Decoder) -> tuple[Sized, ...]:
+    """The matrices that every token is multiplied with in the layers, and in a plain model's head."""
+    if model.packed_head is not None:
+        linears = [module for module in model.layers.modules() if isinstance(module, PackedLinear)]
+        return tuple(sorted({(block.form, *block.shape) for module in linears for block in module.blocks}))
+    form = f"{model.dtype}:plain".removeprefix("torch.")
+    flat = [parameter.shape for parameter in model.parameters() if parameter.dim() == 2]
+    return tuple(sorted({(form, O, K) for O, K in flat})) if form in FORMS else ()
+
+
 def stable_in(model: Decoder) -> Callable[[int], int]:
     """For a count of a step's tokens, the next one at which no linear layer has to add rows to be exact.
 
     A packed model with experts takes any: tokens that nobody asked for would have experts read that nobody needs.
     """
-    if model.packed_head is None:
-        return partial(stable_rows, dtype=model.dtype)
-    forms = {module.form.form for module in model.layers.modules() if isinstance(module, PackedLinear)}
-    alone = len(forms) == 1 and not any(isinstance(module, PackedExperts) for module in model.modules())
-    return partial(rows_alike, forms.pop()) if alone else lambda count: count
+    matrices = matrices_in(model)
+    if model.packed_head is not None:
+        experts = any(isinstance(module, PackedExperts) for module in model.modules())
+        if experts or len({form for form, *_ in matrices}) > 1:
+            return lambda count: count
+    return partial(rows_alike, matrices)
 
 
 def resolve(form: str) -> str:

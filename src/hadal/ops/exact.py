@@ -2,7 +2,7 @@
 
 Libraries choose another algorithm for few rows, and threads share rows out, so a request's tokens could depend on
 what else is in its batch. For every size there is a somewhat larger one where that does not happen: it is found by
-trying (`hadal.ops.linear`), once for each thread count, and rows are padded to it.
+trying (`hadal.ops.linear`), once for each shape and thread count, and rows are padded to it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hadal.ops.linear import FORMS, rows_alike
+from hadal.ops.linear import FORMS, rows_alike, usual_counts
 
 QUERIES = 4
 """Fewest queries of a key head, and the size of every group of an expert, that batched products treat alike."""
@@ -29,10 +29,18 @@ UNDIVIDED = 32768
 """Elements up to which torch leaves an elementwise function to one thread."""
 
 
-def stable_rows(n: int, dtype: torch.dtype = torch.float32) -> int:
-    """The least number of rows, n or more, at which a linear layer gives each row the bits it always gets."""
+def stable_rows(n: int, dtype: torch.dtype = torch.float32, *shapes: tuple[int, ...]) -> int:
+    """The least number of rows, n or more, at which linear layers give each row the bits it always gets.
+
+    shapes: [O, K] of their matrices; without any, what holds for small ones.
+    """
     form = f"{dtype}:plain".removeprefix("torch.")
-    return rows_alike(form, n) if form in FORMS else n
+    if form not in FORMS:
+        return n
+    if shapes:
+        return rows_alike(tuple((form, O, K) for O, K in shapes), n)
+    counts = usual_counts(form, torch.get_num_threads())
+    return counts[n] if n < len(counts) else n
 
 
 def padded_rows(rows: int, tokens: int, stable: Callable[[int], int] = stable_rows) -> int:
@@ -63,7 +71,7 @@ def exactly(wanted: bool) -> Iterator[None]:
 def linear_rows(x_NK: Tensor, weight_OK: Tensor) -> Tensor:
     """F.linear(x, weight); where results must be exact, rows do not depend on how many there are."""
     N = len(x_NK)
-    lacking = stable_rows(N, x_NK.dtype) - N if is_exact() else 0
+    lacking = stable_rows(N, x_NK.dtype, weight_OK.shape) - N if is_exact() else 0
     return F.linear(F.pad(x_NK, (0, 0, 0, lacking)), weight_OK)[:N] if lacking else F.linear(x_NK, weight_OK)
 
 

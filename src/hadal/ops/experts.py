@@ -11,7 +11,7 @@ nothing here makes the host wait for the loads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -144,11 +144,11 @@ def grouped_linear(x_MK: Tensor, weight_EOK: Tensor | Stack, ends_E: Tensor) -> 
 
 
 def _stable_groups(
-    x_ND: Tensor, expert_NP: Tensor, token_M: Tensor, place_NP: Tensor, ends_E: Tensor
+    x_ND: Tensor, expert_NP: Tensor, place_NP: Tensor, ends_E: Tensor, shapes: Sequence[tuple[int, ...]]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Ends, places and rows with each expert's group padded to a count at which rows keep their bits."""
     load_E = torch.diff(ends_E, prepend=ends_E.new_zeros(1))
-    sizes = torch.tensor([stable_rows(n, x_ND.dtype) for n in load_E.tolist()], device=ends_E.device)
+    sizes = torch.tensor([stable_rows(n, x_ND.dtype, *shapes) for n in load_E.tolist()], device=ends_E.device)
     shift_E = (sizes - load_E).cumsum(0) - (sizes - load_E)
     place = place_NP + shift_E[expert_NP]
     rows = x_ND.new_zeros(int(sizes.sum()), x_ND.shape[1])
@@ -177,7 +177,8 @@ def routed_experts(
     place_NP = place_NP.view_as(expert_NP)
     keeps_rows = isinstance(gate_up_EOD, Stack) and gate_up_EOD.keeps_rows
     if is_exact() and not torch.is_grad_enabled() and not keeps_rows:
-        ends_E, place_NP, rows = _stable_groups(x_ND, expert_NP, token_M, place_NP, ends_E)
+        shapes = [matrices.shape[1:] for matrices in (gate_up_EOD, down_EDI)]
+        ends_E, place_NP, rows = _stable_groups(x_ND, expert_NP, place_NP, ends_E, shapes)
     else:
         rows = run(_Dispatch, x_ND, token_M, place_NP)
     hidden = swiglu(linear(rows, gate_up_EOD, ends_E))

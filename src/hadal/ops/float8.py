@@ -92,7 +92,7 @@ class Float8Stack(Stack):
 
     def __init__(self, raw_EOK: Tensor, scale: Tensor) -> None:
         self.raw_EOK, self.scale = raw_EOK, scale
-        self.width, self.nbytes = raw_EOK.shape[1], raw_EOK.nbytes + scale.nbytes
+        self.shape, self.width, self.nbytes = raw_EOK.shape, raw_EOK.shape[1], raw_EOK.nbytes + scale.nbytes
 
     def __len__(self) -> int:
         return len(self.raw_EOK)

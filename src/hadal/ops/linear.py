@@ -6,7 +6,8 @@ Operators that are private to torch, or will go, are named here and in `hadal.op
 each whether it is there and gives what it should, before anyone relies on it.
 
 A row's result must not depend on the rows beside it, and some operators take another order of addition where
-rows are few. `row_counts` finds out for which, and `Matrix.rows` adds rows of zeros up to the next count that is alike.
+rows are few, or in a range of counts that the matrix's shape decides. `row_counts` finds out for which at the shapes
+in use, and `Matrix.rows` adds rows of zeros up to the next count that is alike. `keeps_rows` says if that is enough.
 """
 
 from __future__ import annotations
@@ -24,9 +25,15 @@ from torch import Tensor
 from hadal.errors import UserError
 
 PROBED = 128
-"""Row counts that `row_counts` tries; longer inputs are cut where the operator's order of addition varies so far up."""
+"""Row counts that `usual_counts` tries; longer inputs are cut where an operator's order of addition varies so far."""
 PROBES = ((32, 32, PROBED), (64, 64, PROBED), (64, 8192, 16))
 """[O, K] of the matrices that it tries them on, and up to which: long sums of few rows have an order of their own."""
+LARGE = 256
+"""Rows of the product that others are held to at a matrix's own shape."""
+TRIED = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233)
+"""Row counts that are tried there first: a range of special ones is wider than what lies between two of these."""
+TALLEST = 2048
+"""Outputs that a matrix is tried with at most: of more, libraries have more pieces, and the pieces are the same."""
 PACKED_FOR = 64
 """Rows that oneDNN is told to expect; its layout serves the other counts as well."""
 
@@ -45,7 +52,7 @@ class Matrix:
     nbytes: int
 
     def __init__(self, weight_OK: Tensor) -> None:
-        raise NotImplementedError
+        self.shape = (weight_OK.shape[0], weight_OK.shape[1])
 
     def __call__(self, x_NK: Tensor, bias_O: Tensor | None = None) -> Tensor:
         """x W^T + b, [N, O]; [..., K] to [..., O] for forms that are `leading`."""
@@ -57,7 +64,7 @@ class Matrix:
 
     def rows(self, x_NK: Tensor, bias_O: Tensor | None = None) -> Tensor:
         """The same, and each row's bits are those it gets in any other batch."""
-        counts = row_counts(self.form, torch.get_num_threads())
+        counts = row_counts(self.form, self.shape, torch.get_num_threads())
         return steadily(lambda x: self(x, bias_O), x_NK, counts)
 
 
@@ -65,6 +72,7 @@ class _Plain(Matrix):
     """torch's own linear layer."""
 
     def __init__(self, weight_OK: Tensor) -> None:
+        super().__init__(weight_OK)
         self.weight_OK = weight_OK.detach().to(self.dtype)
         self.nbytes = self.weight_OK.nbytes
 
@@ -100,6 +108,7 @@ class PlainFloat16(Matrix):
     form, dtype, tolerance = "float16:plain", torch.float32, 1e-3
 
     def __init__(self, weight_OK: Tensor) -> None:
+        super().__init__(weight_OK)
         self.weight_OK = _float16(weight_OK)
         self.nbytes = self.weight_OK.nbytes
 
@@ -113,6 +122,7 @@ class _Onednn(Matrix):
     leading, padded_to = True, 4
 
     def __init__(self, weight_OK: Tensor) -> None:
+        super().__init__(weight_OK)
         weight = weight_OK.detach().to(self.dtype).contiguous()
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR)
         self.nbytes = weight.nbytes
@@ -135,6 +145,7 @@ class FbgemmFloat16(Matrix):
     form, dtype, tolerance, leading = "float16:fbgemm", torch.float32, 1e-3, True
 
     def __init__(self, weight_OK: Tensor) -> None:
+        super().__init__(weight_OK)
         self._packed = torch.ops.quantized.linear_prepack_fp16(_float16(weight_OK).float(), None)
         self.nbytes = 2 * weight_OK.numel()
 
@@ -179,42 +190,89 @@ def usable(kind: str) -> list[str]:
 
 
 @cache
-def row_counts(form: str, threads: int) -> tuple[int, ...]:
+def usual_counts(form: str, threads: int) -> tuple[int, ...]:
     """For each count of rows up to `PROBED`, the next one whose results are bit-equal to those of `PROBED` rows.
 
-    threads: what torch.get_num_threads() gives, upon which the answer depends.
+    Of small matrices, whatever their shape. threads: what torch.get_num_threads() gives, upon which the answer depends.
     """
     matrix = FORMS[form]
     tried: list[tuple[int, ...]] = []
     for O, K, most in PROBES:
         weight_OK, x_NK = cancelling(O, K, PROBED, matrix.dtype)
-        tried.append(alike(matrix(weight_OK), x_NK, most))
-    good = [all(counts[n] == n for counts in tried) for n in range(PROBED + 1)]
+        tried.append(alike(matrix(weight_OK), x_NK, range(1, most + 1)))
+    return _with_company(matrix, [all(counts[n] == n for counts in tried) for n in range(PROBED + 1)])
+
+
+def row_counts(form: str, shape: tuple[int, int], threads: int) -> tuple[int, ...]:
+    """For each count of rows, the next one that a matrix of this shape [O, K] gives the bits that it gives to many."""
+    return _at_shape(form, min(shape[0], TALLEST), shape[1], threads)[0]
+
+
+def keeps_rows(form: str, shape: tuple[int, int], threads: int) -> bool:
+    """Whether rows that are padded to `row_counts` get the same bits in any company here."""
+    return _at_shape(form, min(shape[0], TALLEST), shape[1], threads)[1]
+
+
+@cache
+def _at_shape(form: str, O: int, K: int, threads: int) -> tuple[tuple[int, ...], bool]:
+    """The counts, and whether they are enough.
+
+    The usual ones are tried first, which takes some milliseconds. Only where they are not enough all are.
+    """
+    weight_OK, x_NK = cancelling(O, K, LARGE, FORMS[form].dtype)
+    matrix = FORMS[form](weight_OK)
+    usual = usual_counts(form, threads)
+    if _steady(matrix, x_NK, usual):
+        return usual, True
+    tried = [*range(1, PROBED), *range(PROBED, LARGE, 16)]
+    found = alike(matrix, x_NK, tried)
+    counts = _with_company(FORMS[form], [found[n] == n and n in (0, *tried, LARGE) for n in range(LARGE + 1)])
+    return counts, _steady(matrix, x_NK, counts)
+
+
+def _with_company(matrix: type[Matrix], good: Sequence[bool]) -> tuple[int, ...]:
+    """The next good count for each; where a row must not be alone, not fewer than the form wants."""
     least = 0 if good[1] else matrix.padded_to
     return _next(fits and (n == 0 or n >= least) for n, fits in enumerate(good))
+
+
+def _steady(matrix: Matrix, x_NK: Tensor, counts: Sequence[int]) -> bool:
+    """Whether the last rows have the same bits by themselves, where they come first, as behind all the others.
+
+    Inputs that are cut must be as they would be in one piece: not every layer can cut them.
+    """
+    whole = steadily(matrix, x_NK, counts)
+    pieces = len(counts) - 1
+    if not _only_few(counts):
+        if not torch.equal(matrix(torch.cat([x_NK[:pieces]] * 2)), torch.cat([whole[:pieces]] * 2)):
+            return False
+    return all(torch.equal(steadily(matrix, x_NK[-n:].contiguous(), counts), whole[-n:]) for n in TRIED)
 
 
 def cancelling(O: int, K: int, N: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """A float32 matrix [O, K] and rows [N, K] whose products are 0: what they give is how their sums were rounded.
 
     Sums of bf16 are rounded to 8 bits at the end, which hides most of what another order of addition changes: here
-    nothing else is left of them.
+    nothing else is left of them. Rows of the matrix come again after `PROBED`: drawing more would take longer than
+    multiplying. Of an odd K the last input is 0.
     """
     generator = torch.Generator().manual_seed(0)
-    weight, x = torch.randn(O, K // 2, generator=generator), torch.randn(N, K // 2, generator=generator)
-    order = torch.randperm(K, generator=generator)
-    return torch.cat([weight, weight], 1)[:, order], torch.cat([x, -x], 1)[:, order].to(dtype)
+    weight = torch.randn(min(O, PROBED), K // 2, generator=generator)
+    x = torch.randn(N, K // 2, generator=generator)
+    order = torch.randperm(K // 2 * 2, generator=generator)
+    weight, x = torch.cat([weight, weight], 1)[:, order], torch.cat([x, -x], 1)[:, order].to(dtype)
+    return F.pad(weight.repeat(-(-O // PROBED), 1)[:O], (0, K % 2)), F.pad(x, (0, K % 2))
 
 
-def alike(product: Callable[[Tensor], Tensor], x_NK: Tensor, most: int = PROBED) -> tuple[int, ...]:
-    """For each count 0..N of x's first rows, the next count whose rows are bit-equal to the product of all.
+def alike(product: Callable[[Tensor], Tensor], x_NK: Tensor, tried: Iterable[int] | None = None) -> tuple[int, ...]:
+    """For each count 0..N, the next one whose product of x's last rows is bit-equal to their part of the whole one.
 
-    most: counts above it are taken to be, without a trial.
+    tried: other counts are taken to be, without a trial.
     """
-    whole = product(x_NK)
-    tried = range(1, min(most, len(x_NK) - 1) + 1)
-    differ = {n for n in tried if not torch.equal(product(x_NK[:n].contiguous()), whole[:n])}
-    return _next(n not in differ for n in range(len(x_NK) + 1))
+    whole, N = product(x_NK), len(x_NK)
+    counts = [n for n in (range(1, N) if tried is None else tried) if n < N]
+    differ = {n for n in counts if not torch.equal(product(x_NK[N - n :].contiguous()), whole[N - n :])}
+    return _next(n not in differ for n in range(N + 1))
 
 
 def _next(good: Iterable[bool]) -> tuple[int, ...]:
@@ -225,13 +283,19 @@ def _next(good: Iterable[bool]) -> tuple[int, ...]:
     return tuple(reversed(counts))
 
 
+def _only_few(counts: Sequence[int]) -> bool:
+    """Whether only small counts are special, so that longer inputs need not be cut."""
+    probed = len(counts) - 1
+    return counts[probed // 2 :] == tuple(range(probed // 2, probed + 1))
+
+
 def steadily(product: Callable[[Tensor], Tensor], x_K: Tensor, counts: Sequence[int]) -> Tensor:
     """product(x) for a product of rows [..., K], in counts of rows alone that `alike` found to be safe."""
     rows = x_K.shape[:-1]
     count, probed = rows.numel(), len(counts) - 1
     if count > probed:
-        if counts[probed // 2 :] == tuple(range(probed // 2, probed + 1)):
-            return product(x_K)  # only small counts are special
+        if _only_few(counts):
+            return product(x_K)
         out = torch.cat([steadily(product, part, counts) for part in x_K.flatten(0, -2).split(probed)])
     elif counts[count] == count:
         return product(x_K)
@@ -240,10 +304,28 @@ def steadily(product: Callable[[Tensor], Tensor], x_K: Tensor, counts: Sequence[
     return out.view(*rows, -1)
 
 
-def rows_alike(form: str, count: int) -> int:
-    """The least number of rows, `count` or more, at which `Matrix.rows` adds none of its own."""
-    counts = row_counts(form, torch.get_num_threads())
-    return counts[count] if count < len(counts) else count
+Sized = tuple[str, int, int]
+"""A form, and the O and K of a matrix."""
+
+
+def rows_alike(matrices: tuple[Sized, ...], count: int) -> int:
+    """The least number of rows, `count` or more, at which `Matrix.rows` of none of these adds any of its own."""
+    return _least(common_counts(matrices, torch.get_num_threads()), count)
+
+
+@cache
+def common_counts(matrices: tuple[Sized, ...], threads: int) -> tuple[int, ...]:
+    """For each count of rows up to `LARGE`, the next one that all of these matrices take."""
+    each = [row_counts(form, (O, K), threads) for form, O, K in matrices]
+    return _next(all(_least(counts, n) == n for counts in each) for n in range(LARGE + 1))
+
+
+def _least(counts: Sequence[int], n: int) -> int:
+    """The least number of rows, n or more, that `steadily` multiplies as they are; beyond what was tried as well."""
+    probed = len(counts) - 1
+    if n <= probed:
+        return counts[n]
+    return n if _only_few(counts) else -(-n // probed) * probed
 
 
 class Stack:
@@ -254,7 +336,7 @@ class Stack:
 
     def __init__(self, form: type[Matrix], weight_EOK: Tensor, fast: bool = False) -> None:
         self.matrices = [form(weight_OK) for weight_OK in weight_EOK]
-        self.width = weight_EOK.shape[1]
+        self.shape, self.width = weight_EOK.shape, weight_EOK.shape[1]
         self.nbytes = sum(matrix.nbytes for matrix in self.matrices)
         self.fast = fast
 
@@ -286,9 +368,8 @@ def measure(
     only ever adds. Where half of `seconds` is gone after the second turn, packing counted, a form that took twice the
     fastest times there, in the geometric mean over the counts of rows, is out. fast: not each row by `rows`.
     """
-    if not fast:
-        for form in forms:
-            row_counts(form, torch.get_num_threads())
+    threads = torch.get_num_threads()
+    counts: dict[str, tuple[int, ...]] = {} if fast else {form: usual_counts(form, threads) for form in forms}
     end = time.perf_counter() + seconds
     sizes = sorted({K for _, K in shapes})
     packed = {form: [FORMS[form](torch.full(shape, 0.01)) for shape in shapes] for form in forms}
@@ -300,7 +381,7 @@ def measure(
             for x, taken in zip(inputs[form], times[form], strict=True):
                 began = time.perf_counter()
                 for (_, K), matrix in zip(shapes, packed[form], strict=True):
-                    (matrix if fast else matrix.rows)(x[K])
+                    matrix(x[K]) if fast else steadily(matrix, x[K], counts[form])
                 taken.append(time.perf_counter() - began)
         if turn == 1 and time.perf_counter() > end - seconds / 2:
             best = [min(times[form][i][1] for form in forms) for i in range(len(rows))]

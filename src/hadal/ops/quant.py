@@ -85,6 +85,7 @@ class PlainInt8(Matrix):
     form, dtype, tolerance = "int8:plain", torch.float32, 2e-2
 
     def __init__(self, weight_OK: Tensor) -> None:
+        super().__init__(weight_OK)
         self.q_OK, self.scale_O = quantise_int8(weight_OK)
         self.nbytes = self.q_OK.nbytes + self.scale_O.nbytes
 
@@ -101,6 +102,7 @@ class WeightOnlyInt8(Matrix):
     form, dtype, tolerance = "int8:weight_only", torch.bfloat16, 2e-2
 
     def __init__(self, weight_OK: Tensor) -> None:
+        super().__init__(weight_OK)
         self.fill = -weight_OK.shape[1] % 16
         self.q_OK, self.scale_O = quantise_int8(F.pad(weight_OK, (0, self.fill)), scales=torch.bfloat16)
         self.nbytes = self.q_OK.nbytes + self.scale_O.nbytes
@@ -117,6 +119,7 @@ class _Dynamic(Matrix):
     dtype, tolerance = torch.float32, 3e-2
 
     def __init__(self, weight_OK: Tensor) -> None:
+        super().__init__(weight_OK)
         q_OK, scale_O = quantise_int8(weight_OK, weight_levels(self.form))
         self.pack(q_OK, scale_O)
         self.nbytes = q_OK.nbytes + scale_O.nbytes
@@ -195,6 +198,7 @@ class PlainInt4(Matrix):
     form, dtype, tolerance = "int4:plain", torch.float32, 0.15
 
     def __init__(self, weight_OK: Tensor) -> None:
+        super().__init__(weight_OK)
         self.width = weight_OK.shape[1]
         self.q_OK, self.pair_GO2 = quantise_int4(F.pad(weight_OK, (0, -self.width % GROUP)))
         self.nbytes = self.q_OK.nbytes + self.pair_GO2.nbytes
@@ -209,6 +213,7 @@ class PackedInt4(Matrix):
     form, dtype, tolerance = "int4:packed", torch.bfloat16, 0.15
 
     def __init__(self, weight_OK: Tensor) -> None:
+        super().__init__(weight_OK)
         self.height, width = weight_OK.shape
         self.fill = -width % GROUP
         q_OK, self.pair_GO2 = quantise_int4(F.pad(weight_OK, (0, self.fill, 0, -self.height % 16)))
