@@ -22,6 +22,7 @@ from hadal.engine.lanes import Lane, Pass, run_size
 from hadal.engine.memory import cache_budget, chunk_size
 from hadal.engine.params import SamplingParams
 from hadal.engine.prefix import BLOCK, PrefixStore
+from hadal.engine.promise import inexact
 from hadal.engine.request import Finish, Request, Sample, Sequence
 from hadal.engine.runs import PADDING, Runs, reading_size
 from hadal.engine.sampler import Choice, Sampler, forbidden_ids
@@ -63,6 +64,7 @@ class Engine:
         self.graphs = self._recordings()
         self._requests = 0
         self._read_last = False
+        self._inexact: dict[int, str] = {}
         self._top: dict[int, list[dict[int, float]]] = {}
 
     def _recordings(self) -> Graphs | None:
@@ -77,6 +79,18 @@ class Engine:
     def longest(self) -> int:
         """The most tokens that a request can have, prompt and answer: what the model reads, or the cache holds."""
         return max(min(self.context, self.runs.longest()), 0)
+
+    def inexact(self) -> str:
+        """Why a request's bits may depend on its company here, in words; empty where exactness is promised.
+
+        It is tried once for each number of threads, in some ten milliseconds.
+        """
+        threads = torch.get_num_threads()
+        if not self.config.exact:
+            return "exact=False was asked for"
+        if threads not in self._inexact:
+            self._inexact[threads] = inexact(self.model)
+        return self._inexact[threads]
 
     def budget(self) -> str:
         """The memory of the cache in words, and what it holds of one request or of all."""

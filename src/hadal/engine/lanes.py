@@ -172,7 +172,8 @@ class Pass(Columns):
                 self._nothing = parts[0].new_zeros(self.spare, *parts[0].shape[1:])
             parts.append(self._nothing)
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return out if out.shape[1] == tokens else out[:, :tokens]
+        # Close together: torch multiplies a matrix with gaps in another way where weights need no gradient.
+        return out if out.shape[1] == tokens else out[:, :tokens].contiguous()
 
     def _write(self, lane: int, layer: int, new: Sequence[Tensor]) -> list[Tensor]:
         """Take in a layer's new columns of a lane; its tensors up to the last column that anyone sees."""

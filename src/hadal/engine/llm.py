@@ -13,6 +13,7 @@ import torch
 from hadal.engine.config import EngineConfig
 from hadal.engine.core import Engine
 from hadal.engine.params import SamplingParams
+from hadal.engine.promise import REMEDY
 from hadal.engine.request import Request, RequestOutput, Sample
 from hadal.errors import UserError
 from hadal.models.decoder import Decoder
@@ -56,13 +57,19 @@ class LLM:
         that the cache may take where that is much, or holds less than the model reads. rows: tokens of a step that auto
         shall be fast with, one for a chat, many for rollouts.
         """
+        llm = cls._load(resolve(folder), dtype, config, form, say, rows)
+        packed, engine = llm.model.packed_head is not None, llm.engine
+        if form is not None and (packed or engine.longest < engine.context):
+            say(engine.budget())
+        if engine.config.exact and (reason := engine.inexact()):
+            say(f"What a request gets may depend on what runs beside it: {reason}. To mend it, {REMEDY}.")
+        return llm
 
-        def told(llm: LLM, always: bool = False) -> LLM:
-            if always or llm.engine.longest < llm.engine.context:
-                say(llm.engine.budget())
-            return llm
-
-        folder = resolve(folder)
+    @classmethod
+    def _load(
+        cls, folder: Path, dtype: torch.dtype, config: EngineConfig | None, form: str | None,
+        say: Callable[[str], None], rows: Sequence[int],
+    ) -> LLM:  # fmt: skip
         tokenizer, defaults = Tokenizer.load(folder), generation_defaults(folder)
         if form is None:
             return cls(open_model(folder, dtype).eval(), tokenizer, config, defaults)
@@ -72,18 +79,18 @@ class LLM:
         size = sum(p.numel() for p in model.parameters())
         if float8:
             say("Weights in FP8 as they are stored, which this GPU multiplies.")
-            return told(cls(model.to("cuda"), tokenizer, config, defaults))
+            return cls(model.to("cuda"), tokenizer, config, defaults)
         if form in ("auto", "float32", "bfloat16", "float16") and pick("auto", size) == "cuda":
             own = stored if form == "auto" else getattr(torch, form)
-            return told(cls(model.to("cuda", own), tokenizer, config, defaults))
+            return cls(model.to("cuda", own), tokenizer, config, defaults)
         if form == "auto":
             if size < WORTH_PACKING:
-                return told(cls(model.float(), tokenizer, config, defaults))
+                return cls(model.float(), tokenizer, config, defaults)
             choice = choose(model.config, stored, rows=rows, fast=config is not None and not config.exact)
             say(choice.reason)
             form = choice.form
         pack(model, form, fast=config is not None and not config.exact)
-        return told(cls(model, tokenizer, config, defaults), always=True)
+        return cls(model, tokenizer, config, defaults)
 
     @property
     def forbidden(self) -> torch.Tensor:

@@ -169,9 +169,15 @@ def _pack(
 
 def packed_copy(model: Decoder, form: str, head: str | None = None, fast: bool = False) -> tuple[Decoder, Repacked]:
     """A packed model beside a plain one, with which it shares norms and embedding; arguments as for `pack`."""
+    shell = beside(model)
+    return shell, pack(shell, form, head, fast)
+
+
+def beside(model: Decoder) -> Decoder:
+    """A model of the same tensors, in which modules can be replaced without a trace in the first."""
     shell = _shell(model)
     assert isinstance(shell, Decoder)
-    return shell, pack(shell, form, head, fast)
+    return shell
 
 
 @torch.no_grad()

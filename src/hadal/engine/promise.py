@@ -1,0 +1,74 @@
+"""Whether this machine keeps the engine's promise that a request's bits do not depend on its company, found by trying.
+
+Linear layers are tried at their own shapes (`hadal.ops.linear.keeps_rows`). What else a token meets is tried by running
+the first and the last layer: a row alone and read in pieces, against the same row beside others and read at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hadal.engine.lanes import Lane, Pass, run_size
+from hadal.models.decoder import Decoder
+from hadal.models.deepseek import Deepseek
+from hadal.models.packed import PackedExperts, PackedLinear, beside, stable_in
+from hadal.ops.exact import exactly, padded_rows
+from hadal.ops.linear import FORMS, Sized, keeps_rows
+
+ROWS, TOKENS, PIECE = 2, 149, 48  # more columns than attention adds up in one piece; the last five are decoded
+REMEDY = "call hadal.environment.prepare() before torch is imported, without an MKL_CBWR of your own"
+
+
+@torch.no_grad()
+def inexact(model: Decoder) -> str:
+    """What depends on company on this machine, in words; empty where nothing was found that does.
+
+    It depends on torch's number of threads. Of CPUs alone: on a GPU nothing is tried.
+    """
+    if model.device.type != "cpu":
+        return ""
+    threads = torch.get_num_threads()
+    for form, O, K in sorted(_matrices(model)):
+        if not keeps_rows(form, (O, K), threads):
+            return f"{form} products of {O} x {K} give a row other bits beside other rows, whatever their number"
+    kinds = dict.fromkeys((0, len(model.layers) - 1 if isinstance(model, Deepseek) else 0))
+    shell = beside(model).eval()
+    shell.layers = nn.ModuleList(shell.layers[index] for index in kinds)
+    with exactly(True):
+        ids = torch.arange(ROWS * TOKENS).view(ROWS, TOKENS) % model.config.vocab_size
+        whole = _run(shell, ids, [TOKENS])
+        pieces = [PIECE] * (TOKENS // PIECE) + [1] * (TOKENS % PIECE)
+        for row in range(ROWS):
+            if not torch.equal(_run(shell, ids[row : row + 1], pieces)[0], whole[row]):
+                return f"attention in {model.dtype} gives a row other bits beside other rows".replace("torch.", "")
+    return ""
+
+
+def _matrices(model: Decoder) -> set[Sized]:
+    """All that a token may be multiplied with."""
+    form = f"{model.dtype}:plain".removeprefix("torch.")
+    plain = {(form, *p.shape[-2:]) for p in model.parameters() if p.dim() > 1}
+    if model.packed_head is None:
+        return plain if form in FORMS else set()
+    linears = [block for m in model.modules() if isinstance(m, PackedLinear) for block in m.blocks]
+    stacks = [stack for m in model.modules() if isinstance(m, PackedExperts) for stack in m.stacks]
+    return {(m.form, *m.shape) for m in (*linears, *(stack.matrices[0] for stack in stacks))}
+
+
+def _run(model: Decoder, ids_BT: Tensor, pieces: Sequence[int]) -> Tensor:
+    """Hidden states [B, T, D] of rows that are read in pieces of so many tokens, as the engine computes them."""
+    (B, T), stable = ids_BT.shape, stable_in(model)
+    lane = Lane(run_size(T), len(model.layers), model.cache_widths(), model.norm.weight)
+    lane.resize(B)
+    out: list[Tensor] = []
+    begin = 0
+    for part in ids_BT.split(list(pieces), 1):
+        tokens = part.shape[1]
+        spare = padded_rows(B, tokens, stable) - B
+        columns = Pass([lane], [torch.full((B,), begin)], model.config.max_position_embeddings, True, spare)
+        out.append(model(torch.cat([part, part.new_zeros(spare, tokens)]), columns)[:B])
+        begin += tokens
+    return torch.cat(out, 1)
