@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from promised import was_measured
 
 from hadal.ops.speed import fastest_dtype, matmul_rates
 
@@ -23,7 +24,9 @@ def test_json_names_every_part_of_the_machine() -> None:
     report = json.loads(done.stdout)
     assert done.returncode == 0 and report["works"] is True
     findings = {finding["name"]: finding for finding in report["findings"]}
-    assert set(findings) == {"python", "memory", "disk", "terminal", "sandbox", "torch", "gpu", "threads", "speed"}
+    assert set(findings) == {
+        "python", "memory", "disk", "terminal", "sandbox", "torch", "gpu", "threads", "speed", "exactness",
+    }  # fmt: skip
     assert "float32" in findings["speed"]["text"] and "bfloat16" in findings["speed"]["text"]
     for finding in findings.values():
         assert finding["state"] in ("ok", "note")
@@ -35,7 +38,7 @@ def test_text_has_a_line_for_each_finding_and_says_how_to_begin() -> None:
     assert done.returncode == 0 and done.stderr == ""
     lines = done.stdout.splitlines()
     assert [line.split()[1] for line in lines if line.startswith(("ok ", "note "))] == [
-        "python", "memory", "disk", "terminal", "sandbox", "torch", "gpu", "threads", "speed",
+        "python", "memory", "disk", "terminal", "sandbox", "torch", "gpu", "threads", "speed", "exactness",
     ]  # fmt: skip
     assert "hadal quickstart" in lines[-1]
 
@@ -77,3 +80,15 @@ def test_the_measurement_keeps_to_its_time() -> None:
     assert 0.3 < seconds < 3
     # 0.5 GFLOP a product: a rate within what any CPU does, from a slow phone's to a large server's.
     assert all(1e8 < rate < 1e14 for rate in rates.values())
+
+
+def test_it_says_where_what_is_sampled_depends_on_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The findings of `hadal.engine.promise`, which has tests of its own."""
+    import torch
+
+    from hadal.terminal.doctor import exactness
+
+    assert exactness(torch).state == "ok" or not was_measured()
+    monkeypatch.setattr("hadal.engine.promise.inexact", lambda model: f"products in {model.dtype} are odd")
+    found = exactness(torch)
+    assert found.state == "note" and "products in torch.float32 are odd" in found.text and "MKL_CBWR" in found.remedy

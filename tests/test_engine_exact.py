@@ -6,12 +6,16 @@ And whatever is asked in whatever order, memory comes back and every request end
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from promised import needs_promise, needs_rows
 
 from hadal.configs.models import DeepseekConfig, DenseConfig
 from hadal.engine import LLM, EngineConfig, RequestOutput, SamplingParams, TooLong
@@ -20,9 +24,10 @@ from hadal.engine.lanes import run_size
 from hadal.engine.prefix import BLOCK
 from hadal.engine.request import Request
 from hadal.engine.runs import Runs
-from hadal.models.checkpoint import build
+from hadal.models.checkpoint import build, save_model
 from hadal.models.decoder import Decoder
 from hadal.models.packed import packed_copy
+from hadal.ops import linear
 from hadal.ops.exact import stable_rows
 from hadal.tasks import load_tasks
 from hadal.tasks.words import build_tokenizer
@@ -53,9 +58,21 @@ def make(arch: str) -> Decoder:
     return model.eval()
 
 
+@contextmanager
+def threads_set(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module", params=["dense", "deepseek"])
 def model(request: pytest.FixtureRequest) -> Decoder:
-    return make(request.param)
+    model = make(request.param)
+    needs_promise(model)
+    return model
 
 
 def prompts_of(lengths: list[int], seed: int = 0) -> list[list[int]]:
@@ -110,14 +127,11 @@ def test_company_chunks_hits_and_guesses_change_no_bit(
 ) -> None:
     if config.speculate == "mtp" and not isinstance(model.config, DeepseekConfig):
         pytest.skip("only DeepSeek's models have the module")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads_set(threads):
+        needs_promise(model)
         llm = LLM(model, TOKENIZER, config)
         first = llm.generate(PROMPTS, PARAMS)
         again = llm.generate(PROMPTS, PARAMS)  # the beginnings of prompts are now in the store
-    finally:
-        torch.set_num_threads(before)
     assert [o.outputs for o in first] == [o.outputs for o in alone]
     assert [o.outputs for o in again] == [o.outputs for o in alone]
     assert [o.cached_tokens for o in again] == [(len(p) - 1) // BLOCK * BLOCK for p in PROMPTS]
@@ -126,6 +140,7 @@ def test_company_chunks_hits_and_guesses_change_no_bit(
 @pytest.mark.parametrize("form", ["float32:plain", "float32", "float16", "int8"])
 def test_packed_matrices_keep_their_bits_too(model: Decoder, form: str) -> None:
     packed, _ = packed_copy(model, form)
+    needs_promise(packed)
     params = replace(PARAMS, max_tokens=20)
     alone = [LLM(packed, TOKENIZER).generate([prompt], params)[0].outputs for prompt in PROMPTS]
     llm = LLM(packed, TOKENIZER, EngineConfig(chunk=64, speculate="ngram"))
@@ -146,13 +161,55 @@ def test_nor_do_bf16_and_long_sums_depend_on_company(arch: str, form: str) -> No
     model, one = make(arch).bfloat16(), replace(PARAMS, n=1)
     if form:
         model, _ = packed_copy(model, form)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with threads_set(2):
+        needs_promise(model)
         alone = [LLM(model, TOKENIZER).generate([prompt], one)[0].outputs for prompt in PROMPTS]
         assert [o.outputs for o in LLM(model, TOKENIZER).generate(PROMPTS, one)] == alone
-    finally:
-        torch.set_num_threads(before)
+
+
+def test_where_bits_may_depend_on_company_the_engine_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An operator that adds in another order at every third place: no number of rows helps."""
+
+    class ByPlace(linear.PlainFloat32):
+        form = "float32:by_place"
+
+        def __call__(self, x_NK: torch.Tensor, bias_O: torch.Tensor | None = None) -> torch.Tensor:
+            y_NO = super().__call__(x_NK, bias_O)
+            y_NO[::3] *= 1 + 2**-20
+            return y_NO
+
+    monkeypatch.setitem(linear.FORMS, "float32:by_place", ByPlace)
+    model = make("dense")
+    save_model(tmp_path, model.config, model.state_dict())
+    TOKENIZER.save(tmp_path)
+    said: list[str] = []
+    llm = LLM.load(tmp_path, form="float32:by_place", say=said.append)
+    assert "float32:by_place" in llm.engine.inexact()
+    (line,) = [line for line in said if "depend on what runs beside it" in line]
+    assert "float32:by_place" in line and "hadal.environment" in line
+    said.clear()
+    plain = LLM.load(tmp_path, form="float32:plain", say=said.append)
+    needs_promise(plain.model)
+    assert plain.engine.inexact() == "" and not [line for line in said if "beside" in line]
+    fast = LLM.load(tmp_path, form="float32:plain", config=EngineConfig(exact=False), say=said.append)
+    assert fast.engine.inexact() and not [line for line in said if "beside" in line], "who chose it need not be told"
+
+
+def test_attention_whose_rows_know_each_other_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batched product that adds in another order where it has few queries."""
+    original = torch.bmm
+
+    def bmm(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return original(x, y) * (1 + 2**-20 * (x.shape[1] < 40))
+
+    for arch in ("dense", "deepseek"):
+        model = make(arch)
+        needs_promise(model)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "bmm", bmm)
+            assert "attention" in Engine(model, TOKENIZER).inexact()
 
 
 def test_sequences_that_are_put_off_lose_nothing(model: Decoder, alone: list[RequestOutput]) -> None:
@@ -236,19 +293,17 @@ def test_users_with_different_salts_share_nothing() -> None:
     assert [run("a"), run("b"), run("a")] == [0, 0, 64]
 
 
-def test_rows_are_padded_to_where_they_keep_their_bits() -> None:
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            x, weight = torch.randn(64, 320), torch.randn(200, 320)
-            whole = torch.nn.functional.linear(x, weight)
-            for n in range(1, 40):
-                rows = torch.zeros(stable_rows(n), 320)
-                rows[:n] = x[:n]
-                assert torch.equal(torch.nn.functional.linear(rows, weight)[:n], whole[:n])
-    finally:
-        torch.set_num_threads(before)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(200, 320), (896, 896)])
+def test_rows_are_padded_to_where_they_keep_their_bits(shape: tuple[int, int], threads: int) -> None:
+    with threads_set(threads):
+        needs_rows("float32:plain", *shape)
+        x, weight = torch.randn(300, shape[1]), torch.randn(shape)
+        whole = torch.nn.functional.linear(x, weight)
+        for n in [*range(1, 40), 64, 100, 113, 130]:
+            rows = torch.zeros(stable_rows(n, torch.float32, shape), shape[1])
+            rows[:n] = x[:n]
+            assert torch.equal(torch.nn.functional.linear(rows, weight)[:n], whole[:n]), n
 
 
 def test_runs_come_in_few_sizes_that_waste_little() -> None:

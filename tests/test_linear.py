@@ -3,11 +3,12 @@
 import copy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from promised import needs_promise, needs_rows
 from test_parity import CONFIGS, fresh, tokens
 from torch import Tensor
 
@@ -171,6 +172,7 @@ def test_float16_keeps_bf16_weights() -> None:
 @pytest.mark.parametrize("form", HERE)
 @pytest.mark.parametrize("shape", [(384, 128), (128, 384), (896, 896), (97, 48)])
 def test_a_row_has_the_same_bits_in_every_batch(form: str, shape: tuple[int, int], threads: int) -> None:
+    needs_rows(form, *shape)
     matrix, x = FORMS[form](gaussian(*shape)), gaussian(512, shape[1], seed=1)
     x = x.to(matrix.dtype)
     whole = matrix.rows(x)
@@ -183,6 +185,7 @@ def test_a_row_has_the_same_bits_in_every_batch(form: str, shape: tuple[int, int
 
 @pytest.mark.parametrize("form", [form for form in HERE if FORMS[form].leading])
 def test_a_row_has_the_same_bits_along_several_axes(form: str, threads: int) -> None:
+    needs_rows(form, 97, 48)
     matrix, x = FORMS[form](gaussian(97, 48)), gaussian(40, 48, 9, seed=1).to(FORMS[form].dtype).mT
     bias = gaussian(97, seed=2).to(x.dtype)
     whole = matrix.rows(x.reshape(-1, 48), bias).view(40, 9, 97)
@@ -197,6 +200,7 @@ def test_a_row_has_the_same_bits_along_several_axes(form: str, threads: int) -> 
 def test_a_row_of_a_large_matrix_has_the_same_bits_in_every_batch(
     form: str, shape: tuple[int, int], threads: int
 ) -> None:
+    needs_rows(form, *shape)
     matrix, x = FORMS[form](gaussian(*shape)), gaussian(512, shape[1], seed=1)
     x = x.to(matrix.dtype)
     whole = matrix.rows(x)
@@ -235,7 +239,64 @@ def test_inputs_are_cut_only_where_large_counts_are_special() -> None:
     assert calls == [1000]
 
 
+KERNELS = [
+    # Measured on Intel CPUs, with AMX: form, [O, K], threads, and the row counts that have an order of their own.
+    ("float32:plain", (896, 896), 2, range(1, 113)),  # MKL in float32 and float64
+    ("float64:plain", (896, 896), 2, range(1, 113)),
+    ("float32:plain", (128, 384), 2, range(1, 4)),
+    ("float64:plain", (128, 384), 2, range(1, 57)),
+    ("float64:plain", (4864, 896), 2, (*range(1, 4), *range(16, 113))),
+    ("float32:plain", (896, 896), 1, range(1, 16)),
+    ("float64:plain", (896, 896), 1, range(1, 4)),
+    ("float64:plain", (896, 4864), 1, range(1, 192)),
+    ("bfloat16:plain", (896, 896), 1, range(3, 33)),  # oneDNN's AMX
+    ("bfloat16:onednn", (896, 896), 2, range(33, 129)),
+]
+
+
+@pytest.mark.parametrize(("like", "shape", "threads", "special"), KERNELS)
+def test_row_counts_that_are_special_at_one_shape_alone_are_found_there(
+    like: str, shape: tuple[int, int], threads: int, special: Sequence[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other bits in certain counts of rows, of one shape and on so many threads: small matrices never show them."""
+    dtype_, own = FORMS[like].dtype, 2**-6
+
+    class Kernel(linear.Matrix):
+        form, dtype = f"{like}:{shape}:{threads}", dtype_
+
+        def __init__(self, weight_OK: Tensor) -> None:
+            super().__init__(weight_OK)
+            self.first_O = weight_OK[:, 0].to(self.dtype)
+
+        def __call__(self, x_NK: Tensor, bias_O: Tensor | None = None) -> Tensor:
+            here = self.shape == (min(shape[0], linear.TALLEST), shape[1]) or self.shape == shape
+            other = here and torch.get_num_threads() == threads and len(x_NK) in special
+            return x_NK[:, :1] * self.first_O * (1 + own * other)
+
+    monkeypatch.setitem(FORMS, Kernel.form, Kernel)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        matrix, x = Kernel(gaussian(*shape)), gaussian(300, shape[1], seed=1).to(dtype_)
+        whole = matrix(x)
+        assert any(not torch.equal(matrix(x[:n]), whole[:n]) for n in special), "the kernel is what it is said to be"
+        assert linear.usual_counts(Kernel.form, threads) == tuple(range(linear.PROBED + 1))
+        assert linear.keeps_rows(Kernel.form, shape, threads)
+        for n in range(1, 257):
+            assert torch.equal(matrix.rows(x[:n]), whole[:n]) and torch.equal(matrix.rows(x[-n:]), whole[-n:]), n
+        counts = linear.row_counts(Kernel.form, shape, threads)
+        assert not set(counts) & set(special), "what it adds rows to is no better"
+        assert max(counts[n] - n for n in range(129)) <= len(special) + 15, "rows that are added cost time"
+        assert linear.row_counts(Kernel.form, (64, 64), threads) == tuple(range(linear.PROBED + 1))
+        for n in (1, 2, 3, 20, 40, 100, 130, 200, 300):
+            rows = linear.rows_alike(((Kernel.form, *shape), (Kernel.form, 64, 64)), n)
+            assert torch.equal(matrix(torch.cat([x, x])[:rows])[:n], whole[:n]), "a layer that nothing pads"
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_plain_products_of_few_rows_are_steadied(threads: int) -> None:
+    needs_rows("float32:plain", 64, 48)
     weight, x = gaussian(64, 48), gaussian(300, 48, seed=1)
     with exactly(True):
         whole = linear_rows(x, weight)
@@ -308,6 +369,7 @@ def test_a_row_of_a_model_does_not_know_its_batch(name: str, threads: int) -> No
     model, ids = fresh(CONFIGS[name]), tokens(9, 7)
     for form in ("float32", "float16", "int8"):
         got, _ = packed_copy(model, form)
+        needs_promise(got)
         with exactly(True):
             whole, last = logits_of(got, ids), decoded(got, ids)
             for rows in (1, 2, 3, 5):

@@ -62,7 +62,7 @@ class LLM:
         if form is not None and (packed or engine.longest < engine.context):
             say(engine.budget())
         if engine.config.exact and (reason := engine.inexact()):
-            say(f"What a request gets may depend on what runs beside it: {reason}. To mend it, {REMEDY}.")
+            say(f"What a request gets may depend on what runs beside it: {reason}. What may help: {REMEDY}.")
         return llm
 
     @classmethod

@@ -26,7 +26,7 @@ from hadal.errors import UserError
 
 PROBED = 128
 """Row counts that `usual_counts` tries; longer inputs are cut where an operator's order of addition varies so far."""
-PROBES = ((32, 32, PROBED), (64, 64, PROBED), (64, 8192, 16))
+PROBES = ((32, 32, PROBED), (64, 64, 16), (64, 8192, 16))
 """[O, K] of the matrices that it tries them on, and up to which: long sums of few rows have an order of their own."""
 LARGE = 256
 """Rows of the product that others are held to at a matrix's own shape."""

@@ -80,6 +80,7 @@ def examine() -> Iterator[Finding]:
     yield Finding("torch", "ok", torch.__version__)
     yield gpu(torch)
     yield from speed(torch)
+    yield exactness(torch)
 
 
 def reinstall() -> str:
@@ -200,3 +201,23 @@ def speed(torch: Any) -> Iterator[Finding]:
         yield Finding("threads", "ok", text)
     measured = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items())
     yield Finding("speed", "ok", f"{measured}: hadal computes in {dtype}")
+
+
+def exactness(torch: Any) -> Finding:
+    """Whether the engine's promise holds here, for a dense model and one of experts, in each dtype that is fast."""
+    from hadal.configs.models import DeepseekConfig, DenseConfig
+    from hadal.engine.promise import REMEDY, inexact
+    from hadal.models.checkpoint import build
+    from hadal.ops.speed import fastest_dtype, matmul_rates
+
+    dtypes = dict.fromkeys(("float32", fastest_dtype(matmul_rates(MEASURED_SECONDS / 5))))
+    dense = DenseConfig(512, 896, 1, 14, 2, head_dim=64, intermediate_size=2304)
+    for config in (dense, DeepseekConfig(512, 128, 2, 4, 384, 128)):
+        model = build(config)
+        model.initialise(0)
+        for dtype in dtypes:
+            if reason := inexact(model.to(getattr(torch, dtype))):
+                text = f"what is sampled may depend on what runs beside it: {reason}"
+                return Finding("exactness", "note", text, REMEDY)
+    where = f"{' and '.join(dtypes)} on {torch.get_num_threads()} threads"
+    return Finding("exactness", "ok", f"what is sampled does not depend on what runs beside it, in {where}")

@@ -1,0 +1,46 @@
+"""Where bits may depend on company, tests of the promise are skipped; where the promise was measured to hold, never."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from hadal import environment
+from hadal.engine.promise import inexact
+from hadal.models.decoder import Decoder
+from hadal.ops.linear import keeps_rows
+
+
+def vendor() -> str:
+    if not environment.CPUINFO.exists():
+        return ""
+    lines = environment.CPUINFO.read_text(errors="replace").splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), "")
+
+
+def was_measured() -> bool:
+    """AMD's CPUs, and Intel's with MKL's reproducible mode, with every setting of the libraries as they come."""
+    own = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
+    if any(name in os.environ for name in own) or torch.get_num_threads() > 2:
+        return False
+    mode = os.environ.get("MKL_CBWR")
+    return (vendor(), mode) in (("AuthenticAMD", None), ("GenuineIntel", "AUTO,STRICT"))
+
+
+def skip(reason: str) -> None:
+    assert not was_measured(), reason
+    pytest.skip(reason)
+
+
+def needs_promise(model: Decoder) -> None:
+    """Skips a test where the engine promises nothing of a model on the threads that torch has now."""
+    if reason := inexact(model):
+        skip(reason)
+
+
+def needs_rows(form: str, *shape: int) -> None:
+    """Skips a test where rows of such a product depend on each other whatever is done."""
+    if not keeps_rows(form, (shape[0], shape[1]), torch.get_num_threads()):
+        skip(f"{form} products of {shape[0]} x {shape[1]} give a row other bits beside other rows here")
