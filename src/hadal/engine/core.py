@@ -64,7 +64,6 @@ class Engine:
         self.graphs = self._recordings()
         self._requests = 0
         self._read_last = False
-        self._inexact: dict[int, str] = {}
         self._top: dict[int, list[dict[int, float]]] = {}
 
     def _recordings(self) -> Graphs | None:
@@ -81,16 +80,8 @@ class Engine:
         return max(min(self.context, self.runs.longest()), 0)
 
     def inexact(self) -> str:
-        """Why a request's bits may depend on its company here, in words; empty where exactness is promised.
-
-        It is tried once for each number of threads, in some ten milliseconds.
-        """
-        threads = torch.get_num_threads()
-        if not self.config.exact:
-            return "exact=False was asked for"
-        if threads not in self._inexact:
-            self._inexact[threads] = inexact(self.model)
-        return self._inexact[threads]
+        """Why a request's bits may depend on its company here, in words; empty where exactness is promised."""
+        return inexact(self.model) if self.config.exact else "exact=False was asked for"
 
     def budget(self) -> str:
         """The memory of the cache in words, and what it holds of one request or of all."""

@@ -26,7 +26,8 @@ REMEDY = "leave MKL_CBWR unset, and call hadal.environment.prepare() where a pro
 def inexact(model: Decoder) -> str:
     """What depends on company on this machine, in words; empty where nothing was found that does.
 
-    It depends on torch's number of threads. Of CPUs alone: on a GPU nothing is tried.
+    It depends on torch's number of threads, and takes some tens of milliseconds, of a large model a fifth of a second.
+    Of CPUs alone: on a GPU nothing is tried.
     """
     if model.device.type != "cpu":
         return ""
