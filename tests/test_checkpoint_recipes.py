@@ -110,7 +110,7 @@ def test_a_teacher_is_distilled_and_then_practice_makes_it_right(
     }  # fmt: skip
     assert train("distill-gsm8k", Path("taught"), settings) == 0
     said = capsys.readouterr().out
-    assert "distilled: " in said and "MB (weights" in said and "minutes" in said  # told before it starts
+    assert "distilled: " in said and " (weights" in said and "minutes" in said  # told before it starts
     assert said.index("minutes.") < said.index("conversations, ")
     assert score(Path("taught"), "before") < 0.1 and 0.3 < score(Path("taught"), "evaluate-distilled") < 0.7
     kept = [json.loads(line) for line in Path("taught/stages/answers/data.jsonl").read_text().splitlines()]
