@@ -38,7 +38,7 @@ class CodeTask(DataSet):
 
     def wanted(self, problem: Problem) -> set[str]:
         """The names that the tests expect a program to define."""
-        return set(problem.meta["names"] or free_names(problem.meta["tests"]))
+        return set(problem.meta.get("names") or free_names(problem.meta["tests"]))
 
     def program(self, problem: Problem, code: str) -> str:
         """What is run before the tests, from the code of a reply."""
@@ -57,7 +57,7 @@ class CodeTask(DataSet):
         code = code_of(answer, self.wanted(problem))
         if code is None:
             return Verdict(False, "no Python in the answer")
-        return Verdict(*self.run_tests(self.program(problem, code), problem.meta["tests"], problem.meta["names"]))
+        return Verdict(*self.run_tests(self.program(problem, code), problem.meta["tests"], problem.meta.get("names")))
 
     def tests_passed(self, problem: Problem, response: str) -> float:
         """Each assertion that the prompt does not show counts as a test and is run by itself; none is run after one
@@ -68,7 +68,7 @@ class CodeTask(DataSet):
             return 0.0
         tests, passed = separate(problem.meta.get("not_shown", problem.meta["tests"])), 0
         for test in tests:
-            right, note = self.run_tests(self.program(problem, code), test, problem.meta["names"])
+            right, note = self.run_tests(self.program(problem, code), test, problem.meta.get("names"))
             passed += right
             if note.startswith("timeout"):
                 break
