@@ -8,6 +8,7 @@ import pytest
 from hadal.environment import prepare
 
 prepare()  # before torch is imported
+os.environ["GOMP_SPINCOUNT"] = "0"  # two processes of tests share the cores: a thread that spins keeps the other's
 
 # A shell that starts a job in the background makes it deaf to Ctrl-C, and every child of it as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
