@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hadal.sandbox import Sandbox, check_asserts
 from hadal.tasks.code import MBPP, HumanEval
-from hadal.tasks.code_blocks import code_of, free_names, without_demos
+from hadal.tasks.code_blocks import code_of, missing_names, without_demos
 
 RIGHT = "def thrice(x):\n    return twice(x) + x"
 WRONG = "def thrice(x):\n    return 7"
@@ -209,12 +209,12 @@ def test_without_wanted_names_the_last_block_is_taken(answer: str, code: str | N
 
 
 def test_the_names_that_tests_want_are_known() -> None:
-    assert free_names("import math\nassert math.isclose(area(Circle(2)), len([x for x in y]))") == {
+    assert missing_names("import math\nassert math.isclose(area(Circle(2)), len([x for x in y]))") == {
         "area",
         "Circle",
         "y",
     }
-    assert free_names("assert (") == set()
+    assert missing_names("assert (") == set()
 
 
 def test_nothing_is_written_anew_where_nothing_is_left_out() -> None:

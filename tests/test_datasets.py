@@ -119,7 +119,7 @@ CUT_OFF = gzip.compress(json.dumps(SUMS[0]).encode() + b"\n", mtime=0)[:-9]
         ("a.jsonl", b'{"question": "a", "answer": "b #### c"}\n', "'c' is no number"),
         ("a.jsonl", b'{"question": " ", "answer": "b #### 3"}\n', "no question"),
         ("a.jsonl", b'{"question": ["a"], "answer": "b #### 3"}\n', "no question"),
-        ("a.jsonl", b"[1]\n", "no table of names"),
+        ("a.jsonl", b"[1]\n", "not a table of names"),
         ("a.jsonl", b"\xff\xfe\n", "is UTF-16 text"),
         ("a.jsonl", b"[" * 100_000, "nested too deeply"),
         ("a.jsonl.gz", b"not gzip", "cannot be read"),

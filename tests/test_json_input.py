@@ -135,7 +135,7 @@ def test_an_evaluation_reads_its_own_problems_again(tmp_path: Path) -> None:
     [
         ("./lines.json", "Put one problem on each line and call it lines.jsonl."),
         ("lines.json", "call it lines.jsonl"),
-        ("./lines.txt", "is no task file by its name. A task is a Python file"),
+        ("./lines.txt", "is not a task file by its name. A task is a Python file"),
         ("./none.jsonl", "cannot be read (no such file or directory)"),
         ("./none.json", "There is no task file none.json."),
         ("./none", "There is no task file none."),

@@ -270,7 +270,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _constant(name: str) -> float:
-    raise _Fault(f"holds {name}, which is no JSON number", 'Leave it out, or write it as text: "..."')
+    raise _Fault(f"holds {name}, which is not a JSON number", 'Leave it out, or write it as text: "..."')
 
 
 def _float(text: str) -> float:

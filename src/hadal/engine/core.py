@@ -121,8 +121,9 @@ class Engine:
             enough = run_size(needed + self.runs.overhang)
             raise TooLong(
                 f"{cause}: the cache of {room} holds {max(holds, 0):,} for a request.",
-                f"Ask for less, or give the cache {gigabytes(enough * self.column_bytes)}.",
+                f"Ask for less, or free memory for a cache of {gigabytes(enough * self.column_bytes)}.",
                 "prompt" if params.max_tokens is None or length >= holds else "max_tokens",
+                of_memory=True,
             )
         return min(wanted, holds - length)
 

@@ -17,6 +17,7 @@ from hadal.engine.params import SamplingParams
 from hadal.engine.request import Request, Sample
 from hadal.engine.request import Sequence as Row
 from hadal.errors import UserError
+from hadal.text.length import TooLong
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class LocalSampler:
                         running[number] = self._add(query)
                         sound = True
                     except UserError as error:
+                        if isinstance(error, TooLong) and error.of_memory:
+                            raise  # what memory lacks must decide no result
                         faulty.append((number, query, error))
                 if faulty and not sound:
                     raise faulty[0][2]

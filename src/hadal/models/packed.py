@@ -191,8 +191,7 @@ def merged_copy(model: Decoder) -> Decoder:
     def form_of(module: nn.Module) -> str:
         return form if isinstance(module, LoraLinear | LoraExperts) else plain
 
-    shell = _shell(model)
-    assert isinstance(shell, Decoder)
+    shell = beside(model)
     head = plain if model.config.tie_word_embeddings else form_of(model.head)
     _pack(shell, form_of, head, model.dtype, fast=False)
     return shell

@@ -25,7 +25,7 @@ from hadal.cost.memory import (
     training_memory,
     training_seconds,
 )
-from hadal.engine.core import EngineConfig
+from hadal.engine.config import EngineConfig
 from hadal.engine.lanes import run_size
 from hadal.engine.memory import LEAST, SHARE, WIDEST
 from hadal.engine.prefix import BLOCK

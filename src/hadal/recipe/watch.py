@@ -262,4 +262,4 @@ def _unformed(groups: Sequence[Group]) -> str:
     return next((text[:200] for g in groups for text in g.texts if not format_reward(text)), "")
 
 
-__all__ = ["AGAIN", "RULES", "WINDOW", "Line", "Seen", "Watch"]
+__all__ = ["AGAIN", "RULES", "WINDOW", "Line", "Seen", "Watch", "end_if_lost", "tell_left_out"]

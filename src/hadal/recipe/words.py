@@ -11,15 +11,13 @@ DECODINGS = {
 }
 ABOUT_N = (
     "n counts held-out problems, which share no problem with this training; where two intervals overlap, "
-    "no difference "
-    "is shown."
+    "no difference is shown."
 )
 ABOUT_INTERVALS = f"In brackets 95% intervals; {ABOUT_N}"
 ABOUT_STAGES = (
     "In brackets 95% intervals; n counts held-out problems, which share no problem with this training. All models had "
-    "the "
-    "same problems, so two of them are compared problem by problem: where the interval of their differences holds 0, "
-    "no difference is shown."
+    "the same problems, so two of them are compared problem by problem: where the interval of their differences holds "
+    "0, no difference is shown."
 )
 ABOUT_API_PRICES = (
     "Beside it the price of as many output tokens, prompts not counted. It is not a contest: those "

@@ -5,7 +5,7 @@ hold a program to tests; `Workers` call a function of ours in processes that can
 holds where.
 """
 
-from .judge import Verdict, check_asserts, check_stdin, same_output
+from .judge import Verdict, check_asserts, check_stdin, free_names, same_output
 from .pool import Sandbox
 from .remote import RemoteSandbox
 from .result import Job, Limits, Result
@@ -13,5 +13,5 @@ from .workers import Outcome, Workers
 
 __all__ = [
     "Job", "Limits", "Outcome", "RemoteSandbox", "Result", "Sandbox", "Verdict", "Workers", "check_asserts",
-    "check_stdin", "same_output",
+    "check_stdin", "free_names", "same_output",
 ]  # fmt: skip

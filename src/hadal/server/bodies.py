@@ -35,7 +35,7 @@ def load_json(data: bytes, what: str = "The body") -> Any:
         text = data.decode("utf-8-sig")
         found = json.loads(text)
     except (ValueError, RecursionError):
-        raise Refusal(400, f"{what} is no valid JSON.") from None
+        raise Refusal(400, f"{what} is not valid JSON.") from None
     if HALF.search(text):
         try:
             json.dumps(found, ensure_ascii=False).encode()

@@ -119,7 +119,7 @@ def import_(store: Store, data: bytes, is_json: bool) -> list[str]:
     try:
         chats = File.model_validate(load_json(data, "The file")).chats if is_json else _read_markdown(data.decode())
     except UnicodeDecodeError:
-        raise Refusal(400, "The file is no UTF-8 text.") from None
+        raise Refusal(400, "The file is not UTF-8 text.") from None
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         raise Refusal(
@@ -136,7 +136,7 @@ def _check(chat: ChatFile) -> None:
     known: set[str | None] = {None}
     for message in chat.messages:
         if message.id in known or message.parent not in known:
-            raise Refusal(422, "The file is no export of hadal's chats: its messages are no tree.")
+            raise Refusal(422, "The file is not an export of hadal's chats: its messages do not form a tree.")
         known.add(message.id)
 
 

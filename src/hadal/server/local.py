@@ -70,19 +70,21 @@ class LocalModel(Model):
             raise refusal_of(Closed())
         try:
             ids = self._prompt(ask)
+            ask = replace(ask, ids=ids)
             self.llm.engine.check([*ids, *ask.resume], self._params(ask))
         except UserError as error:
             raise refusal_of(error, ask.prompt is None) from None
-        return replace(ask, ids=ids)
+        return ask
 
     def _params(self, ask: Ask) -> SamplingParams:
         wanted: dict[str, Any] = {**self.card.sampling, **ask.sampling, "thinking": ask.thinking}
-        most, asked = self.card.max_tokens or self.llm.engine.longest, wanted.get("max_tokens")
+        longest = self.llm.engine.longest
+        most, asked = self.card.max_tokens or longest, wanted.get("max_tokens")
         if asked is not None and asked > most:
             cause = f"max_tokens is {asked:,}, and {self.card.id} gives {most:,} at most."
             raise TooLong(cause, "Ask for less.", "max_tokens")
-        if asked is None and most < self.llm.engine.longest:
-            wanted["max_tokens"] = most
+        if asked is None and most < longest:
+            wanted["max_tokens"] = max(1, min(most, longest - len(ask.ids or ()) - len(ask.resume)))
         if ask.effort is not None and self.card.budget and ask.thinking is not False:
             wanted.setdefault("thinking_budget", EFFORT_BUDGETS[ask.effort])
         if ask.prompt is not None:

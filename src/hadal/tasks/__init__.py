@@ -76,8 +76,8 @@ def _no_task_file(path: Path) -> tuple[str, str]:
     if not path.exists():
         return f"There is no task file {path}.", kinds
     if path.suffix == ".json":
-        return f"{path} is no task file by its name.", f"Put one problem on each line and call it {path.stem}.jsonl."
-    return f"{path} is {'a folder' if path.is_dir() else 'no task file by its name'}.", kinds
+        return f"{path} is not a task file by its name.", f"Put one problem on each line and call it {path.stem}.jsonl."
+    return f"{path} is {'a folder' if path.is_dir() else 'not a task file by its name'}.", kinds
 
 
 def files_of(name: str) -> list[Path]:

@@ -59,7 +59,7 @@ def fenced(code: str) -> str:
     return f"```python\n{code.strip(chr(10))}\n```"
 
 
-def free_names(code: str) -> set[str]:
+def missing_names(code: str) -> set[str]:
     """Names that code uses and neither binds nor has from Python; empty where it is none."""
     block = _block(code)
     return set() if block.tree is None else _lacking(block.tree)
@@ -221,10 +221,10 @@ def _without_main_guard(node: ast.stmt) -> list[ast.stmt]:
 def _with_helpers(chosen: Block, others: list[Block], names: set[str]) -> str:
     """The chosen block behind those blocks that define what it lacks, and what they lack in turn."""
     program = without_demos(chosen.code, names)
-    needed, helpers = free_names(program) | (names - _defined(chosen.tree)), list[Block]()
+    needed, helpers = missing_names(program) | (names - _defined(chosen.tree)), list[Block]()
     while helper := next((b for b in others if b not in helpers and _all_bound(b.tree) & needed), None):
         helpers.append(helper)
-        needed |= free_names(without_demos(helper.code, _all_bound(helper.tree) & needed))
+        needed |= missing_names(without_demos(helper.code, _all_bound(helper.tree) & needed))
     parts = [without_demos(block.code, _all_bound(block.tree) & needed) for block in others if block in helpers]
     return joined(*parts, program)
 

@@ -77,7 +77,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
             raise UserError(f"{path} is of no known kind.", f"Known are {', '.join(KINDS)}.")
         for place, row in rows:
             if not isinstance(row, dict):
-                raise UserError(f"{path}, {place}, is no table of names and values.")
+                raise UserError(f"{path}, {place}, is not a table of names and values.")
             yield f"{path}, {place}", row
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         line = " ".join(str(error).split())[:120]

@@ -54,6 +54,7 @@ class Reply:
             "answer": self.answer,
             "tokens": self.tokens,
             "seconds": round(self.seconds, 4),
+            "cut": self.cut,
             "right": self.right,
             "gold": self.gold,
         }
@@ -109,7 +110,7 @@ class Model:
     def prompt(self, question: str, thinking: bool | None, earlier: Sequence[Reply]) -> tuple[list[int], int]:
         """The ids of a question behind as many earlier turns as leave room for an answer, and how many do not."""
         turns = [reply for reply in earlier if reply.answer.strip()] if self.converses else []
-        context = self.llm.engine.context
+        context = self.llm.engine.longest
         for forgotten in range(len(turns) + 1):
             messages: list[dict[str, Any]] = []
             for turn in turns[forgotten:]:
@@ -134,7 +135,8 @@ class Model:
         prompt, forgotten = self.prompt(question, thinking, earlier)
         sampling = R1_SAMPLING | generation_defaults(self.run)
         budget = {} if thinking is False else {"thinking_budget": self.budget}
-        asked = {"max_tokens": _MAX_TOKENS, "seed": self.asked, "thinking": thinking}
+        left = self.llm.engine.longest - len(prompt) - 1  # where it is asked for, a token opens the thought
+        asked = {"max_tokens": max(1, min(_MAX_TOKENS, left)), "seed": self.asked, "thinking": thinking}
         params = SamplingParams.of(sampling | asked | budget)
         self.asked += 1
         opened = bool(thinking) or tokenizer.in_thought(prompt)
@@ -145,7 +147,7 @@ class Model:
         before = drafts.drafted, drafts.accepted
 
         def hear(deltas: list[Delta]) -> None:
-            if parser.in_thought or any(delta.kind in ("thought", "moved") for delta in deltas):
+            if parser.in_thought or any(delta.kind == "thought" for delta in deltas):
                 reply.thought_tokens, reply.thought_seconds = reply.tokens, reply.seconds
             reply.thought, reply.answer = parser.parsed.thought, parser.parsed.answer
             for delta in deltas:

@@ -22,6 +22,7 @@ from hadal.files import plain
 from hadal.recipe.view import View
 from hadal.terminal.clean import clean, one_line
 from hadal.terminal.interrupts import held
+from hadal.text.parse import parse_response
 
 _FASTEST = 1 / 8  # seconds between frames
 _SHARE = 0.004  # of one core, for drawing
@@ -311,10 +312,8 @@ def _flow(parts: list[str], width: int, lead: str = "") -> list[Text]:
 
 
 def _sample_lines(question: str, response: str, right: bool | None, width: int, room: int) -> list[Text]:
-    thought, closed, answer = response.partition("</think>")
-    if not closed:
-        thought, answer = (response, "") if "<think>" in response else ("", response)
-    thought = " ".join(thought.replace("<think>", "").split())
+    parsed = parse_response(response)
+    thought, answer = " ".join((parsed.thought or "").split()), parsed.answer
     columns = min(width, 78) - 2
     lines = [Text.assemble(("│ ", "cyan"), (one_line(question, columns), "bold"))]
     pieces = [thought[start : start + columns] for start in range(0, len(thought), columns)]

@@ -14,11 +14,14 @@ SHRINKS = 3  # at most so many bytes become one when a text is composed (NFC): t
 
 
 class TooLong(UserError):
-    """A request of more tokens than there can be; field: what of it is at fault, `prompt` or `max_tokens`."""
+    """A request of more tokens than there can be.
 
-    def __init__(self, cause: str, remedy: str, field: str) -> None:
+    field: what of it is at fault, `prompt` or `max_tokens`; of_memory: a larger cache would hold it.
+    """
+
+    def __init__(self, cause: str, remedy: str, field: str, of_memory: bool = False) -> None:
         super().__init__(cause, remedy)
-        self.field = field
+        self.field, self.of_memory = field, of_memory
 
 
 def too_many(tokens: int, most: int, counted: bool = True) -> TooLong:

@@ -18,7 +18,7 @@ import torch
 from hadal.errors import UserError
 from hadal.files import read_json_lines
 from hadal.tasks.base import Rng
-from hadal.text.encodings import after_thought, content
+from hadal.text.encodings import content
 from hadal.text.tokenizer import END_THINK, THINK, Tokenizer
 from hadal.train.corpus import Batch, Part
 
@@ -78,9 +78,14 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list) or not all(map(_is_call, calls)):
         raise UserError(f"{where} has tool_calls without a function's name.", "Give them in the OpenAI form.")
-    if message["role"] == "assistant" and not calls and not after_thought(out["content"]).strip():
+    if message["role"] == "assistant" and not calls and not _after_thought(out["content"]).strip():
         raise UserError(f"{where} is an empty answer.", "Fill it in or leave the conversation out.")
     return out
+
+
+def _after_thought(text: str) -> str:
+    """The answer behind a thought, which ends at its first `</think>` as where a reply is read."""
+    return text.partition(END_THINK)[2] if END_THINK in text else text
 
 
 def _is_call(call: Any) -> bool:
@@ -104,7 +109,7 @@ class Encoder:
     def encode(self, messages: Messages, tools: list[Any] | None = None) -> list[Conversation]:
         """The conversation as one sequence; where the form rewrites earlier turns, as one for each answer."""
         history = [
-            {**m, "content": after_thought(m["content"])} if m["role"] == "assistant" else m for m in messages[:-1]
+            {**m, "content": _after_thought(m["content"])} if m["role"] == "assistant" else m for m in messages[:-1]
         ]
         last = self._turn(history, messages[-1], tools)
         begin = last.spans[0][0]
@@ -128,12 +133,12 @@ class Encoder:
         tokenizer = self.tokenizer
         if answer.get("tool_calls"):
             reply = {"role": "tool", "content": "-", "tool_call_id": "0"}
-            answer = {**answer, "content": after_thought(answer["content"])}
+            answer = {**answer, "content": _after_thought(answer["content"])}
             whole = tokenizer.chat([*history, answer, reply], tools=tools)
             begin = _common(self._prompt(history, tools), whole)
             stop = next((p + 1 for p in range(begin, len(whole)) if whole[p] in tokenizer.eos_ids), len(whole))
             return Conversation(whole[:stop], [(begin, stop)])
-        thought, closed, rest = answer["content"].rpartition(END_THINK)
+        thought, closed, rest = answer["content"].partition(END_THINK)
         thinks = bool(closed) and THINK in tokenizer.controls and END_THINK in tokenizer.controls
         prompt = self._prompt(history, tools)
         if not thinks and closed and tokenizer.in_thought(prompt):  # which the form has spelled, and so do we

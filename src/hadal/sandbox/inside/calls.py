@@ -90,25 +90,25 @@ class Program:
         try:
             request = encode((number, what, thing, *given), self.number_of)
         except NotPlain as error:
-            raise TypeError(f"a test hands the program what it cannot: {error}") from None
+            raise TypeError(f"a test hands the program something that cannot be sent: {error}") from None
         try:
             send(self.channel, request)
             reply = decode(receive(self.channel), self.held)
         except NotPlain as error:
-            raise TypeError(f"a test hands the program what it cannot: {error}") from None
+            raise TypeError(f"a test hands the program something that cannot be sent: {error}") from None
         except Gone:
             raise self.lose("the program ended in its tests") from None
         except Malformed as error:
-            raise self.lose(f"the program's reply is none: {error}") from None
+            raise self.lose(f"the program's reply is not valid: {error}") from None
         if type(reply) is not tuple or len(reply) != 3 or type(reply[0]) is not int or reply[0] != number:
-            raise self.lose("the program's reply is none to what it was asked")
+            raise self.lose("the program's reply is not to what it was asked")
         kind, value = reply[1:]
         if kind == "value":
             return value
         if kind == "unfit":
             raise TypeError(f"the program's value cannot be sent: {str(value)[:200]}")
         if kind == "raised":
-            raise _exception(value) or self.lose("the program's exception is none")
+            raise _exception(value) or self.lose("the program's exception is not valid")
         raise self.lose("the program's reply is of no known kind")
 
     def lose(self, why: str) -> Lost:
