@@ -2,8 +2,8 @@
 
 Threads that wait for their partners spin for a while before they sleep, since the next piece of work is mostly a few
 microseconds away. Where another program has the partner's core they spin for as long as that program runs: with the
-libraries' own limits a busy program beside a training of two threads makes its steps twenty times longer. `SPINS` is as
-long as the pauses between operators and no longer.
+libraries' own limits a busy program beside a training of two threads makes its steps up to twenty times longer. They spin
+here for as long as the pauses between operators and no longer, which differs from CPU to CPU (docs/log.md).
 
 On Intel's CPUs MKL chooses among kernels with different orders of addition by how many rows a matrix has and by where
 it lies in memory. Its reproducible mode has one order for all and is as fast (docs/log.md). On other CPUs MKL has other
@@ -17,8 +17,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-SPINS = 3000
-"""Turns of GNU's OpenMP (in torch's wheels for Linux) before a waiting thread sleeps: some tenth of a ms."""
+SPINS, SPINS_ON_INTEL = 1000, 3000
+"""Turns of GNU's OpenMP (in torch's wheels for Linux) before a waiting thread sleeps: some hundredths of a ms."""
 BLOCKED = 1
 """The same for LLVM's and Intel's (in its wheels for macOS, and in conda's), in milliseconds; theirs is 200."""
 CPUINFO = Path("/proc/cpuinfo")
@@ -34,7 +34,8 @@ def settings() -> dict[str, str]:
     """What `prepare` sets on this machine, in this environment."""
     found: dict[str, str] = {}
     if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
-        found |= {"GOMP_SPINCOUNT": str(SPINS), "KMP_BLOCKTIME": str(BLOCKED)}
+        spins = SPINS_ON_INTEL if is_intel() else SPINS
+        found |= {"GOMP_SPINCOUNT": str(spins), "KMP_BLOCKTIME": str(BLOCKED)}
     if "MKL_CBWR" not in os.environ and is_intel():
         found["MKL_CBWR"] = "AUTO,STRICT"
     return found
