@@ -261,7 +261,7 @@ def test_a_question_that_is_too_long_is_told_kindly(model):
 def test_ask_json(run, capsys):
     chat_module.ask(run, "How many r in strawberry?", json=True)
     record = json.loads(capsys.readouterr().out)
-    assert set(record) == {"question", "thought", "answer", "tokens", "seconds", "right", "gold"}
+    assert set(record) == {"question", "thought", "answer", "tokens", "seconds", "cut", "right", "gold"}
     assert record["gold"] == "3" and record["right"] in (True, False)
 
 

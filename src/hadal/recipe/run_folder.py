@@ -55,7 +55,7 @@ def read_run(run: Path) -> dict[str, Any]:
     if record["hadal_run"] != RUN_VERSION:
         raise UserError(
             f"{run} has run format {record['hadal_run']!r}, and this hadal reads format {RUN_VERSION}.",
-            f"Use the hadal that wrote it, or s{anew(run)[1:]}",
+            f"Use the hadal that wrote it, or begin again. {anew(run)}",
         )
     return record
 
