@@ -17,8 +17,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-SPINS, SPINS_ON_INTEL = 1000, 3000
-"""Turns of GNU's OpenMP (in torch's wheels for Linux) before a waiting thread sleeps: some hundredths of a ms."""
+SPINS, SPINS_ON_INTEL = 2000, 3000
+"""Turns of GNU's OpenMP (in torch's wheels for Linux) before a waiting thread sleeps: under a tenth of a ms."""
 BLOCKED = 1
 """The same for LLVM's and Intel's (in its wheels for macOS, and in conda's), in milliseconds; theirs is 200."""
 CPUINFO = Path("/proc/cpuinfo")
