@@ -96,8 +96,8 @@ def test_what_tests_do_with_a_program(sandbox: Sandbox, program: str, tests: str
         ("def f(x): return bytearray(1 << 40)", "f(1)", "memory", "asked for more than 536870912 bytes"),
         ("def f(x): return x", "bytearray(1 << 40)", "memory", "asked for more than 536870912 bytes"),
         ("def f(x): return x", "assert f(print)", "error",
-         "TypeError: a test hands the program something that cannot be sent: a builtin_function_or_method cannot be sent (assert "
-         "f(print))"),
+         "TypeError: a test hands the program something that cannot be sent: a builtin_function_or_method cannot be "
+         "sent (assert f(print))"),
         ("import datetime\ndef f(x): return datetime.date(1, 1, x)", "assert f(1) == 1", "error",
          "TypeError: the program gave a date, which tests cannot compare: plain values alone are sent (assert f(1) "
          "== 1)"),

@@ -2,8 +2,8 @@
 
 Threads that wait for their partners spin for a while before they sleep, since the next piece of work is mostly a few
 microseconds away. Where another program has the partner's core they spin for as long as that program runs: with the
-libraries' own limits a busy program beside a training of two threads makes its steps up to twenty times longer. They spin
-here for as long as the pauses between operators and no longer, which differs from CPU to CPU (docs/log.md).
+libraries' own limits a busy program beside a training of two threads makes its steps up to twenty times longer. Here
+they spin for as long as the pauses between operators and no longer, which differs from CPU to CPU (docs/log.md).
 
 On Intel's CPUs MKL chooses among kernels with different orders of addition by how many rows a matrix has and by where
 it lies in memory. Its reproducible mode has one order for all and is as fast (docs/log.md). On other CPUs MKL has other
