@@ -6,8 +6,6 @@ And whatever is asked in whatever order, memory comes back and every request end
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +29,7 @@ from hadal.ops import linear
 from hadal.ops.exact import stable_rows
 from hadal.tasks import load_tasks
 from hadal.tasks.words import build_tokenizer
+from hadal.train.overlap import torch_threads
 
 TOKENIZER = build_tokenizer(list(load_tasks(["sums"]).values()))
 VOCABULARY = -(-TOKENIZER.size // 64) * 64
@@ -56,16 +55,6 @@ def make(arch: str) -> Decoder:
     model = build(config)
     model.initialise(1)
     return model.eval()
-
-
-@contextmanager
-def threads_set(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=["dense", "deepseek"])
@@ -127,7 +116,7 @@ def test_company_chunks_hits_and_guesses_change_no_bit(
 ) -> None:
     if config.speculate == "mtp" and not isinstance(model.config, DeepseekConfig):
         pytest.skip("only DeepSeek's models have the module")
-    with threads_set(threads):
+    with torch_threads(threads):
         needs_promise(model)
         llm = LLM(model, TOKENIZER, config)
         first = llm.generate(PROMPTS, PARAMS)
@@ -161,7 +150,7 @@ def test_nor_do_bf16_and_long_sums_depend_on_company(arch: str, form: str) -> No
     model, one = make(arch).bfloat16(), replace(PARAMS, n=1)
     if form:
         model, _ = packed_copy(model, form)
-    with threads_set(2):
+    with torch_threads(2):
         needs_promise(model)
         alone = [LLM(model, TOKENIZER).generate([prompt], one)[0].outputs for prompt in PROMPTS]
         assert [o.outputs for o in LLM(model, TOKENIZER).generate(PROMPTS, one)] == alone
@@ -296,7 +285,7 @@ def test_users_with_different_salts_share_nothing() -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("shape", [(200, 320), (896, 896)])
 def test_rows_are_padded_to_where_they_keep_their_bits(shape: tuple[int, int], threads: int) -> None:
-    with threads_set(threads):
+    with torch_threads(threads):
         needs_rows("float32:plain", *shape)
         x, weight = torch.randn(300, shape[1]), torch.randn(shape)
         whole = torch.nn.functional.linear(x, weight)

@@ -172,7 +172,7 @@ def test_a_copy_that_stays_shares_what_is_frozen() -> None:
 
 @pytest.mark.usefixtures("no_adapter_in_sampling")
 def test_no_stage_samples_through_adapters(tmp_path: Path) -> None:
-    """RL, its its sampler beside training, monitored problems, and on-policy distillation."""
+    """RL, its sampler beside training, monitored problems, and on-policy distillation."""
     sets = ["grpo.lora.rank=2", "distill.lora.rank=2", "grpo.overlap=true"]
     words = [word for setting in sets for word in ("--set", setting)]
     assert main(["train", str(write_chain(tmp_path)), "--trust", "--out", str(tmp_path / "run"), *words]) == 0

@@ -22,7 +22,8 @@ from hadal.errors import UserError
 LONGEST_LINE = 1 << 26
 MOST_DIGITS = 1000
 """Of a whole number: Python itself reads 4,300."""
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""Where JSON spells a surrogate, with its other half or without."""
 
 
 def plain(value: Any) -> Any:
@@ -222,7 +223,7 @@ def read_json(data: bytes, where: str) -> Any:
         text = data.decode("utf-8")
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float,
                            parse_int=_int)  # fmt: skip
-        if _HALF.search(text):
+        if HALF.search(text):
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except _Fault as fault:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
@@ -11,9 +10,8 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
+from hadal.files import HALF
 from hadal.server.faults import Refusal
-
-HALF = re.compile(r"\\u[dD][89a-fA-F]")  # where a surrogate is spelled, with its other half or without
 
 MUST_BE: Mapping[str, str] = {
     "string_type": "a text", "int_type": "a whole number", "float_type": "a number", "bool_type": "true or false",
