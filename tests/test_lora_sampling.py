@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from small_chain import write_chain
 from test_engine_exact import TOKENIZER
 from test_lora import adapted, targets
 from test_parity import CONFIGS
-from test_resume import Lab
+from test_resume import killed_ends_as_whole
 from torch import Tensor
 
 from hadal.cli import main
@@ -184,12 +183,4 @@ def test_no_stage_samples_through_adapters(tmp_path: Path) -> None:
 @pytest.mark.parametrize("overlap", ["false", pytest.param("true", marks=pytest.mark.long)])
 def test_adapters_resume_to_the_same_bits(overlap: str, tmp_path: Path) -> None:
     settings = ("grpo.lora.rank=4", "grpo.optimizer.lr=1e-2", f"grpo.overlap={overlap}", "pretrain.steps=40")
-    labs = []
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-        labs.append(Lab(tmp_path / name, *(word for setting in settings for word in ("--set", setting))))
-    lab, again = labs
-    (whole,) = lab("kill", 0)
-    runs = again("kill", whole["changes"] - 30, 12, 0)
-    assert [run["status"] for run in runs] == [-signal.SIGKILL, -signal.SIGKILL, 0], runs
-    assert lab.outcome(1) == again.outcome(1)
+    killed_ends_as_whole(tmp_path, *settings)

@@ -26,6 +26,20 @@ class Lab(FaultyRuns):
         super().__init__(folder, outcome, "train", str(write_recipe(folder)), "--trust", *arguments)
 
 
+def killed_ends_as_whole(folder: Path, *settings: str) -> Lab:
+    """A run with these settings, and one that is killed twice late in RL, end in the same bytes; returns the first."""
+    labs = []
+    for name in ("whole", "killed"):
+        (folder / name).mkdir()
+        labs.append(Lab(folder / name, *(word for setting in settings for word in ("--set", setting))))
+    lab, again = labs
+    (whole,) = lab("kill", 0)
+    runs = again("kill", whole["changes"] - 30, 12, 0)
+    assert [run["status"] for run in runs] == [-signal.SIGKILL, -signal.SIGKILL, 0], runs
+    assert lab.outcome(1) == again.outcome(1)
+    return lab
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, int, Path]:
     """An uninterrupted run: what it ends in, how many changes of files it makes, and where it lies."""
@@ -124,15 +138,7 @@ def test_experts_resume_too(tmp_path: Path) -> None:
 def test_a_reference_that_is_replaced_resumes_too(overlap: str, tmp_path: Path) -> None:
     settings = ("grpo.options.kl=0.1", "grpo.options.reference_every=3", "grpo.options.importance_cap=2.0",
                 f"grpo.overlap={overlap}")  # fmt: skip
-    labs = []
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-        labs.append(Lab(tmp_path / name, *(word for setting in settings for word in ("--set", setting))))
-    lab, again = labs
-    (whole,) = lab("kill", 0)
-    runs = again("kill", whole["changes"] - 30, 12, 0)
-    assert [run["status"] for run in runs] == [-signal.SIGKILL, -signal.SIGKILL, 0], runs
-    assert lab.outcome(1) == again.outcome(1)
+    lab = killed_ends_as_whole(tmp_path, *settings)
     lines = [json.loads(line) for line in lab.outcome(1)["metrics.jsonl"].splitlines()]
     distances = [line["kl"] for line in lines if line["stage"] == "grpo" and "kl" in line]
     assert len(distances) >= 4 and any(distances)
