@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import tomllib
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from local_server import served
 from small_chain import CHAIN, write_chain
 
 from hadal.cli import main
@@ -248,11 +248,8 @@ class Teacher(BaseHTTPRequestHandler):
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(rejection, "FIRST_WAIT", 0.01)
     Teacher.script, Teacher.asked = [], []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Teacher)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
+    with served(Teacher) as server:
+        yield f"{server.address}/v1"
 
 
 TAUGHT = """

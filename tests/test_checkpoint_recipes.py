@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import os
 import random
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from local_server import served
 from safetensors.torch import load_file
 from tokenizer_families import write_tokenizer
 
@@ -79,11 +79,8 @@ class Served(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Served)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
+    with served(Served) as server:
+        yield f"{server.address}/v1"
 
 
 def train(recipe: str, out: Path, settings: dict[str, Any]) -> int:
@@ -194,9 +191,7 @@ def test_what_does_not_fit_is_said_before_it_starts(
         (lambda folder: (folder / "model.safetensors").unlink(), "safetensors"),
     ],
 )
-def test_a_checkpoint_of_another_kind_is_one_line(
-    harm: Any, word: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_checkpoint_of_another_kind_is_one_line(harm: Any, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     harm(checkpoint(Path("base")))
     settings = {"checkpoint": "base", "tasks": [f"gsm8k:{rows(Path('rows'), [7])}"], "threads": 1, "dtype": "float32"}
     assert train("qwen-gsm8k", Path("run"), settings) == 2

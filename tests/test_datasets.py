@@ -11,13 +11,13 @@ import hashlib
 import json
 import os
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from local_server import served
 
 from hadal.cli import main
 from hadal.errors import UserError
@@ -382,18 +382,12 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, bytes]]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     Hub.files = {}
-    yield Hub.files
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served(Hub) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        yield Hub.files
 
 
 def test_aime_comes_from_the_hub_once(hub: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:

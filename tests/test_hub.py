@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
+from local_server import LocalServer
 
 from hadal.configs.models import DenseConfig
 from hadal.errors import UserError
@@ -23,20 +23,14 @@ CONFIG = DenseConfig(61, 32, 2, 2, 1, 16, 48)
 TOKEN = "hf_let_me_in"
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(LocalServer):
     """Repositories in memory: name -> revision -> file -> bytes; the gated ones open to one token."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.repositories: dict[str, dict[str, dict[str, bytes]]] = {}
         self.gated: set[str] = set()
         self.requests: list[str] = []
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
     @staticmethod
     def commit(name: str, revision: str) -> str:
@@ -102,15 +96,12 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     server = Hub()
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
+    server.start()
     monkeypatch.setenv("HF_ENDPOINT", server.address)
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    server.stop()
 
 
 @pytest.fixture

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from local_server import LocalServer
 
 from hadal.cli import main
 from hadal.engine import SamplingParams
@@ -28,17 +28,15 @@ def completion(content: str | None, tokens: int | None = 3, finish: str = "stop"
     return 200, {}, json.dumps({"id": "x", "object": "chat.completion", "choices": [choice], **usage}).encode()
 
 
-class Server(ThreadingHTTPServer):
+class Server(LocalServer):
     """Says what `reply` makes of a request; counts requests and connections."""
-
-    daemon_threads = True
 
     def __init__(self, reply: Callable[[dict[str, Any]], Answer], port: int = 0) -> None:
         self.reply, self.asked, self.connections = reply, [], 0
         self.headers: list[dict[str, str]] = []
-        super().__init__(("127.0.0.1", port), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}/v1"
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        super().__init__(Handler, port)
+        self.url = f"{self.address}/v1"
+        self.start()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -87,8 +85,7 @@ def serve() -> Iterator[Callable[..., Server]]:
 
     yield start
     for server in servers:
-        server.shutdown()
-        server.server_close()
+        server.stop()
 
 
 def query(text: str = "What?", samples: int = 1, **settings: Any) -> Query:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from local_server import served
 
 from hadal.errors import UserError
 from hadal.sandbox import Job, Limits, RemoteSandbox, Result, Sandbox, check_asserts, check_stdin, layers
@@ -48,11 +48,8 @@ class _Service(BaseHTTPRequestHandler):
 def url() -> Iterator[str]:
     with Sandbox(places=2) as sandbox:
         _Service.sandbox = sandbox
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _Service)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        server.server_close()
+        with served(_Service) as server:
+            yield server.address
 
 
 @pytest.mark.parametrize(
