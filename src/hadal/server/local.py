@@ -320,7 +320,10 @@ def _open(
     name: str, folder: Path, grown: bool, tasks: Sequence[Task], dtype: str, config: EngineConfig, waiting: int,
     most_tokens: int | None, say: Callable[[str], None],
 ) -> LocalModel:  # fmt: skip
-    llm = LLM.load(folder, form=dtype, config=config, say=say)
+    # A team of OpenMP's threads lives as long as the thread that called it, and where there are more of them than CPUs
+    # all wait asleep (`hadal.spinning`): the engine's thread is to have the only one.
+    with ThreadPoolExecutor(1) as loader:
+        llm = loader.submit(LLM.load, folder, form=dtype, config=config, say=say).result()
     tokenizer, context = llm.tokenizer, llm.engine.longest
     thinks = THINK in tokenizer.controls and END_THINK in tokenizer.controls
     size = count(parameters(llm.model.config).total)
