@@ -251,7 +251,7 @@ def stable_in(model: Decoder) -> Callable[[int], int]:
         experts = any(isinstance(module, PackedExperts) for module in model.modules())
         if experts or len({form for form, *_ in matrices}) > 1:
             return lambda count: count
-    return partial(rows_alike, matrices)
+    return partial(rows_alike, matrices, cut=model.packed_head is not None)
 
 
 def resolve(form: str) -> str:

@@ -308,24 +308,33 @@ Sized = tuple[str, int, int]
 """A form, and the O and K of a matrix."""
 
 
-def rows_alike(matrices: tuple[Sized, ...], count: int) -> int:
-    """The least number of rows, `count` or more, at which `Matrix.rows` of none of these adds any of its own."""
-    return _least(common_counts(matrices, torch.get_num_threads()), count)
+def rows_alike(matrices: tuple[Sized, ...], count: int, cut: bool = False) -> int:
+    """The least number of rows, `count` or more, at which `Matrix.rows` of none of these adds any of its own.
+
+    cut: all are multiplied by `Matrix.rows`, which cuts long inputs, and not by what takes them in one piece.
+    """
+    return _least(common_counts(matrices, torch.get_num_threads(), cut), count, cut)
 
 
 @cache
-def common_counts(matrices: tuple[Sized, ...], threads: int) -> tuple[int, ...]:
+def common_counts(matrices: tuple[Sized, ...], threads: int, cut: bool = False) -> tuple[int, ...]:
     """For each count of rows up to `LARGE`, the next one that all of these matrices take."""
     each = [row_counts(form, (O, K), threads) for form, O, K in matrices]
-    return _next(all(_least(counts, n) == n for counts in each) for n in range(LARGE + 1))
+    return _next(all(_least(counts, n, cut) == n for counts in each) for n in range(LARGE + 1))
 
 
-def _least(counts: Sequence[int], n: int) -> int:
-    """The least number of rows, n or more, that `steadily` multiplies as they are; beyond what was tried as well."""
+def _least(counts: Sequence[int], n: int, cut: bool) -> int:
+    """The least number of rows, n or more, that `steadily` multiplies as they are.
+
+    Beyond what was tried these are whole pieces of that size, and where the input is cut any good count behind them.
+    """
     probed = len(counts) - 1
     if n <= probed:
         return counts[n]
-    return n if _only_few(counts) else -(-n // probed) * probed
+    if _only_few(counts):
+        return n
+    whole = n // probed * probed if cut else -(-n // probed) * probed
+    return whole + counts[n - whole] if whole < n else whole
 
 
 class Stack:
