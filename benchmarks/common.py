@@ -21,8 +21,8 @@ import torch
 import hadal
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.cost.flops import parameters
+from hadal.machine.speed import fastest_dtype, matmul_rates
 from hadal.models.checkpoint import build, save_model
-from hadal.ops.speed import fastest_dtype, matmul_rates
 
 VOCABULARY = 512
 SHAPES: dict[str, dict[str, ModelConfig]] = {

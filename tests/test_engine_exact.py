@@ -177,7 +177,7 @@ def test_where_bits_may_depend_on_company_the_engine_says_so(
     llm = LLM.load(tmp_path, form="float32:by_place", say=said.append)
     assert "float32:by_place" in llm.engine.inexact()
     (line,) = [line for line in said if "depend on what runs beside it" in line]
-    assert "float32:by_place" in line and "hadal.environment" in line
+    assert "float32:by_place" in line and "hadal.machine.environment" in line
     said.clear()
     plain = LLM.load(tmp_path, form="float32:plain", say=said.append)
     needs_promise(plain.model)

@@ -19,11 +19,11 @@ from torch import Tensor
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.engine import LLM, EngineConfig, SamplingParams, llm
 from hadal.errors import UserError
+from hadal.machine.device import WORTH_MOVING
 from hadal.models.checkpoint import build, load_model, save_model
 from hadal.models.decoder import Decoder
 from hadal.models.float8 import Float8Experts, Float8Linear
 from hadal.ops import float8
-from hadal.ops.device import WORTH_MOVING
 from hadal.ops.exact import exactly
 from hadal.ops.experts import grouped_linear
 from hadal.text.tokenizer import Tokenizer

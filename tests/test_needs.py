@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig, Qwen2Config
 from hadal.cost import memory
 from hadal.engine import LLM, Sample, SamplingParams
+from hadal.machine.memory import resident_memory
 from hadal.models.checkpoint import build
 from hadal.models.decoder import Decoder
 from hadal.models.lora import LoraConfig, adapter_size, attach
@@ -256,7 +257,7 @@ def test_the_teacher_and_its_distributions_are_told() -> None:
 
 def test_the_process_itself_is_told() -> None:
     held = torch.ones(50_000_000)
-    assert memory.resident_memory() > held.nbytes
+    assert resident_memory() > held.nbytes
     plan = recipe()
     without, told = needs(DENSE, plan), needs(DENSE, plan, process=300_000_000)
     assert told.total == without.total + 300_000_000 and "the process 300 MB" in told.describe()

@@ -282,7 +282,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import hadal.recipe.finetune as f
-from hadal.cost.ledger import peak_memory_bytes
+from hadal.machine.memory import peak_memory_bytes
 from hadal.recipe.stages.sft import SftConfig
 from hadal.models.lora import LoraConfig
 from hadal.configs.reading import read_dataclass

@@ -16,12 +16,12 @@ from hadal.engine.params import SamplingParams
 from hadal.engine.promise import REMEDY
 from hadal.engine.request import Request, RequestOutput, Sample
 from hadal.errors import UserError
+from hadal.machine.device import pick
 from hadal.models.decoder import Decoder
 from hadal.models.hub import resolve
 from hadal.models.lora import is_adapter, open_model
 from hadal.models.packed import choose, pack
 from hadal.models.tensor_files import stored_dtype, stored_in_float8
-from hadal.ops.device import pick
 from hadal.ops.float8 import multiplies
 from hadal.text.tokenizer import Tokenizer
 

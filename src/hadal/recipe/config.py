@@ -19,7 +19,7 @@ from typing import Any
 from hadal.configs.reading import apply_override, nearest, read_dataclass, read_value, shown
 from hadal.errors import UserError
 from hadal.evaluate.suite import EvaluationConfig
-from hadal.ops.device import DEVICES
+from hadal.machine.device import DEVICES
 from hadal.recipe.kinds import (
     KINDS,
     LEAVE_A_MODEL,

@@ -18,15 +18,16 @@ import torch
 from hadal.configs.models import ModelConfig
 from hadal.configs.reading import read_dataclass
 from hadal.cost.flops import parameters
-from hadal.cost.memory import PROCESS, Memory, Pass, gigabytes, resident_memory, training_memory, training_seconds
+from hadal.cost.memory import PROCESS, Memory, Pass, gigabytes, training_memory, training_seconds
 from hadal.engine.sampler import forbidden_ids
 from hadal.errors import UserError
 from hadal.files import write_json
+from hadal.machine.device import pick, place
+from hadal.machine.memory import resident_memory
+from hadal.machine.speed import fastest_dtype, matmul_rates
 from hadal.models.checkpoint import load_config, load_model, save_model
 from hadal.models.hub import resolve
 from hadal.models.lora import adapter_size, attach, is_adapter, merge, save_adapter
-from hadal.ops.device import pick, place
-from hadal.ops.speed import fastest_dtype, matmul_rates
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
 from hadal.recipe.needs import memory_left
 from hadal.recipe.run import RunFiles

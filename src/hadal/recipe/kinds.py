@@ -9,8 +9,8 @@ from typing import Any
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.configs.reading import nearest
 from hadal.errors import UserError
+from hadal.machine.device import DEVICES
 from hadal.models.lora import LoraConfig
-from hadal.ops.device import DEVICES
 from hadal.recipe.ranges import check_ranges
 from hadal.rewards.language import SCRIPTS
 from hadal.train.corpus import CorpusConfig

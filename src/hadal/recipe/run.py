@@ -27,11 +27,11 @@ from hadal.engine import LLM, RequestOutput, SamplingParams
 from hadal.engine.llm import Prompt
 from hadal.errors import UserError
 from hadal.files import JsonLines, write_json
+from hadal.machine.device import place
 from hadal.models.checkpoint import build, load_config, load_model, save_model
 from hadal.models.decoder import Decoder
 from hadal.models.hub import resolve
 from hadal.models.lora import LoraConfig, adapted_modules, attach, base_state
-from hadal.ops.device import place
 from hadal.ops.heap import give_back
 from hadal.recipe.config import CHECKPOINT, Recipe
 from hadal.recipe.kinds import PretrainStage, Stage

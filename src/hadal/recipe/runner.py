@@ -21,9 +21,9 @@ from hadal.cost.memory import gigabytes
 from hadal.cost.prices import LAPTOP
 from hadal.errors import UserError
 from hadal.files import write_bytes
+from hadal.machine.device import pick
+from hadal.machine.speed import fastest_dtype, matmul_rates
 from hadal.models.hub import resolve as resolve_model
-from hadal.ops.device import pick
-from hadal.ops.speed import fastest_dtype, matmul_rates
 from hadal.recipe.calibrate import Plan, calibrate, fastest_threads, scale_recipe
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
 from hadal.recipe.config import Recipe, load_recipe_data, read_recipe, recipe_file, to_toml, with_task_files
