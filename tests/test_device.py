@@ -15,7 +15,7 @@ from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.engine import LLM, EngineConfig, SamplingParams
 from hadal.errors import UserError
 from hadal.machine import device
-from hadal.models.checkpoint import build
+from hadal.models.build import build
 from hadal.recipe import run
 from hadal.text.tokenizer import Tokenizer
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from hadal.checkpoints.save import save_model
 from hadal.configs.models import DeepseekConfig, DenseConfig
 from hadal.engine import LLM, EngineConfig, SamplingParams
 from hadal.engine.sampling import SMALL, inverse_draw, keep_top_k, keep_top_p, noise
 from hadal.errors import UserError
-from hadal.models.checkpoint import build, save_model
+from hadal.models.build import build
 from hadal.models.decoder import Decoder
 from hadal.tasks import load_tasks
 from hadal.tasks.words import build_tokenizer
@@ -359,7 +360,7 @@ def test_nothing_starts_torchs_compiler() -> None:
 import sys
 from hadal.configs.models import DenseConfig
 from hadal.engine import LLM, SamplingParams
-from hadal.models.checkpoint import build
+from hadal.models.build import build
 from hadal.text.tokenizer import Tokenizer
 model = build(DenseConfig(64, 32, 1, 2, 1, head_dim=16, intermediate_size=32))
 model.initialise(0)

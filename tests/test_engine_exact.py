@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from promised import needs_promise, needs_rows
 
+from hadal.checkpoints.save import save_model
 from hadal.configs.models import DeepseekConfig, DenseConfig
 from hadal.engine import LLM, EngineConfig, RequestOutput, SamplingParams, TooLong
 from hadal.engine.core import Engine
@@ -22,7 +23,7 @@ from hadal.engine.lanes import run_size
 from hadal.engine.prefix import BLOCK
 from hadal.engine.request import Request
 from hadal.engine.runs import Runs
-from hadal.models.checkpoint import build, save_model
+from hadal.models.build import build
 from hadal.models.decoder import Decoder
 from hadal.models.packed import packed_copy
 from hadal.ops import linear

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from test_rl import grown
 
+from hadal.checkpoints.save import save_model
 from hadal.cli import main
 from hadal.engine import SamplingParams
 from hadal.engine.replies import LocalSampler, Query
@@ -28,7 +29,6 @@ from hadal.evaluate.run import Subject, evaluate
 from hadal.evaluate.samples import Progress, Settings, choose_problems, read_evaluation
 from hadal.evaluate.statistics import compare, consensus, intervals, pass_at_k, sign_flip
 from hadal.files import append_line
-from hadal.models.checkpoint import save_model
 from hadal.tasks import Problem, load_tasks
 from hadal.tasks.choice import GPQA
 from hadal.tasks.code import MBPP

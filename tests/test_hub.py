@@ -14,9 +14,11 @@ import pytest
 import torch
 from local_server import LocalServer
 
+from hadal.checkpoints.load import load_model
+from hadal.checkpoints.save import save_model
 from hadal.configs.models import DenseConfig
 from hadal.errors import UserError
-from hadal.models.checkpoint import build, load_model, save_model
+from hadal.models.build import build
 from hadal.models.hub import resolve
 
 CONFIG = DenseConfig(61, 32, 2, 2, 1, 16, 48)

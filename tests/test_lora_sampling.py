@@ -20,7 +20,7 @@ from torch import Tensor
 from hadal.cli import main
 from hadal.configs.models import DenseConfig
 from hadal.engine import LLM, Engine, SamplingParams
-from hadal.models.checkpoint import build
+from hadal.models.build import build
 from hadal.models.decoder import Decoder
 from hadal.models.lora import LoraConfig, LoraExperts, LoraLinear, attach, merge
 from hadal.models.packed import merged_copy, own_bytes, packed_bytes, packed_copy

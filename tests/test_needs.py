@@ -16,7 +16,7 @@ from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig, Qwen2
 from hadal.cost import memory
 from hadal.engine import LLM, Sample, SamplingParams
 from hadal.machine.memory import resident_memory
-from hadal.models.checkpoint import build
+from hadal.models.build import build
 from hadal.models.decoder import Decoder
 from hadal.models.lora import LoraConfig, adapter_size, attach
 from hadal.models.packed import merged_copy, own_bytes

@@ -18,12 +18,13 @@ import torch
 import transformers
 from tokenizer_families import write_tokenizer
 
+from hadal.checkpoints.save import save_model
 from hadal.cli import main
 from hadal.configs.models import DeepseekConfig, LlamaConfig, ModelConfig, Qwen2Config
 from hadal.configs.shipped import shipped
 from hadal.cost.ledger import Ledger, totals
 from hadal.engine import LLM, SamplingParams
-from hadal.models.checkpoint import build, save_model
+from hadal.models.build import build
 from hadal.models.lora import LoraConfig
 from hadal.recipe.finetune import finetune
 from hadal.recipe.stages.sft import SftConfig

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from hadal.checkpoints.adapters import is_adapter, open_model
+from hadal.checkpoints.safetensors import stored_dtype, stored_in_float8
 from hadal.engine.config import EngineConfig
 from hadal.engine.core import Engine
 from hadal.engine.params import SamplingParams
@@ -19,9 +21,7 @@ from hadal.errors import UserError
 from hadal.machine.device import pick
 from hadal.models.decoder import Decoder
 from hadal.models.hub import resolve
-from hadal.models.lora import is_adapter, open_model
 from hadal.models.packed import choose, pack
-from hadal.models.tensor_files import stored_dtype, stored_in_float8
 from hadal.ops.float8 import multiplies
 from hadal.text.tokenizer import Tokenizer
 

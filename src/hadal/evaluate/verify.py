@@ -16,10 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hadal.checkpoints.load import load_model
 from hadal.engine import LLM, SamplingParams
 from hadal.errors import UserError
 from hadal.evaluate.statistics import proportion
-from hadal.models.checkpoint import load_model
 from hadal.models.hub import resolve
 from hadal.tasks import Problem
 from hadal.tasks.maths import GSM8K

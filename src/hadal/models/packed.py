@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from hadal.configs.models import ModelConfig
 from hadal.errors import UserError
-from hadal.models.checkpoint import outline
+from hadal.models.build import outline
 from hadal.models.decoder import Decoder
 from hadal.models.deepseek import Experts, Router
 from hadal.models.lora import LoraExperts, LoraLinear, adapted_modules, merged_matrices

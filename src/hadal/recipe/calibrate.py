@@ -15,7 +15,7 @@ import torch
 from hadal.engine import LLM, SamplingParams
 from hadal.machine.cores import cores
 from hadal.machine.device import place
-from hadal.models.checkpoint import build
+from hadal.models.build import build
 from hadal.recipe.config import Recipe
 from hadal.recipe.kinds import DistillConfig, ExamConfig, GrpoConfig, PretrainStage, RejectConfig, Stage
 from hadal.tasks import Task

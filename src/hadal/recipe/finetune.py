@@ -15,6 +15,9 @@ from typing import Any
 
 import torch
 
+from hadal.checkpoints.adapters import is_adapter, save_adapter
+from hadal.checkpoints.load import load_config, load_model
+from hadal.checkpoints.save import save_model
 from hadal.configs.models import ModelConfig
 from hadal.configs.reading import read_dataclass
 from hadal.cost.flops import parameters
@@ -25,9 +28,8 @@ from hadal.files import write_json
 from hadal.machine.device import pick, place
 from hadal.machine.memory import resident_memory
 from hadal.machine.speed import fastest_dtype, matmul_rates
-from hadal.models.checkpoint import load_config, load_model, save_model
 from hadal.models.hub import resolve
-from hadal.models.lora import adapter_size, attach, is_adapter, merge, save_adapter
+from hadal.models.lora import adapter_size, attach, merge
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
 from hadal.recipe.needs import memory_left
 from hadal.recipe.run import RunFiles

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hadal.checkpoints.load import load_config, load_model
+from hadal.checkpoints.save import save_model
 from hadal.configs.models import ModelConfig
 from hadal.cost.flops import forward_flops, mean_context, training_flops
 from hadal.cost.ledger import Ledger, LedgerRecord
@@ -28,7 +30,7 @@ from hadal.engine.llm import Prompt
 from hadal.errors import UserError
 from hadal.files import JsonLines, write_json
 from hadal.machine.device import place
-from hadal.models.checkpoint import build, load_config, load_model, save_model
+from hadal.models.build import build
 from hadal.models.decoder import Decoder
 from hadal.models.hub import resolve
 from hadal.models.lora import LoraConfig, adapted_modules, attach, base_state

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hadal.configs.tensor_header import read_header
+from hadal.checkpoints.header import read_header
 from hadal.errors import UserError
 from hadal.files import write_json
 

@@ -208,7 +208,7 @@ def exactness(torch: Any) -> Finding:
     from hadal.configs.models import DeepseekConfig, DenseConfig
     from hadal.engine.promise import REMEDY, inexact
     from hadal.machine.speed import fastest_dtype, matmul_rates
-    from hadal.models.checkpoint import build
+    from hadal.models.build import build
 
     dtypes = dict.fromkeys(("float32", fastest_dtype(matmul_rates(MEASURED_SECONDS / 5))))
     dense = DenseConfig(512, 896, 1, 14, 2, head_dim=64, intermediate_size=2304)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hadal.configs.tensor_header import REMEDY, Entry, read_header
+from hadal.checkpoints.header import REMEDY, Entry, read_header
 from hadal.errors import UserError
 from hadal.ops.float8 import BLOCK, FLOAT8
 
