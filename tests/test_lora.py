@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from test_parity import CONFIGS, fresh, reference, tokens
 from torch import Tensor
 
-from hadal.checkpoints.adapters import load_adapter, open_model, save_adapter
+from hadal.checkpoints.adapters import load_adapter, save_adapter
 from hadal.checkpoints.load import load_model
 from hadal.checkpoints.save import save_model
 from hadal.configs.models import DeepseekConfig, ModelConfig
 from hadal.errors import UserError
+from hadal.library.open import open_model
 from hadal.models.cache import Cache
 from hadal.models.decoder import Decoder
 from hadal.models.lora import LoraConfig, adapted_modules, attach, base_state, merge

@@ -21,9 +21,9 @@ from tokenizer_families import write_tokenizer
 from hadal.checkpoints.save import save_model
 from hadal.cli import main
 from hadal.configs.models import DeepseekConfig, LlamaConfig, ModelConfig, Qwen2Config
-from hadal.configs.shipped import shipped
 from hadal.cost.ledger import Ledger, totals
 from hadal.engine import LLM, SamplingParams
+from hadal.library.shipped import shipped
 from hadal.models.build import build
 from hadal.models.lora import LoraConfig
 from hadal.recipe.finetune import finetune
@@ -286,7 +286,7 @@ import hadal.recipe.finetune as f
 from hadal.machine.memory import peak_memory_bytes
 from hadal.recipe.stages.sft import SftConfig
 from hadal.models.lora import LoraConfig
-from hadal.configs.reading import read_dataclass
+from hadal.reading import read_dataclass
 from hadal.terminal.view import JsonView
 base, data, out, settings = sys.argv[1:]
 config = replace(read_dataclass(SftConfig, json.loads(settings), ""), threads=1)

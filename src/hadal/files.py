@@ -241,6 +241,17 @@ def read_json(data: bytes, where: str) -> Any:
         raise UserError(f"{where} is not JSON that can be read: it is nested too deeply.", "Flatten it.") from None
 
 
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON file's object; UserError with the remedy where it holds something else."""
+    try:
+        data = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({' '.join(str(error).split())}).", remedy) from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} does not hold an object.", remedy)
+    return data
+
+
 class _Fault(Exception):
     """What is wrong with a piece of JSON, as the end of a sentence."""
 

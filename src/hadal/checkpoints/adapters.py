@@ -12,20 +12,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from hadal.checkpoints.load import load_model
 from hadal.checkpoints.safetensors import TensorFiles, save_tensors
 from hadal.errors import UserError
 from hadal.models.decoder import Decoder
-from hadal.models.hub import resolve
 from hadal.models.lora import (
     LoraConfig,
     LoraExperts,
     LoraLinear,
     add_adapter,
-    merge,
     sites_of,
     with_adapters,
 )
@@ -141,22 +137,3 @@ def load_adapter(model: Decoder, folder: Path) -> None:
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter and not a model."""
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
-
-
-def open_model(folder: Path, dtype: torch.dtype = torch.float32, keep_float8: bool = False) -> Decoder:
-    """The model of a checkpoint folder, or of an adapter folder: its base with the adapters merged.
-
-    keep_float8: as for `load_model`; adapters are merged into numbers that have more bits.
-    """
-    if not is_adapter(folder):
-        return load_model(folder, dtype, keep_float8)
-    data = read_adapter_config(folder)
-    base, revision = data.get("base_model_name_or_path"), data.get("revision")
-    if not isinstance(base, str) or not base:
-        raise UserError(f"{folder / CONFIG} does not name its base model.", "Set base_model_name_or_path to it.")
-    if not isinstance(revision, str | None):
-        raise UserError(f"{folder / CONFIG} has revision {revision!r}.", "It must be a branch, a tag or a commit.")
-    model = load_model(resolve(base, revision), dtype)
-    load_adapter(model, folder)
-    merge(model)
-    return model

@@ -19,9 +19,8 @@ from torch import Tensor
 from hadal.checkpoints.load import check_quantisation, config_data, dtype_of
 from hadal.checkpoints.safetensors import TensorFiles, save_tensors
 from hadal.configs.models import ModelConfig, from_dict
-from hadal.configs.shipped import read_json
 from hadal.errors import UserError
-from hadal.files import write_json
+from hadal.files import read_object, write_json
 from hadal.models.names import EMBEDDING, copies, to_released
 
 SHARD_BYTES = 5_000_000_000
@@ -85,7 +84,7 @@ def _claimed(folder: Path, request: list[Any]) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is not a folder.", "Give another one for the converted model.")
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if mark.name in there and read_json(mark).get("request") == request:
+    if mark.name in there and read_object(mark, "Empty the folder.").get("request") == request:
         there = set()
     if there - {part.name}:
         raise UserError(f"{folder} is not empty.", "Give another folder for the converted model, or empty it.")

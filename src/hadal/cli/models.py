@@ -61,16 +61,16 @@ def model(options: argparse.Namespace) -> None:
     if options.action == "info":
         import json
 
-        from hadal.cost.model_info import describe, model_info
+        from hadal.library.info import describe, model_info
 
         info = model_info(options.model, options.context)
         print(json.dumps(info, indent=2) if options.json else describe(info))
         return
     from hadal.checkpoints.safetensors import DTYPES as TORCH
     from hadal.checkpoints.save import convert
-    from hadal.models.hub import resolve
+    from hadal.library.find import find_model
 
-    convert(resolve(options.source), options.target, TORCH[DTYPES[options.dtype]], options.shard)
+    convert(find_model(options.source), options.target, TORCH[DTYPES[options.dtype]], options.shard)
     print(f"{options.target} holds {options.source} in {options.dtype}.")
 
 

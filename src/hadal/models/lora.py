@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hadal.configs.models import DeepseekConfig, ModelConfig
-from hadal.configs.reading import nearest
 from hadal.errors import UserError
 from hadal.models.build import outline
 from hadal.models.decoder import Decoder, LowRank
 from hadal.models.deepseek import Experts
 from hadal.models.names import to_released
+from hadal.reading import nearest
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
 _FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")

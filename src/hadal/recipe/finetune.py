@@ -19,21 +19,21 @@ from hadal.checkpoints.adapters import is_adapter, save_adapter
 from hadal.checkpoints.load import load_config, load_model
 from hadal.checkpoints.save import save_model
 from hadal.configs.models import ModelConfig
-from hadal.configs.reading import read_dataclass
 from hadal.cost.flops import parameters
 from hadal.cost.memory import PROCESS, Memory, Pass, gigabytes, training_memory, training_seconds
 from hadal.engine.sampler import forbidden_ids
 from hadal.errors import UserError
 from hadal.files import write_json
+from hadal.library.find import find_model
+from hadal.library.record import write_run
 from hadal.machine.device import pick, place
 from hadal.machine.memory import resident_memory
 from hadal.machine.speed import fastest_dtype, matmul_rates
-from hadal.models.hub import resolve
 from hadal.models.lora import adapter_size, attach, merge
+from hadal.reading import read_dataclass
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
 from hadal.recipe.needs import memory_left
 from hadal.recipe.run import RunFiles
-from hadal.recipe.run_folder import write_run
 from hadal.recipe.stages.sft import STAGE, SftConfig, batches, sft
 from hadal.recipe.view import View
 from hadal.text.tokenizer import Tokenizer
@@ -50,7 +50,7 @@ def finetune(
 
     merged: leave one model instead of adapters beside their base. UserError for whatever is wrong with the input.
     """
-    source = resolve(model)
+    source = find_model(model)
     if is_adapter(source):
         raise UserError(f"{model} holds adapters, not a model.", "Train its base, or fine-tune with --merge first.")
     shape = load_config(source)

@@ -29,10 +29,10 @@ from hadal.engine import LLM, RequestOutput, SamplingParams
 from hadal.engine.llm import Prompt
 from hadal.errors import UserError
 from hadal.files import JsonLines, write_json
+from hadal.library.find import find_model
 from hadal.machine.device import place
 from hadal.models.build import build
 from hadal.models.decoder import Decoder
-from hadal.models.hub import resolve
 from hadal.models.lora import LoraConfig, adapted_modules, attach, base_state
 from hadal.ops.heap import give_back
 from hadal.recipe.config import CHECKPOINT, Recipe
@@ -222,7 +222,7 @@ class Run(RunFiles):
 
     def model_folder(self, stage: str) -> Path:
         """Where the model lies that a stage left, or the recipe's checkpoint."""
-        return resolve(self.recipe.checkpoint) if stage == CHECKPOINT else self.stage_folder(stage)
+        return find_model(self.recipe.checkpoint) if stage == CHECKPOINT else self.stage_folder(stage)
 
     def new_model(self) -> Decoder:
         """A freshly initialised model of the recipe's seed."""

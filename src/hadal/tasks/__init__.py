@@ -4,8 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from hadal.configs.reading import nearest
 from hadal.errors import UserError
+from hadal.reading import nearest
 from hadal.tasks.arithmetic import Arithmetic
 from hadal.tasks.base import Problem, Reward, Rng, Split, Task
 from hadal.tasks.choice import GPQA

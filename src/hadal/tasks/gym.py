@@ -10,8 +10,8 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from hadal.configs.reading import nearest
 from hadal.errors import UserError
+from hadal.reading import nearest
 from hadal.tasks.base import Problem, Rng, Task, plainly
 
 PREFIX = "rg/"

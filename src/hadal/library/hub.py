@@ -1,4 +1,4 @@
-"""Models by their Hugging Face id: resolved to a folder, downloaded once, refused in one clear line.
+"""Models by their Hugging Face id: downloaded once, refused in one clear line.
 
 The cache is the one that other tools share (HF_HOME), HF_ENDPOINT names another hub, HF_TOKEN opens gated models.
 """
@@ -12,32 +12,10 @@ from pathlib import Path
 from hadal.errors import UserError
 
 _WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def resolve(
-    model: str | Path,
-    revision: str | None = None,
-    cache: Path | None = None,
-    offline: bool = False,
-    weights: bool = True,
-) -> Path:
-    """The folder of a model: a local folder as it is, an id such as `owner/name` from the hub's cache or the hub.
-
-    weights: whether more is needed than config.json. offline: use the cache only (HF_HUB_OFFLINE=1 does the same).
-    UserError where there is no such folder or id, where access has to be asked for, where the hub cannot be reached,
-    and where a model has no safetensors.
-    """
-    if Path(model).is_dir():
-        return Path(model)
-    name = str(model)
-    if isinstance(model, Path) or not _ID.fullmatch(name):
-        raise UserError(f"{model} is no folder.", "Give a run, a checkpoint folder, or a Hugging Face id (owner/name).")
-    offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    return _download(name, revision, cache, offline, weights)
-
-
-def _download(name: str, revision: str | None, cache: Path | None, offline: bool, weights: bool) -> Path:
+def download(name: str, revision: str | None, cache: Path | None, offline: bool, weights: bool) -> Path:
     try:
         from huggingface_hub import HfApi, errors
     except ImportError:

@@ -1,18 +1,19 @@
-"""Configs by name: those that come with hadal, numbers only, and those of files."""
+"""Configs by short name: those that come with hadal, numbers only."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from hadal.configs.reading import nearest
 from hadal.errors import UserError
+from hadal.files import read_object
+from hadal.reading import nearest
 
-_FOLDER = Path(__file__).parent
+_FOLDER = Path(__file__).parent / "configs"
 _ALIASES = {"r1": "v3", "v3.1": "v3"}
 """The same shapes under another name."""
+REMEDY = "Give a model's config.json."
 
 
 def names() -> list[str]:
@@ -23,20 +24,7 @@ def names() -> list[str]:
 def shipped(name: str) -> dict[str, Any] | None:
     """The contents of a shipped config.json; None for a name that is none of them. `deepseek-` before it is allowed."""
     short = name.lower().removeprefix("deepseek-ai/").removeprefix("deepseek-")
-    return read_json(_FOLDER / f"{_ALIASES.get(short, short)}.json") if short in names() else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object; UserError where it holds something else."""
-    try:
-        data = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} is not JSON ({' '.join(str(error).split())}).", "Give a model's config.json."
-        ) from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path} does not hold an object.", "Give a model's config.json.")
-    return data
+    return read_object(_FOLDER / f"{_ALIASES.get(short, short)}.json", REMEDY) if short in names() else None
 
 
 def unknown(name: str) -> UserError:
