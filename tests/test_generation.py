@@ -176,7 +176,7 @@ def test_a_loaded_model_and_a_copy_go_on_by_themselves(tmp_path: Path) -> None:
 
 
 WRITES_NO_SAMPLED_WEIGHTS = {
-    "checkpoints/safetensors.py": {"TensorFiles.read_into"},  # fills what load_state_dict then takes over
+    "checkpoints/safetensors.py": {"SafetensorFiles.read_into"},  # fills what load_state_dict then takes over
     "models/float8.py": {"Float8Linear.forward", "keep"},  # activations; within load_model
     "models/cache.py": {"Columns.positions", "Columns.bias"},
     "models/packed.py": {"PackedLinear._by_blocks", "_shell", "_cast", "_pack_modules.replace_one"},  # within pack

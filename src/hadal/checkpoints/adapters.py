@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hadal.checkpoints.safetensors import TensorFiles, save_tensors
+from hadal.checkpoints.safetensors import save_tensors
+from hadal.checkpoints.tensors import open_tensors
 from hadal.errors import UserError
 from hadal.models.decoder import Decoder
 from hadal.models.lora import (
@@ -96,10 +97,10 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 def load_adapter(model: Decoder, folder: Path) -> None:
     """Freeze a model and give it the adapters of a folder; UserError, naming file and tensor, where they do not fit."""
     data = read_adapter_config(folder)
-    with TensorFiles(folder, "adapter_model") as files:
+    with open_tensors(folder, "adapter_model") as files:
         sites = sites_of(model)
         pairs: dict[str, dict[str, str]] = {}
-        for name in files.entries:
+        for name in files.names():
             match = _NAME.fullmatch(name)
             if match is None:
                 raise UserError(f"{files.where(name)}: {name} is no adapter of a linear layer.", "hadal reads those.")
@@ -115,7 +116,7 @@ def load_adapter(model: Decoder, folder: Path) -> None:
         for path, names in pairs.items():
             site = sites[path]
             rows, width = site.shape
-            found = files.entries[names.get("A") or names["B"]].shape
+            found = files.shape(names.get("A") or names["B"])
             rank = (found[0] if "A" in names else found[-1]) if len(found) == 2 else 0
             if rank < 1:
                 raise UserError(f"{files.source}: the adapter of {path} is {found}.", "It must have a rank.")

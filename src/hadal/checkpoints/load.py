@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hadal.checkpoints.safetensors import TensorFiles, scale_name
+from hadal.checkpoints.tensors import TensorFiles, open_tensors
 from hadal.configs.models import DeepseekConfig, ModelConfig, from_dict
 from hadal.errors import UserError
 from hadal.models import float8
@@ -68,9 +68,9 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, keep_float8: bo
     data = config_data(folder)
     config = from_dict(data)
     check_quantisation(folder, data)
-    with TensorFiles(folder) as files:
+    with open_tensors(folder) as files:
         prefix = module_prefix(config)
-        if prefix and not any(name.startswith(prefix) for name in files.entries):
+        if prefix and not any(name.startswith(prefix) for name in files.names()):
             assert isinstance(config, DeepseekConfig)  # many tools drop the module's weights and keep the number
             config = replace(config, num_nextn_predict_layers=0)
         model = outline(config)
@@ -85,9 +85,9 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, keep_float8: bo
                     files.read_into(part, view)
         model.load_state_dict(state, assign=True)
         for copy, name in copies(config).items():
-            if copy in files.entries:
+            if copy in files:
                 _check_copy(files, copy, name, "hadal shares the two, as the paper does.")
-        if config.tie_word_embeddings and HEAD in files.entries:
+        if config.tie_word_embeddings and HEAD in files:
             remedy = "config.json ties the two: if the head is meant to stay, set tie_word_embeddings to false there."
             _check_copy(files, HEAD, EMBEDDING, remedy)
     return model
@@ -105,15 +105,14 @@ def _keep_float8(files: TensorFiles, model: Decoder) -> None:
             for part, view in to_released({name: raw}, model.config).items():
                 files.read_float8(part, view)
             for part, view in to_released({name: scale}, model.config).items():
-                files.read_into(scale_name(part), view)
+                files.read_scales(part, view)
         float8.keep(model, place, blocks)
 
 
 def _check_names(files: TensorFiles, wanted: dict[str, Tensor], config: ModelConfig) -> None:
     for name, like in wanted.items():
         files.check(name, tuple(like.shape))
-    left = {name for name in files.entries.keys() - wanted.keys() if not files.is_scale(name)}
-    left -= copies(config).keys()
+    left = set(files.names()) - wanted.keys() - copies(config).keys()
     left -= {name for name in left if name.endswith("rotary_emb.inv_freq")}  # older Llama files store the frequencies
     if config.tie_word_embeddings:
         left.discard(HEAD)
@@ -126,7 +125,7 @@ def _check_names(files: TensorFiles, wanted: dict[str, Tensor], config: ModelCon
 
 def _check_copy(files: TensorFiles, copy: str, name: str, remedy: str) -> None:
     """UserError unless what should be a second copy of a tensor is one; hadal keeps the first."""
-    files.check(copy, files.entries[name].shape)
+    files.check(copy, files.shape(name))
     for one, other in zip(files.pieces(copy), files.pieces(name), strict=True):
         if not torch.equal(one.float(), other.float()):
             raise UserError(f"{files.where(copy)}: {copy} differs from {name}.", remedy)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from hadal.checkpoints.load import check_quantisation, config_data, dtype_of
-from hadal.checkpoints.safetensors import TensorFiles, save_tensors
+from hadal.checkpoints.safetensors import save_tensors
+from hadal.checkpoints.tensors import TensorFiles, open_tensors
 from hadal.configs.models import ModelConfig, from_dict
 from hadal.errors import UserError
 from hadal.files import read_object, write_json
@@ -64,16 +65,15 @@ def convert(source: Path, folder: Path, dtype: torch.dtype, shard_bytes: int = S
     data["dtype"] = str(dtype).removeprefix("torch.")
 
     def tensors(files: TensorFiles) -> Iterator[tuple[str, Tensor]]:
-        for name, entry in files.entries.items():
-            if not files.is_scale(name):
-                files.check(name, entry.shape)
-                tensor = torch.empty(entry.shape, dtype=dtype_of(name, dtype))
-                files.read_into(name, tensor)
-                yield name, tensor
+        for name in files.names():
+            files.check(name, files.shape(name))
+            tensor = torch.empty(files.shape(name), dtype=dtype_of(name, dtype))
+            files.read_into(name, tensor)
+            yield name, tensor
 
     if source.resolve() == folder.resolve():
         raise UserError(f"{folder} is the model itself.", "Give another folder for the converted one.")
-    with TensorFiles(source) as files, _claimed(folder, [str(source.resolve()), data["dtype"], shard_bytes]):
+    with open_tensors(source) as files, _claimed(folder, [str(source.resolve()), data["dtype"], shard_bytes]):
         _write(folder, data, tensors(files), shard_bytes, source)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hadal.checkpoints.adapters import is_adapter
-from hadal.checkpoints.safetensors import stored_dtype, stored_in_float8
+from hadal.checkpoints.tensors import stored_dtype, stored_in_float8
 from hadal.engine.config import EngineConfig
 from hadal.engine.core import Engine
 from hadal.engine.params import SamplingParams
