@@ -38,7 +38,8 @@ from hadal.ops.heap import give_back
 from hadal.recipe.config import CHECKPOINT, Recipe
 from hadal.recipe.kinds import PretrainStage, Stage
 from hadal.recipe.view import View
-from hadal.tasks import Rng, Task
+from hadal.rng import Rng
+from hadal.tasks import Task
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.optim import Optimizer
 from hadal.train.state import State, StateFolder

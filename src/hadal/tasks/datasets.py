@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from hadal.errors import UserError
+from hadal.rng import Rng
 from hadal.tasks.answers import Verdict
-from hadal.tasks.base import Problem, Rng, Split, Task, near_numbers
+from hadal.tasks.base import Problem, Split, Task, near_numbers
 from hadal.tasks.rows import HubFile, Row, fetch, local_files, read_rows
 
 

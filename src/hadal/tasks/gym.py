@@ -12,7 +12,8 @@ from typing import Any
 
 from hadal.errors import UserError
 from hadal.reading import nearest
-from hadal.tasks.base import Problem, Rng, Task, plainly
+from hadal.rng import Rng
+from hadal.tasks.base import Problem, Task, plainly
 
 PREFIX = "rg/"
 INDICES = 1 << 31

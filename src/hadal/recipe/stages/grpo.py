@@ -25,7 +25,7 @@ from hadal.recipe.stages.pretrain import none_ready
 from hadal.recipe.stages.sft import seed_dropout
 from hadal.recipe.watch import Watch, end_if_lost
 from hadal.rewards import PARTS
-from hadal.tasks import Rng
+from hadal.rng import Rng
 from hadal.train.curriculum import Curriculum
 from hadal.train.optim import Optimizer
 from hadal.train.overlap import Ahead, follow, still_copy
