@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from hadal.checkpoints.safetensors import save_tensors
 from hadal.checkpoints.tensors import open_tensors
 from hadal.errors import UserError
+from hadal.files import replacing
 from hadal.models.decoder import Decoder
 from hadal.models.lora import (
     LoraConfig,
@@ -48,12 +48,9 @@ def save_adapter(folder: Path, model: Decoder, config: LoraConfig, base: str) ->
         "target_modules": sorted({name.split(".")[-3] for name in tensors}), "bias": "none", "fan_in_fan_out": False,
         "modules_to_save": None, "use_rslora": False, "use_dora": False,
     }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = [folder / f"{name}.part" for name in (WEIGHTS, CONFIG)]
-    save_tensors(parts[0], tensors)
-    parts[1].write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    for part in parts:
-        os.replace(part, part.with_suffix(""))
+    with replacing(folder / CONFIG) as config_part, replacing(folder / WEIGHTS) as weights_part:
+        save_tensors(weights_part, tensors)
+        config_part.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 # What a config may say without changing what is computed; every other key has to be empty.

@@ -6,8 +6,6 @@ Files appear whole or not at all, and weights of an interrupted call are never t
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +19,7 @@ from hadal.checkpoints.safetensors import save_tensors
 from hadal.checkpoints.tensors import TensorFiles, open_tensors
 from hadal.configs.models import ModelConfig, from_dict
 from hadal.errors import UserError
-from hadal.files import read_object, write_json
+from hadal.files import put, read_object, write_bytes, write_json, write_text
 from hadal.models.names import EMBEDDING, copies, to_released
 
 SHARD_BYTES = 5_000_000_000
@@ -114,7 +112,7 @@ def _write(
         size = 0
 
         def flush() -> None:
-            parts.append(folder / (f"model-{len(parts) + 1:05d}.part" if parts else "model.safetensors.part"))
+            parts.append(folder / f".model-{len(parts) + 1:05d}.safetensors.part")
             save_tensors(parts[-1], shard)
             places.update(dict.fromkeys(shard, len(parts)))
             shard.clear()
@@ -142,10 +140,10 @@ def _write(
     for stale in set(folder.glob("model-*-of-*.safetensors")) - {folder / name for name in names}:
         stale.unlink()
     for part, name in zip(parts, names, strict=True):
-        os.replace(part, folder / name)
+        put(part, folder / name)
     for name in COMPANIONS if source is not None and source != folder else ():
         if source is not None and (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+            write_bytes(folder / name, (source / name).read_bytes())
     _write_json(folder / "config.json", config)
     if count > 1:
         weight_map = {name: names[place - 1] for name, place in sorted(places.items())}
@@ -153,6 +151,4 @@ def _write(
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(data, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(data, indent=2) + "\n")

@@ -23,7 +23,7 @@ from hadal.cost.flops import parameters
 from hadal.cost.memory import PROCESS, Memory, Pass, gigabytes, training_memory, training_seconds
 from hadal.engine.sampler import forbidden_ids
 from hadal.errors import UserError
-from hadal.files import write_json
+from hadal.files import digest_of, write_json
 from hadal.library.find import find_model
 from hadal.library.record import write_run
 from hadal.machine.device import pick, place
@@ -68,7 +68,7 @@ def finetune(
             f"Left out {skipped} conversation{'s' * (skipped > 1)}, longer than the model's context of "
             f"{shape.max_position_embeddings:,} tokens."
         )
-    request = {"model": model, "weights": _digest(source), "data": _file_digest(data), "merged": merged}
+    request = {"model": model, "weights": _digest(source), "data": digest_of(data), "merged": merged}
     request |= {"config": config.to_dict()}
     with alone_in(out), disk_trouble_told(out):
         record = existing(out, fresh=False, kind=STAGE)
@@ -184,8 +184,4 @@ def _digest(folder: Path) -> dict[str, Any]:
     """What tells one checkpoint from another, without reading it: its files and their sizes, and its config."""
     files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
     sizes = " ".join(f"{path.name} {path.stat().st_size}" for path in files)
-    return {"files": blake2b(sizes.encode(), digest_size=8).hexdigest(), "config": _file_digest(folder / "config.json")}
-
-
-def _file_digest(path: Path) -> str:
-    return blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    return {"files": blake2b(sizes.encode(), digest_size=8).hexdigest(), "config": digest_of(folder / "config.json")}

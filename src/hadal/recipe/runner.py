@@ -10,7 +10,6 @@ import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from hadal.cost.flops import parameters
 from hadal.cost.memory import gigabytes
 from hadal.cost.prices import LAPTOP
 from hadal.errors import UserError
-from hadal.files import write_bytes
+from hadal.files import digest_of, write_bytes
 from hadal.library.find import find_model
 from hadal.library.record import open_run, write_run
 from hadal.machine.device import pick
@@ -321,7 +320,7 @@ def _check_data(recipe: Recipe) -> None:
 def _file_digests(recipe: Recipe) -> dict[str, str]:
     """A digest of each task file: a run is carried on with the tasks that it began with, or not at all."""
     files = [file for name in recipe.tasks for file in files_of(name)]
-    return {str(file): blake2b(file.read_bytes(), digest_size=16).hexdigest() for file in files}
+    return {str(file): digest_of(file) for file in files}
 
 
 def _clear(folder: Path) -> None:

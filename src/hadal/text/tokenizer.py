@@ -15,7 +15,6 @@ read letter by letter. There are no merges.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as _Tokenizer
 
 from hadal.errors import UserError
+from hadal.files import write_bytes
 from hadal.text.encodings import ENCODINGS
 from hadal.text.length import most_bytes, too_many
 from hadal.text.library import failures_told, read_tokenizer
@@ -376,9 +376,7 @@ class Tokenizer:
         }  # fmt: skip
         own = {"tokenizer.json": self.inner.to_str(), "tokenizer_config.json": json.dumps(config, indent=2)}
         for name, data in (self._files or {name: text.encode() for name, text in own.items()}).items():
-            temporary = folder / (name + ".part")
-            temporary.write_bytes(data)
-            os.replace(temporary, folder / name)
+            write_bytes(folder / name, data)
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
