@@ -469,7 +469,7 @@ def test_a_question_that_is_too_long_costs_its_own_and_all_of_them_are_an_error(
         (["OUT", "--against", "MODEL"], "is a model"),
         (["http://127.0.0.1:9/v1", "--tasks", "letters"], "--model NAME"),
         (["http://127.0.0.1:9/v1", "--tasks", "letters", "--model", "x"], "cannot be reached"),
-        (["http://", "--tasks", "letters", "--model", "x"], "no address"),
+        (["http://", "--tasks", "letters", "--model", "x"], "not the address"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(

@@ -11,13 +11,13 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "hadal"
 ROOMS = [
-    "errors", "files", "rng", "reading", "machine", "configs", "ops", "models", "text", "checkpoints", "cost",
+    "errors", "files", "rng", "http", "reading", "machine", "configs", "ops", "models", "text", "checkpoints", "cost",
     "library", "sandbox", "tasks", "rewards", "engine", "evaluate", "train", "recipe", "terminal", "server", "cli",
 ]  # fmt: skip
 WITHOUT_TORCH = (
-    "errors", "files", "rng", "reading", "machine/__init__", "machine/environment", "machine/spinning", "machine/cores",
-    "machine/memory", "configs", "checkpoints/__init__", "checkpoints/header", "cost", "library/__init__",
-    "library/find", "library/hub", "library/info", "library/record", "library/shipped", "cli",
+    "errors", "files", "rng", "http", "reading", "machine/__init__", "machine/environment", "machine/spinning",
+    "machine/cores", "machine/memory", "configs", "checkpoints/__init__", "checkpoints/header", "cost",
+    "library/__init__", "library/find", "library/hub", "library/info", "library/record", "library/shipped", "cli",
 )  # fmt: skip
 """Rooms, and files of rooms."""
 
