@@ -452,7 +452,7 @@ def test_a_question_that_is_too_long_costs_its_own_and_all_of_them_are_an_error(
     [
         (["MODEL"], "--tasks"),
         (["MODEL", "--tasks", "summs"], "Did you mean sums?"),
-        (["nowhere", "--tasks", "sums"], "nowhere is no folder"),
+        (["nowhere", "--tasks", "sums"], "There is no folder nowhere"),
         (["MODEL/..", "--tasks", "sums"], "holds no weights"),
         (["MODEL", "--tasks", "sums", "--samples", "0"], "at least 1"),
         (["MODEL", "--tasks", "sums", "--top-p", "1.5"], "above 1"),
@@ -464,7 +464,7 @@ def test_a_question_that_is_too_long_costs_its_own_and_all_of_them_are_an_error(
         (["MODEL", "--tasks", "letters", "--out", "MODEL"], "holds other files"),
         (["MODEL", "--tasks", "letters", "--dtype", "float32", "--out", "OUT"], "differs in settings samples (3 there"),
         (["MODEL", "--tasks", "sums", "--dtype", "float32", "--out", "OUT"], "differs in tasks letters"),
-        (["MODEL", "--tasks", "letters", "--against", "nowhere"], "nowhere is no folder"),
+        (["MODEL", "--tasks", "letters", "--against", "nowhere"], "There is no folder nowhere"),
         (["OUT", "--tasks", "letters"], "is an evaluation"),
         (["OUT", "--against", "MODEL"], "is a model"),
         (["http://127.0.0.1:9/v1", "--tasks", "letters"], "--model NAME"),

@@ -19,6 +19,7 @@ from hadal.checkpoints.save import save_model
 from hadal.configs.models import DenseConfig
 from hadal.errors import UserError
 from hadal.library.find import find_model
+from hadal.library.shipped import names, repository
 from hadal.models.build import build
 
 CONFIG = DenseConfig(61, 32, 2, 2, 1, 16, 48)
@@ -200,3 +201,22 @@ def test_folders_come_before_ids_and_other_names_are_neither(hub: Hub, tmp_path:
         refused(name, model=name)
     refused("absent", model=tmp_path / "absent")
     assert not hub.requests
+
+
+def test_mistaken_names_say_what_is_wrong(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused("There is no folder runs/nothing", model="runs/nothing")
+    (tmp_path / "runs" / "dense-seed0").mkdir(parents=True)
+    refused("Did you mean runs/dense-seed0?", model="runs/dense-sed0")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    refused("model.safetensors is a file", "folder", model="model.safetensors")
+    for name in ("r1-distill-qwen-1.5b", "DeepSeek-R1-Distill-Qwen-1.5B"):
+        refused("Give deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", model=name)
+    assert not hub.requests
+
+
+def test_every_short_name_has_its_weights_somewhere() -> None:
+    for name in names():
+        assert str(repository(name)).lower() == f"deepseek-ai/deepseek-{name}"

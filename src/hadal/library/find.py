@@ -5,6 +5,7 @@ Where only its config is asked for, a file or a short name will do.
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from hadal.errors import UserError
 from hadal.files import read_object
 from hadal.library import shipped
 from hadal.library.hub import HUB_ID, download
+
+RUNS = "runs"
+"""Where commands put runs: what is not there is not looked for on the hub, although it looks like an id."""
 
 
 def find_model(
@@ -28,13 +32,29 @@ def find_model(
     UserError where there is no such folder or id, where access has to be asked for, where the hub cannot be reached,
     and where a model has no safetensors.
     """
-    if Path(model).is_dir():
-        return Path(model)
-    name = str(model)
-    if isinstance(model, Path) or not HUB_ID.fullmatch(name):
-        raise UserError(f"{model} is no folder.", "Give a run, a checkpoint folder, or a Hugging Face id (owner/name).")
+    path, name = Path(model), str(model)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"{name} is a file.", "Give the folder that holds it.")
+    if isinstance(model, Path) or not HUB_ID.fullmatch(name) or path.parts[0] == RUNS:
+        raise _not_there(path)
     offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     return download(name, revision, cache, offline, weights)
+
+
+def _not_there(path: Path) -> UserError:
+    """The error for a name that can only be a folder's, or nothing."""
+    if (repository := shipped.repository(str(path))) is not None:
+        return UserError(
+            f"{path} is the short name of {repository}, whose config comes with hadal and whose weights do not.",
+            f"Give {repository} to download them.",
+        )
+    beside = [str(other) for other in path.parent.glob("*") if other.is_dir()]
+    remedy = "Give a run, a checkpoint folder, or a Hugging Face id (owner/name)."
+    if close := difflib.get_close_matches(str(path), beside, n=1):
+        remedy = f"Did you mean {close[0]}?"
+    return UserError(f"There is no folder {path}.", remedy)
 
 
 def find_config(model: str) -> dict[str, Any]:

@@ -46,9 +46,9 @@ def download(name: str, revision: str | None, cache: Path | None, offline: bool,
     except errors.LocalEntryNotFoundError as error:
         if offline:
             raise UserError(f"{at} is not in the cache, and offline mode is on.", "Download it once online.") from None
-        raise _failed(at, error, "a local folder") from None
+        raise _failed(f"{at} is not a folder here, and", error, "a local folder") from None
     except (errors.HTTPError, errors.HFValidationError, OSError) as error:
-        raise _failed(at, error, "a local folder") from None
+        raise _failed(f"{at} is not a folder here, and", error, "a local folder") from None
     return Path(folder)
 
 
