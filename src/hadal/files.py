@@ -271,14 +271,21 @@ def read_json(data: bytes, where: str) -> Any:
         raise UserError(f"{where} is not JSON that can be read: it is nested too deeply.", "Flatten it.") from None
 
 
-def read_object(path: Path, remedy: str) -> dict[str, Any]:
-    """A JSON file's object; UserError with the remedy where it holds something else."""
+def read_object(path: Path, remedy: str, missing: str = "") -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint, whoever wrote it.
+
+    UserError with the remedy where it cannot be read or holds something else, or is `missing`.
+    """
     try:
         data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing.", missing or remedy) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({_reason(error)}).", remedy) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({' '.join(str(error).split())}).", remedy) from None
     if not isinstance(data, dict):
-        raise UserError(f"{path} does not hold an object.", remedy)
+        raise UserError(f"{path} is not a JSON object.", remedy)
     return data
 
 

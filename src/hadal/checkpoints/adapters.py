@@ -16,7 +16,7 @@ from torch import Tensor
 from hadal.checkpoints.safetensors import save_tensors
 from hadal.checkpoints.tensors import open_tensors
 from hadal.errors import UserError
-from hadal.files import replacing
+from hadal.files import read_object, replacing
 from hadal.models.decoder import Decoder
 from hadal.models.lora import (
     LoraConfig,
@@ -66,15 +66,10 @@ _KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 def read_adapter_config(folder: Path) -> dict[str, Any]:
     """adapter_config.json, checked; UserError for what hadal would not honour."""
     path = folder / CONFIG
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing.", "Give a folder that holds an adapter in PEFT's layout.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}).", "Save the adapter again.") from None
-    if not isinstance(data, dict) or data.get("peft_type") != "LORA":
-        kind = data.get("peft_type") if isinstance(data, dict) else None
-        raise UserError(f"{path} has peft_type {kind!r}.", "hadal reads LORA.")
+    missing = "Give a folder that holds an adapter in PEFT's layout."
+    data = read_object(path, "Save the adapter again.", missing)
+    if data.get("peft_type") != "LORA":
+        raise UserError(f"{path} has peft_type {data.get('peft_type')!r}.", "hadal reads LORA.")
     for key, value in data.items():
         empty = value in (None, False, {}, []) or (key == "bias" and value == "none")
         if not empty and (key == "bias" or key not in _READ | _HARMLESS):

@@ -5,7 +5,6 @@ A model is outlined without memory, then filled tensor by tensor; no second copy
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 from hadal.checkpoints.tensors import TensorFiles, open_tensors
 from hadal.configs.models import DeepseekConfig, ModelConfig, from_dict
 from hadal.errors import UserError
+from hadal.files import read_object
 from hadal.models import float8
 from hadal.models.build import outline
 from hadal.models.decoder import Decoder
@@ -23,16 +23,9 @@ from hadal.models.names import EMBEDDING, HEAD, copies, module_prefix, to_releas
 
 
 def config_data(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing.", "Give a folder that holds a finished run or a checkpoint.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}).", "Restore it or start anew.") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path} does not hold an object.", "Restore it or start anew.")
-    return data
+    """What config.json says."""
+    missing = "Give a folder that holds a finished run or a checkpoint."
+    return read_object(folder / "config.json", "Restore it or start anew.", missing)
 
 
 def load_config(folder: Path) -> ModelConfig:

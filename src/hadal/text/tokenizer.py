@@ -27,7 +27,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as _Tokenizer
 
 from hadal.errors import UserError
-from hadal.files import write_bytes
+from hadal.files import read_object, write_bytes
 from hadal.text.encodings import ENCODINGS
 from hadal.text.length import most_bytes, too_many
 from hadal.text.library import failures_told, read_tokenizer
@@ -452,12 +452,4 @@ def _special(token: AddedToken | None, text: str) -> AddedToken:
 
 def _object(path: Path) -> dict[str, Any]:
     """A JSON file's object; an absent file has none."""
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict):
-        raise UserError(f"{path} is not a JSON object.", "Restore it from where the model came from.")
-    return data
+    return read_object(path, "Restore it from where the model came from.") if path.is_file() else {}
