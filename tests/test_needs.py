@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from owned import own_bytes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -19,7 +20,7 @@ from hadal.machine.memory import resident_memory
 from hadal.models.build import build
 from hadal.models.decoder import Decoder
 from hadal.models.lora import LoraConfig, adapter_size, attach
-from hadal.models.packed import merged_copy, own_bytes
+from hadal.models.packed import merged_copy
 from hadal.recipe.config import Recipe, read_recipe
 from hadal.recipe.needs import Needs
 from hadal.recipe.stages.sft import gradients
