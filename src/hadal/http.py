@@ -129,7 +129,7 @@ class Pool:
         """The response to a request, its body still to be read; Failed for whatever goes wrong until the block ends."""
         content = None if data is None else json.dumps(data).encode()
         headers = {"Content-Type": "application/json"} if content else None
-        limit = httpx.USE_CLIENT_DEFAULT if timeout is None else httpx.Timeout(timeout, pool=None)
+        limit: Any = httpx.USE_CLIENT_DEFAULT if timeout is None else httpx.Timeout(timeout, pool=None)
         try:
             async with self._client.stream(method, url, content=content, headers=headers, timeout=limit) as response:
                 yield response
