@@ -72,7 +72,8 @@ class RemoteSampler:
                     waiting[client.submit(partial(self._answer, query=query, index=index))] = number, index
                 if not waiting:
                     return
-                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                done = wait(waiting, return_when=FIRST_COMPLETED).done
+                for future in sorted(done, key=lambda one: one.exception() is not None):  # what was answered counts
                     yield *waiting.pop(future), future.result()
 
     async def _reach(self, pool: http.Pool) -> None:
