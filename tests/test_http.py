@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -97,6 +98,14 @@ def test_an_address_without_a_server() -> None:
     for url in ("ftp://x", "http://", "localhost:8080", "http://[::1", "http://a:b"):
         with pytest.raises(UserError, match="is not the address of a server. It looks like http://localhost:1"):
             http.address(url, "http://localhost:1")
+
+
+@pytest.mark.parametrize("proxy", ["socks5://localhost:1", "nonsense://localhost:1"])
+def test_a_proxy_that_cannot_be_used_is_the_users_error(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)  # httpx wants it for these
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(UserError, match="proxy .* cannot be used"):
+        http.Client()
 
 
 def test_another_attempt_is_made_and_noted(server: Server) -> None:

@@ -99,18 +99,23 @@ class Pool:
     """Connections of one event loop.
 
     headers: of every request. timeout: seconds of silence that a server may keep; connect: the same for a connection.
-    connections: at once at most; what comes above them waits for as long as it takes.
+    connections: at once at most; what comes above them waits for as long as it takes. UserError for a proxy in the
+    environment that cannot be used.
     """
 
     def __init__(
         self, headers: Mapping[str, str] | None = None, timeout: float = 600.0, connect: float | None = None,
         connections: int | None = None,
     ) -> None:  # fmt: skip
-        self._client = httpx.AsyncClient(
-            headers=headers,
-            timeout=httpx.Timeout(timeout, connect=connect or timeout, pool=None),
-            limits=httpx.Limits(max_connections=connections),
-        )
+        try:
+            self._client = httpx.AsyncClient(
+                headers=headers,
+                timeout=httpx.Timeout(timeout, connect=connect or timeout, pool=None),
+                limits=httpx.Limits(max_connections=connections),
+            )
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            cause = f"The proxy that the environment names cannot be used ({' '.join(str(error).split())})."
+            raise UserError(cause, "Change HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, or set NO_PROXY.") from None
 
     async def send(
         self, method: str, url: str, data: Any = None, timeout: float | None = None, most: int = LARGEST
