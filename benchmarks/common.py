@@ -19,10 +19,11 @@ from typing import Any
 import torch
 
 import hadal
+from hadal.checkpoints.save import save_model
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.cost.flops import parameters
-from hadal.models.checkpoint import build, save_model
-from hadal.ops.speed import fastest_dtype, matmul_rates
+from hadal.machine.speed import fastest_dtype, matmul_rates
+from hadal.models.build import build
 
 VOCABULARY = 512
 SHAPES: dict[str, dict[str, ModelConfig]] = {

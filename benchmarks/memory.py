@@ -27,10 +27,10 @@ from engine import prompts, shape
 
 from hadal.cli.arguments import size
 from hadal.cost.flops import parameters
-from hadal.cost.ledger import peak_memory_bytes
-from hadal.cost.memory import PROCESS, Pass, gigabytes, resident_memory, training_memory
+from hadal.cost.memory import PROCESS, Pass, gigabytes, training_memory
 from hadal.engine import LLM, EngineConfig, Sample, SamplingParams
-from hadal.models.checkpoint import build
+from hadal.machine.memory import peak_memory_bytes, resident_memory
+from hadal.models.build import build
 from hadal.recipe.needs import POLICY_BYTES
 from hadal.tasks import Problem, Reward
 from hadal.text.tokenizer import Tokenizer

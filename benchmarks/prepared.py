@@ -1,5 +1,5 @@
 """Imported before torch by every benchmark: the environment that hadal's commands run in."""
 
-from hadal.environment import prepare
+from hadal.machine.environment import prepare
 
 prepare()

@@ -30,9 +30,9 @@ from common import (
     transformers_or_none,
 )
 
+from hadal.checkpoints.load import load_model
 from hadal.cost.flops import forward_flops
 from hadal.engine import LLM, SamplingParams
-from hadal.models.checkpoint import load_model
 from hadal.text.tokenizer import Tokenizer
 
 PROMPT = 20

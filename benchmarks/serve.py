@@ -354,8 +354,9 @@ def random_model(folder: Path) -> Path:
     """A checkpoint with random weights: 1M parameters."""
     import torch
 
+    from hadal.checkpoints.save import save_model
     from hadal.configs.models import DenseConfig
-    from hadal.models.checkpoint import build, save_model
+    from hadal.models.build import build
     from hadal.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_words(["strawberry"])

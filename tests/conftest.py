@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from hadal.environment import prepare
+from hadal.machine.environment import prepare
 
 prepare()  # before torch is imported
 os.environ["GOMP_SPINCOUNT"] = "0"  # two processes of tests share the cores: a thread that spins keeps the other's

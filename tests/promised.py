@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 
-from hadal import environment
 from hadal.engine.promise import inexact
+from hadal.machine import environment
 from hadal.models.decoder import Decoder
 from hadal.ops.linear import keeps_rows
 

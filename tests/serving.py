@@ -15,9 +15,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
+from hadal.checkpoints.save import save_model
 from hadal.configs.models import DenseConfig
-from hadal.models.checkpoint import build, save_model
-from hadal.recipe.run_folder import write_run
+from hadal.library.record import write_run
+from hadal.models.build import build
 from hadal.server.app import make_app
 from hadal.server.launch import Server, Settings, bind, prepare
 from hadal.text.tokenizer import Tokenizer

@@ -6,7 +6,7 @@ import torch
 
 from hadal.configs.models import DenseConfig
 from hadal.engine import LLM
-from hadal.models.checkpoint import build
+from hadal.models.build import build
 from hadal.tasks import BUILT_IN, Task
 from hadal.tasks.words import build_tokenizer
 

@@ -10,9 +10,10 @@ import torch
 import transformers
 from torch import Tensor
 
+from hadal.checkpoints.save import save_model
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.cost import memory
-from hadal.models.checkpoint import build, save_model
+from hadal.models.build import build
 from hadal.ops.attention import (
     BLOCK,
     LONG,

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from hadal.cli import main
 from hadal.errors import UserError
-from hadal.recipe.run_folder import write_run
+from hadal.library.record import write_run
 from hadal.terminal import chat as chat_module
 from hadal.terminal import model as model_module
 from hadal.terminal.chat import (
@@ -125,8 +125,9 @@ def run(tmp_path_factory, tokenizer):
     """A run folder whose model is real and untrained."""
     import torch
 
+    from hadal.checkpoints.save import save_model
     from hadal.configs.models import DenseConfig
-    from hadal.models.checkpoint import build, save_model
+    from hadal.models.build import build
 
     folder = tmp_path_factory.mktemp("runs") / "dense-seed0"
     torch.manual_seed(0)

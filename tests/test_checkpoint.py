@@ -18,10 +18,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import hadal.models.checkpoint as checkpoint
+from hadal.checkpoints import save
+from hadal.checkpoints.load import load_model
+from hadal.checkpoints.save import convert, save_model
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig, Qwen2Config
 from hadal.errors import UserError
-from hadal.models.checkpoint import build, convert, load_model, save_model
+from hadal.models.build import build, outline
 from hadal.models.decoder import Decoder
 
 SMALL: dict[str, Any] = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 64}
@@ -91,7 +93,7 @@ def test_a_model_is_outlined_without_random_weights() -> None:
     before = torch.random.get_rng_state()
     fresh(DENSE)
     assert torch.equal(before, torch.random.get_rng_state())
-    assert all(tensor.is_meta for tensor in checkpoint.outline(DENSE).parameters())
+    assert all(tensor.is_meta for tensor in outline(DENSE).parameters())
 
 
 def test_companions_and_special_ids_are_carried_over(tmp_path: Path) -> None:
@@ -114,16 +116,16 @@ def test_an_interrupted_save_leaves_the_old_model(tmp_path: Path, monkeypatch: p
     save_model(tmp_path, DENSE, old.state_dict(), shard_bytes=30_000)
     calls = 0
 
-    save = checkpoint.save_tensors
+    write = save.save_tensors
 
     def full(*args: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise OSError(28, "No space left on device")
-        save(*args)
+        write(*args)
 
-    monkeypatch.setattr(checkpoint, "save_tensors", full)
+    monkeypatch.setattr(save, "save_tensors", full)
     with pytest.raises(OSError, match="space"):
         save_model(tmp_path, DENSE, fresh(DENSE, 1).state_dict(), shard_bytes=30_000)
     assert not list(tmp_path.glob("*.part")) and same_weights(old, load_model(tmp_path))
@@ -433,7 +435,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 import torch
-from hadal.models.checkpoint import load_model
+from hadal.checkpoints.load import load_model
 model = load_model(Path(sys.argv[1]), getattr(torch, sys.argv[2]))
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(sum(p.nbytes for p in model.parameters()), int(peak.split()[1]) * 1024)
@@ -445,11 +447,11 @@ print(sum(p.nbytes for p in model.parameters()), int(peak.split()[1]) * 1024)
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
 def test_loading_holds_one_copy(stored: torch.dtype, tmp_path: Path) -> None:
     """The 0.5B shape in four shards, read in its own dtype and in the other."""
-    outline = checkpoint.outline(HALF_BILLION).state_dict()
+    shapes = outline(HALF_BILLION).state_dict()
     values = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(stored)
     state = {
         name: values.repeat(-(-like.numel() // len(values)))[: like.numel()].view(like.shape)
-        for name, like in outline.items()
+        for name, like in shapes.items()
     }
     total = sum(tensor.nbytes for tensor in state.values())
     save_model(tmp_path, HALF_BILLION, state, shard_bytes=int(total / 3.6))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
-from hadal.models.checkpoint import build
+from hadal.models.build import build
 from hadal.models.deepseek import routers
 from hadal.train import losses
 from hadal.train.corpus import Batch

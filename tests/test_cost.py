@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hadal.cost import memory
 from hadal.cost.flops import (
     Shape,
     cache_bytes,
@@ -24,6 +23,7 @@ from hadal.cost.ledger import Ledger, LedgerRecord, by_stage, totals
 from hadal.cost.prices import LAPTOP, O1, R1
 from hadal.engine.memory import cache_budget
 from hadal.errors import UserError
+from hadal.machine import memory
 
 MLA = dict(kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128)
 V3 = Shape(
@@ -239,7 +239,7 @@ def test_a_priced_record_costs_its_time() -> None:
 def test_peak_memory_remembers_what_was_held() -> None:
     """In a process of its own, since this one's peak lies behind it."""
     program = (
-        "from hadal.cost.ledger import peak_memory_bytes as peak\n"
+        "from hadal.machine.memory import peak_memory_bytes as peak\n"
         "before = peak(); held = bytearray(b'x') * 300_000_000; del held; print(before, peak())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hadal.configs.models import DeepseekConfig, DeepseekV2Config, ModelConfig
 from hadal.engine import LLM, Sample
-from hadal.models.checkpoint import build
+from hadal.models.build import build
 from hadal.models.decoder import Decoder
 from hadal.models.deepseek import routers
 from hadal.recipe.kinds import SftConfig

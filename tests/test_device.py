@@ -14,8 +14,8 @@ from hadal.cli import main
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.engine import LLM, EngineConfig, SamplingParams
 from hadal.errors import UserError
-from hadal.models.checkpoint import build
-from hadal.ops import device
+from hadal.machine import device
+from hadal.models.build import build
 from hadal.recipe import run
 from hadal.text.tokenizer import Tokenizer
 

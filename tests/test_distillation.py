@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hadal.configs.models import DenseConfig
-from hadal.models.checkpoint import build
+from hadal.models.build import build
 from hadal.models.dense import Dense
 from hadal.train import distillation
 from hadal.train.conversations import Conversation, packed

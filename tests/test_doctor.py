@@ -8,7 +8,7 @@ import time
 import pytest
 from promised import was_measured
 
-from hadal.ops.speed import fastest_dtype, matmul_rates
+from hadal.machine.speed import fastest_dtype, matmul_rates
 
 
 def doctor(

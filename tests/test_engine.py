@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from hadal.checkpoints.save import save_model
 from hadal.configs.models import DeepseekConfig, DenseConfig
 from hadal.engine import LLM, EngineConfig, SamplingParams
-from hadal.engine.sampling import SMALL, inverse_draw, keep_top_k, keep_top_p, noise
+from hadal.engine.sampling import SMALL, inverse_draw, keep_top_k, keep_top_p
 from hadal.errors import UserError
-from hadal.models.checkpoint import build, save_model
+from hadal.models.build import build
 from hadal.models.decoder import Decoder
+from hadal.rng import Rng, noise
 from hadal.tasks import load_tasks
 from hadal.tasks.words import build_tokenizer
 from hadal.train.corpus import CorpusConfig, batches
@@ -119,6 +121,12 @@ def test_noise_is_that_of_the_published_generator() -> None:
         assert values.tolist() == [_split_mix(int(key), position) for key in keys]
     many = noise(torch.full((4000,), 5), torch.arange(4000))
     assert abs(float(many.mean()) - 0.5) < 0.02 and len(set(many.tolist())) == 4000
+
+
+def test_noise_is_what_the_scalar_generator_draws_in_turn() -> None:
+    rng = Rng("any", 7)
+    key = rng.state - (1 << 64) if rng.state >= 1 << 63 else rng.state
+    assert noise(torch.full((500,), key), torch.arange(500)).tolist() == [rng.random() for _ in range(500)]
 
 
 def _draw_one(logits: Tensor, params: SamplingParams, key: int, position: int) -> int:
@@ -359,7 +367,7 @@ def test_nothing_starts_torchs_compiler() -> None:
 import sys
 from hadal.configs.models import DenseConfig
 from hadal.engine import LLM, SamplingParams
-from hadal.models.checkpoint import build
+from hadal.models.build import build
 from hadal.text.tokenizer import Tokenizer
 model = build(DenseConfig(64, 32, 1, 2, 1, head_dim=16, intermediate_size=32))
 model.initialise(0)

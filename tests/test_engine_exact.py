@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from promised import needs_promise, needs_rows
 
+from hadal.checkpoints.save import save_model
 from hadal.configs.models import DeepseekConfig, DenseConfig
 from hadal.engine import LLM, EngineConfig, RequestOutput, SamplingParams, TooLong
 from hadal.engine.core import Engine
@@ -22,7 +23,7 @@ from hadal.engine.lanes import run_size
 from hadal.engine.prefix import BLOCK
 from hadal.engine.request import Request
 from hadal.engine.runs import Runs
-from hadal.models.checkpoint import build, save_model
+from hadal.models.build import build
 from hadal.models.decoder import Decoder
 from hadal.models.packed import packed_copy
 from hadal.ops import linear
@@ -177,7 +178,7 @@ def test_where_bits_may_depend_on_company_the_engine_says_so(
     llm = LLM.load(tmp_path, form="float32:by_place", say=said.append)
     assert "float32:by_place" in llm.engine.inexact()
     (line,) = [line for line in said if "depend on what runs beside it" in line]
-    assert "float32:by_place" in line and "hadal.environment" in line
+    assert "float32:by_place" in line and "hadal.machine.environment" in line
     said.clear()
     plain = LLM.load(tmp_path, form="float32:plain", say=said.append)
     needs_promise(plain.model)

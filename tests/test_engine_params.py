@@ -20,7 +20,7 @@ from hadal.engine import LLM, AsyncEngine, Busy, Engine, EngineConfig, SamplingP
 from hadal.engine.drafts import look_up
 from hadal.engine.sampling import inverse_draw, keep_min_p, keep_top_k, keep_top_p
 from hadal.errors import UserError
-from hadal.models.checkpoint import build
+from hadal.models.build import build
 from hadal.models.decoder import Decoder
 from hadal.tasks import load_tasks
 from hadal.tasks.words import build_tokenizer

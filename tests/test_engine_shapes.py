@@ -11,7 +11,7 @@ from test_engine_exact import CONTEXT, TOKENIZER, VOCABULARY, prompts_of
 
 from hadal.configs.models import DeepseekConfig, DenseConfig
 from hadal.engine import LLM, EngineConfig, SamplingParams
-from hadal.models.checkpoint import build
+from hadal.models.build import build
 from hadal.models.decoder import Decoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")

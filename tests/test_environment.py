@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hadal import environment, spinning
 from hadal.cli import build_parser
+from hadal.machine import environment, spinning
 
 NAMES = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY", "MKL_CBWR")
 
@@ -46,7 +46,7 @@ COMMANDS = {
 
 
 def clean(**more: str) -> dict[str, str]:
-    source = str(Path(environment.__file__).parents[1])
+    source = str(Path(environment.__file__).parents[2])
     return {name: value for name, value in os.environ.items() if name not in NAMES} | {"PYTHONPATH": source} | more
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from test_rl import grown
 
+from hadal.checkpoints.save import save_model
 from hadal.cli import main
 from hadal.engine import SamplingParams
 from hadal.engine.replies import LocalSampler, Query
@@ -28,7 +29,6 @@ from hadal.evaluate.run import Subject, evaluate
 from hadal.evaluate.samples import Progress, Settings, choose_problems, read_evaluation
 from hadal.evaluate.statistics import compare, consensus, intervals, pass_at_k, sign_flip
 from hadal.files import append_line
-from hadal.models.checkpoint import save_model
 from hadal.tasks import Problem, load_tasks
 from hadal.tasks.choice import GPQA
 from hadal.tasks.code import MBPP
@@ -452,7 +452,7 @@ def test_a_question_that_is_too_long_costs_its_own_and_all_of_them_are_an_error(
     [
         (["MODEL"], "--tasks"),
         (["MODEL", "--tasks", "summs"], "Did you mean sums?"),
-        (["nowhere", "--tasks", "sums"], "nowhere is no folder"),
+        (["nowhere", "--tasks", "sums"], "There is no folder nowhere"),
         (["MODEL/..", "--tasks", "sums"], "holds no weights"),
         (["MODEL", "--tasks", "sums", "--samples", "0"], "at least 1"),
         (["MODEL", "--tasks", "sums", "--top-p", "1.5"], "above 1"),
@@ -464,12 +464,12 @@ def test_a_question_that_is_too_long_costs_its_own_and_all_of_them_are_an_error(
         (["MODEL", "--tasks", "letters", "--out", "MODEL"], "holds other files"),
         (["MODEL", "--tasks", "letters", "--dtype", "float32", "--out", "OUT"], "differs in settings samples (3 there"),
         (["MODEL", "--tasks", "sums", "--dtype", "float32", "--out", "OUT"], "differs in tasks letters"),
-        (["MODEL", "--tasks", "letters", "--against", "nowhere"], "nowhere is no folder"),
+        (["MODEL", "--tasks", "letters", "--against", "nowhere"], "There is no folder nowhere"),
         (["OUT", "--tasks", "letters"], "is an evaluation"),
         (["OUT", "--against", "MODEL"], "is a model"),
         (["http://127.0.0.1:9/v1", "--tasks", "letters"], "--model NAME"),
         (["http://127.0.0.1:9/v1", "--tasks", "letters", "--model", "x"], "cannot be reached"),
-        (["http://", "--tasks", "letters", "--model", "x"], "no address"),
+        (["http://", "--tasks", "letters", "--model", "x"], "not the address"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(

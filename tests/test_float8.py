@@ -16,14 +16,16 @@ from other_device import HERE, OtherDevice
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hadal.checkpoints.load import load_model
+from hadal.checkpoints.save import save_model
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.engine import LLM, EngineConfig, SamplingParams, llm
 from hadal.errors import UserError
-from hadal.models.checkpoint import build, load_model, save_model
+from hadal.machine.device import WORTH_MOVING
+from hadal.models.build import build
 from hadal.models.decoder import Decoder
 from hadal.models.float8 import Float8Experts, Float8Linear
 from hadal.ops import float8
-from hadal.ops.device import WORTH_MOVING
 from hadal.ops.exact import exactly
 from hadal.ops.experts import grouped_linear
 from hadal.text.tokenizer import Tokenizer

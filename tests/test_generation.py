@@ -16,6 +16,9 @@ import torch
 from test_engine_exact import TOKENIZER, make
 from tokenizer_families import write_tokenizer
 
+from hadal.checkpoints.adapters import load_adapter, save_adapter
+from hadal.checkpoints.load import load_model
+from hadal.checkpoints.save import save_model
 from hadal.cli import main
 from hadal.configs.models import Qwen2Config
 from hadal.engine import LLM, EngineConfig, SamplingParams, core
@@ -23,11 +26,11 @@ from hadal.engine.prefix import BLOCK, PrefixStore
 from hadal.engine.runs import Runs
 from hadal.errors import UserError
 from hadal.evaluate.suite import ask
-from hadal.models.checkpoint import build, load_model, save_model
+from hadal.models.build import build
 from hadal.models.checksum import checksum
 from hadal.models.decoder import Decoder
 from hadal.models.deepseek import routers
-from hadal.models.lora import LoraConfig, attach, load_adapter, merge, save_adapter
+from hadal.models.lora import LoraConfig, attach, merge
 from hadal.models.packed import pack, packed_copy, repack
 from hadal.recipe import run as run_module
 from hadal.recipe.run import Run
@@ -173,12 +176,11 @@ def test_a_loaded_model_and_a_copy_go_on_by_themselves(tmp_path: Path) -> None:
 
 
 WRITES_NO_SAMPLED_WEIGHTS = {
-    "models/checkpoint.py": {"convert", "load_model", "build"},  # fill what load_state_dict then takes over
-    "models/tensor_files.py": {"TensorFiles.read_into"},
+    "checkpoints/safetensors.py": {"SafetensorFiles.read_into"},  # fills what load_state_dict then takes over
     "models/float8.py": {"Float8Linear.forward", "keep"},  # activations; within load_model
     "models/cache.py": {"Columns.positions", "Columns.bias"},
     "models/packed.py": {"PackedLinear._by_blocks", "_shell", "_cast", "_pack_modules.replace_one"},  # within pack
-    "models/lora.py": {"_adapted", "_place"},  # within attach and load_adapter
+    "models/lora.py": {"with_adapters", "add_adapter"},  # within attach and load_adapter
     "models/deepseek.py": {"Router.forward", "Router.choose"},  # counts loads; scores
     "models/balance.py": {"balance_loss", "Counted.of"},  # a mask's
     "train/losses.py": None,  # gradients
@@ -212,7 +214,8 @@ def test_every_function_that_writes_in_place_is_known() -> None:
     """A new one says `changed()`, or stands in the list above with the reason why it need not."""
     root = Path(__file__).resolve().parent.parent / "src" / "hadal"
     unknown = []
-    for path in (p for room in ("models", "train", "recipe") for p in sorted((root / room).rglob("*.py"))):
+    rooms = ("models", "checkpoints", "train", "recipe")
+    for path in (path for room in rooms for path in sorted((root / room).rglob("*.py"))):
         known = WRITES_NO_SAMPLED_WEIGHTS.get(str(path.relative_to(root)), set())
         for name, function in _functions(ast.parse(path.read_text())):
             says = ".changed()" in ast.unparse(function) or ".load_state_dict(" in ast.unparse(function)

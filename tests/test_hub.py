@@ -14,10 +14,13 @@ import pytest
 import torch
 from local_server import LocalServer
 
+from hadal.checkpoints.load import load_model
+from hadal.checkpoints.save import save_model
 from hadal.configs.models import DenseConfig
 from hadal.errors import UserError
-from hadal.models.checkpoint import build, load_model, save_model
-from hadal.models.hub import resolve
+from hadal.library.find import find_model
+from hadal.library.shipped import names, repository
+from hadal.models.build import build
 
 CONFIG = DenseConfig(61, 32, 2, 2, 1, 16, 48)
 TOKEN = "hf_let_me_in"
@@ -117,7 +120,7 @@ def files(tmp_path: Path) -> dict[str, bytes]:
 
 def refused(*words: str, **arguments: Any) -> None:
     with pytest.raises(UserError) as caught:
-        resolve(**arguments)
+        find_model(**arguments)
     line = str(caught.value)
     assert "\n" not in line
     for word in words:
@@ -129,17 +132,17 @@ def test_a_model_is_downloaded_once_and_then_found_offline(
 ) -> None:
     hub.repositories["someone/small"] = {"main": files}
     cache = tmp_path / "cache"
-    folder = resolve("someone/small", cache=cache)
+    folder = find_model("someone/small", cache=cache)
     assert load_model(folder).config == CONFIG
     assert {path.name for path in folder.iterdir()} == files.keys() - {"README.md", "training/optimizer.bin"}
     hub.requests.clear()
-    assert resolve("someone/small", cache=cache) == folder
+    assert find_model("someone/small", cache=cache) == folder
     assert not [path for path in hub.requests if "/resolve/" in path]
     hub.requests.clear()
-    assert resolve("someone/small", cache=cache, offline=True) == folder
+    assert find_model("someone/small", cache=cache, offline=True) == folder
     assert not hub.requests
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # a hub out of reach is no loss either
-    assert resolve("someone/small", cache=cache) == folder
+    assert find_model("someone/small", cache=cache) == folder
 
 
 def test_a_revision_is_the_one_that_was_asked_for(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
@@ -149,7 +152,7 @@ def test_a_revision_is_the_one_that_was_asked_for(hub: Hub, files: dict[str, byt
     later = {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()}
     hub.repositories["someone/small"] = {"main": files, "v2": later}
     cache = tmp_path / "cache"
-    main, second = resolve("someone/small", cache=cache), resolve("someone/small", "v2", cache)
+    main, second = find_model("someone/small", cache=cache), find_model("someone/small", "v2", cache)
     assert main != second
     assert torch.equal(load_model(second).embed.weight, other.embed.weight)
     assert not torch.equal(load_model(main).embed.weight, other.embed.weight)
@@ -167,7 +170,7 @@ def test_a_gated_repository_says_how_to_get_in(
     hub.gated.add("someone/gated")
     refused("someone/gated is gated", "HF_TOKEN", model="someone/gated", cache=tmp_path)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert load_model(resolve("someone/gated", cache=tmp_path)).config == CONFIG
+    assert load_model(find_model("someone/gated", cache=tmp_path)).config == CONFIG
 
 
 def test_offline_mode_asks_nobody(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,8 +196,27 @@ def test_a_repository_of_pickles_is_refused_by_name(hub: Hub, files: dict[str, b
 
 
 def test_folders_come_before_ids_and_other_names_are_neither(hub: Hub, tmp_path: Path) -> None:
-    assert resolve(tmp_path) == tmp_path and resolve(str(tmp_path)) == tmp_path
+    assert find_model(tmp_path) == tmp_path and find_model(str(tmp_path)) == tmp_path
     for name in ("nowhere", "a/b/c", "../no/such", "/absent/model", "some one/x"):
         refused(name, model=name)
     refused("absent", model=tmp_path / "absent")
     assert not hub.requests
+
+
+def test_mistaken_names_say_what_is_wrong(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused("There is no folder runs/nothing", model="runs/nothing")
+    (tmp_path / "runs" / "dense-seed0").mkdir(parents=True)
+    refused("Did you mean runs/dense-seed0?", model="runs/dense-sed0")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    refused("model.safetensors is a file", "folder", model="model.safetensors")
+    for name in ("r1-distill-qwen-1.5b", "DeepSeek-R1-Distill-Qwen-1.5B"):
+        refused("Give deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", model=name)
+    assert not hub.requests
+
+
+def test_every_short_name_has_its_weights_somewhere() -> None:
+    for name in names():
+        assert str(repository(name)).lower() == f"deepseek-ai/deepseek-{name}"

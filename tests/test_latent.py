@@ -13,11 +13,12 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hadal.checkpoints.save import save_model
 from hadal.configs.models import DeepseekConfig, DeepseekV2Config
 from hadal.configs.rope import YarnScaling
 from hadal.models.balance import Counted, balance_loss, load_metrics, with_loss
+from hadal.models.build import build
 from hadal.models.cache import Cache, Continuations, SharedPrefix
-from hadal.models.checkpoint import build, save_model
 from hadal.models.deepseek import Deepseek, LatentAttention, routers, update_router_biases
 from hadal.train.corpus import Batch
 from hadal.train.losses import pretraining_loss

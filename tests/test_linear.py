@@ -574,7 +574,7 @@ def test_what_is_measured_has_the_models_shapes_and_an_end() -> None:
 MEMORY = """
 import sys, torch
 from hadal.configs.models import Qwen2Config
-from hadal.models.checkpoint import outline
+from hadal.models.build import outline
 from hadal.models.packed import pack
 
 def peak(field):

@@ -15,21 +15,15 @@ from safetensors.torch import load_file, save_file
 from test_parity import CONFIGS, fresh, reference, tokens
 from torch import Tensor
 
+from hadal.checkpoints.adapters import load_adapter, save_adapter
+from hadal.checkpoints.load import load_model
+from hadal.checkpoints.save import save_model
 from hadal.configs.models import DeepseekConfig, ModelConfig
 from hadal.errors import UserError
+from hadal.library.open import open_model
 from hadal.models.cache import Cache
-from hadal.models.checkpoint import load_model, save_model
 from hadal.models.decoder import Decoder
-from hadal.models.lora import (
-    LoraConfig,
-    adapted_modules,
-    attach,
-    base_state,
-    load_adapter,
-    merge,
-    open_model,
-    save_adapter,
-)
+from hadal.models.lora import LoraConfig, adapted_modules, attach, base_state, merge
 
 FAMILIES = ["qwen2", "qwen2-untied-yarn", "qwen3-biased", "llama", "llama3", "v2-lite", "v2", "v3"]
 ALL = ["gate_proj", "up_proj", "down_proj", "o_proj", "q_proj", "k_proj", "v_proj"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from owned import own_bytes
 from small_chain import write_chain
 from test_engine_exact import TOKENIZER
 from test_lora import adapted, targets
@@ -20,10 +21,10 @@ from torch import Tensor
 from hadal.cli import main
 from hadal.configs.models import DenseConfig
 from hadal.engine import LLM, Engine, SamplingParams
-from hadal.models.checkpoint import build
+from hadal.models.build import build
 from hadal.models.decoder import Decoder
 from hadal.models.lora import LoraConfig, LoraExperts, LoraLinear, attach, merge
-from hadal.models.packed import merged_copy, own_bytes, packed_bytes, packed_copy
+from hadal.models.packed import merged_copy, packed_bytes, packed_copy
 from hadal.tasks import BUILT_IN
 from hadal.tasks.words import build_tokenizer
 from hadal.train.curriculum import Curriculum

@@ -17,10 +17,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hadal.checkpoints.load import load_model
+from hadal.checkpoints.save import save_model
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.configs.rope import YarnScaling
 from hadal.errors import UserError
-from hadal.models.checkpoint import build, load_model, save_model
+from hadal.models.build import build
 from hadal.models.decoder import Decoder
 from hadal.models.deepseek import Deepseek, routers, update_router_biases
 from hadal.ops.attention import plain_swiglu, swiglu

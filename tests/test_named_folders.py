@@ -14,11 +14,13 @@ import pytest
 import torch
 from test_checkpoint import DENSE, fresh, same_weights
 
+from hadal.checkpoints.adapters import save_adapter
+from hadal.checkpoints.load import load_model
+from hadal.checkpoints.save import convert, save_model
 from hadal.cli import main
 from hadal.errors import UserError
 from hadal.files import JsonLines, write_text
-from hadal.models.checkpoint import convert, load_model, save_model
-from hadal.models.lora import LoraConfig, attach, save_adapter
+from hadal.models.lora import LoraConfig, attach
 from hadal.tasks.words import build_tokenizer
 from hadal.train.state import State, StateFolder
 
@@ -64,7 +66,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 import torch
-from hadal.models.checkpoint import convert
+from hadal.checkpoints.save import convert
 source, target, last = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)
 moment = 0

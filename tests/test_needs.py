@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from owned import own_bytes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -15,10 +16,11 @@ from torch.utils._pytree import tree_leaves
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig, Qwen2Config
 from hadal.cost import memory
 from hadal.engine import LLM, Sample, SamplingParams
-from hadal.models.checkpoint import build
+from hadal.machine.memory import resident_memory
+from hadal.models.build import build
 from hadal.models.decoder import Decoder
 from hadal.models.lora import LoraConfig, adapter_size, attach
-from hadal.models.packed import merged_copy, own_bytes
+from hadal.models.packed import merged_copy
 from hadal.recipe.config import Recipe, read_recipe
 from hadal.recipe.needs import Needs
 from hadal.recipe.stages.sft import gradients
@@ -256,7 +258,7 @@ def test_the_teacher_and_its_distributions_are_told() -> None:
 
 def test_the_process_itself_is_told() -> None:
     held = torch.ones(50_000_000)
-    assert memory.resident_memory() > held.nbytes
+    assert resident_memory() > held.nbytes
     plan = recipe()
     without, told = needs(DENSE, plan), needs(DENSE, plan, process=300_000_000)
     assert told.total == without.total + 300_000_000 and "the process 300 MB" in told.describe()

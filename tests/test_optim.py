@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
-from hadal.models.checkpoint import build
+from hadal.models.build import build
 from hadal.models.decoder import Decoder
 from hadal.train.optim import Optimizer, OptimizerConfig, orthogonalise
 

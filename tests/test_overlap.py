@@ -13,7 +13,7 @@ import torch
 from hadal.configs.models import DenseConfig
 from hadal.engine import LLM
 from hadal.errors import UserError
-from hadal.models.checkpoint import build
+from hadal.models.build import build
 from hadal.models.decoder import Decoder
 from hadal.tasks import BUILT_IN
 from hadal.tasks.words import build_tokenizer

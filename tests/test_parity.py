@@ -17,6 +17,8 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
+from hadal.checkpoints.load import load_model
+from hadal.checkpoints.save import save_model
 from hadal.configs.models import (
     DeepseekConfig,
     DeepseekV2Config,
@@ -28,7 +30,7 @@ from hadal.configs.models import (
 )
 from hadal.configs.rope import Llama3Scaling, YarnScaling
 from hadal.errors import UserError
-from hadal.models.checkpoint import build, load_model, save_model
+from hadal.models.build import build
 from hadal.models.decoder import Decoder
 from hadal.models.deepseek import routers
 from hadal.models.names import to_released

@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 from small_run import as_settings, outcome, write_recipe
 
+from hadal.checkpoints.load import load_model
 from hadal.cli import main
 from hadal.errors import UserError
-from hadal.models.checkpoint import load_model
-from hadal.recipe.run_folder import open_run
+from hadal.library.record import open_run
 
 BASE = ["quickstart", "--no-chat", "--minutes", "0.01"]
 

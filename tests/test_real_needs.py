@@ -17,9 +17,9 @@ import pytest
 import torch
 from real_models import BOTH, real_model
 
-from hadal.cost.memory import available_memory
+from hadal.checkpoints.load import load_model
 from hadal.engine import LLM, SamplingParams
-from hadal.models.checkpoint import load_model
+from hadal.machine.memory import available_memory
 from hadal.models.lora import LoraConfig, adapted_modules, attach
 from hadal.text.tokenizer import Tokenizer
 

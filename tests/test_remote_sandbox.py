@@ -99,7 +99,7 @@ def test_a_service_that_fails_gives_refused(
 
 
 def test_a_wrong_address_is_the_users_error(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="no address"):
+    with pytest.raises(UserError, match="not the address"):
         RemoteSandbox("localhost:8080")
     with pytest.raises(UserError, match="Nobody listens"):
         RemoteSandbox("http://127.0.0.1:9").run("print(1)")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.engine import LLM, Sample
-from hadal.models.checkpoint import build
+from hadal.models.build import build
 from hadal.tasks import BUILT_IN, Rng
 from hadal.tasks.words import build_tokenizer
 from hadal.train.algorithms import Tokens, expert_iteration, find, names, read_options

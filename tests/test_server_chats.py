@@ -409,11 +409,11 @@ def test_bad_beginnings_are_one_line_each(run, tmp_path):
     with bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         assert "taken" in served(models=[str(run)], port=port, db=db)
-    assert "is no folder" in served(models=[str(tmp_path / "gone")], port=0, db=db)
+    assert "There is no folder" in served(models=[str(tmp_path / "gone")], port=0, db=db)
     assert "--api-key" in served(models=[str(run)], host="0.0.0.0", port=0, db=db)
     assert "nothing to serve" in served(db=db)
     assert "cannot be reached" in served(upstreams=["http://127.0.0.1:9/v1"], port=0, db=db)
-    assert "no address" in served(upstreams=["ftp://x"], port=0, db=db)
+    assert "not the address" in served(upstreams=["ftp://x"], port=0, db=db)
     assert "no price" in served(models=[str(run)], prices=["r1=1,2"], port=0, db=db)
     assert price("a=b=1,2,3")[0] == "a=b"
     assert "name" in served(models=[str(run), str(run)], port=0, db=db)

@@ -18,12 +18,13 @@ import torch
 import transformers
 from tokenizer_families import write_tokenizer
 
+from hadal.checkpoints.save import save_model
 from hadal.cli import main
 from hadal.configs.models import DeepseekConfig, LlamaConfig, ModelConfig, Qwen2Config
-from hadal.configs.shipped import shipped
 from hadal.cost.ledger import Ledger, totals
 from hadal.engine import LLM, SamplingParams
-from hadal.models.checkpoint import build, save_model
+from hadal.library.shipped import shipped
+from hadal.models.build import build
 from hadal.models.lora import LoraConfig
 from hadal.recipe.finetune import finetune
 from hadal.recipe.stages.sft import SftConfig
@@ -203,7 +204,7 @@ def test_mistakes_give_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     base, file, out = checkpoint(tmp_path / "base", "qwen2"), data(tmp_path / "data.jsonl", 5), tmp_path / "out"
     (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "pirate", "content": "x"}]}\n')
     assert "role 'pirate'" in refusal(capsys, *arguments(base, out, tmp_path / "bad.jsonl"))
-    assert "is no folder" in refusal(capsys, *arguments(tmp_path / "nowhere", out, file))
+    assert "There is no folder" in refusal(capsys, *arguments(tmp_path / "nowhere", out, file))
     mistyped = arguments(base, out, file, "--set", "lora.rnk=3")
     assert "Unknown key lora.rnk. Did you mean rank?" in refusal(capsys, *mistyped)
     moving = arguments(base, out, file, "--lora", "2", "--set", "router_bias_rate=0.1")
@@ -231,7 +232,7 @@ def test_a_folder_keeps_to_its_request(tmp_path: Path, capsys: pytest.CaptureFix
     assert json.loads(capsys.readouterr().out)["question"] == "And Peru?"
     assert "holds adapters, not a model" in refusal(capsys, *arguments(out, tmp_path / "more", file))
     shutil.rmtree(base)
-    assert "is no folder" in refusal(capsys, "ask", str(out), "And Peru?")
+    assert "There is no folder" in refusal(capsys, "ask", str(out), "And Peru?")
     checkpoint(base, "deepseek_v3")
     assert "Is it an adapter of another model?" in refusal(capsys, "ask", str(out), "And Peru?")
 
@@ -282,10 +283,10 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import hadal.recipe.finetune as f
-from hadal.cost.ledger import peak_memory_bytes
+from hadal.machine.memory import peak_memory_bytes
 from hadal.recipe.stages.sft import SftConfig
 from hadal.models.lora import LoraConfig
-from hadal.configs.reading import read_dataclass
+from hadal.reading import read_dataclass
 from hadal.terminal.view import JsonView
 base, data, out, settings = sys.argv[1:]
 config = replace(read_dataclass(SftConfig, json.loads(settings), ""), threads=1)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from hadal import environment, spinning
+from hadal.machine import environment, spinning
 
 # Two threads that wait for each other all the time; says how many threads the process has, ten times a second.
 PROGRAM = """
 import os, threading, time
-from hadal.environment import prepare
+from hadal.machine.environment import prepare
 prepare()
 import torch
 torch.set_num_threads(2)
@@ -53,7 +53,7 @@ def until(process: subprocess.Popen[str], right: Callable[[int], bool], seconds:
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core is always crowded")
 def test_idle_threads_are_counted_in_while_another_program_has_a_core() -> None:
     cores = set(sorted(os.sched_getaffinity(0))[:2])
-    source = str(Path(environment.__file__).parents[1])
+    source = str(Path(environment.__file__).parents[2])
     free = {name: value for name, value in os.environ.items() if name not in WAITING} | {"PYTHONPATH": source}
     with subprocess.Popen(
         [sys.executable, "-P", "-c", PROGRAM], env=free, stdout=subprocess.PIPE, text=True, preexec_fn=pinned(cores)
@@ -75,7 +75,7 @@ def test_idle_threads_are_counted_in_while_another_program_has_a_core() -> None:
 
 def test_a_crowd_comes_and_goes() -> None:
     program = """
-from hadal import spinning
+from hadal.machine import spinning
 import os, time, torch
 def threads():
     return len(os.listdir("/proc/self/task"))

@@ -13,7 +13,7 @@ from hadal.configs.models import Qwen2Config
 from hadal.engine import LLM, Sample, SamplingParams
 from hadal.engine.replies import LocalSampler, Query
 from hadal.evaluate.suite import ask
-from hadal.models.checkpoint import build
+from hadal.models.build import build
 from hadal.rewards import RewardConfig
 from hadal.tasks import BUILT_IN, Problem, Reward, Task
 from hadal.text.parse import TokenParser, parse_response

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, JSON lines that continue after a kill, and JSON that others wrote.
+"""Files that are whole or absent and have a digest, JSON lines that continue after a kill, and JSON that others wrote.
 
 A process may be killed at any moment. So a file is written beside its place and renamed into it, and a file of JSON
 lines is cut back to the last step that a checkpoint holds before more is appended. Nothing here imports torch.
@@ -6,12 +6,13 @@ lines is cut back to the last step that a checkpoint holds before more is append
 
 import codecs
 import gzip
+import hashlib
 import json
 import math
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -54,35 +55,64 @@ def _named_failure(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes `path` whole or not at all: a temporary file beside it, fsync, rename.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path to write a file at, beside `path`, whose place it takes when the block ends.
 
-    Raises UserError, naming the folder, when the disk is full or cannot be written.
+    If the block raises, nothing is left of it. UserError, naming the folder, on a full or unwritable disk.
     """
     path = Path(path)
     with _named_failure(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.part")  # one name: what a kill leaves is written over
         try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            yield temporary
+            put(temporary, path)
         except BaseException:
             with suppress(OSError):  # the first failure is the one to tell
                 temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename survive a power cut, where the system can open folders."""
-    handle = os.open(folder, os.O_RDONLY)
+def put(temporary: Path, path: Path) -> None:
+    """Gives a finished file its place, so that both outlive a power cut."""
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Has a file or a folder on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
+    """Writes `path` whole or not at all, and returns its digest; UserError as for `replacing`."""
+    digest = _new_digest()
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        for piece in pieces:
+            file.write(piece)
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def digest_of(path: Path) -> str:
+    """The digest of a file as `write_pieces` gives it."""
+    with path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, _new_digest).hexdigest()
+
+
+def _new_digest() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=16)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes `path` whole or not at all; UserError as for `replacing`."""
+    write_pieces(path, [data])
 
 
 def write_text(path: Path, text: str) -> None:
@@ -239,6 +269,24 @@ def read_json(data: bytes, where: str) -> Any:
         raise UserError(f"{where} is not JSON ({error.msg.lower()}{at}).", "Write one JSON value.") from None
     except RecursionError:
         raise UserError(f"{where} is not JSON that can be read: it is nested too deeply.", "Flatten it.") from None
+
+
+def read_object(path: Path, remedy: str, missing: str = "") -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint, whoever wrote it.
+
+    UserError with the remedy where it cannot be read or holds something else, or is `missing`.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing.", missing or remedy) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({_reason(error)}).", remedy) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({' '.join(str(error).split())}).", remedy) from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is not a JSON object.", remedy)
+    return data
 
 
 class _Fault(Exception):

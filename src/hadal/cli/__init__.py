@@ -24,8 +24,8 @@ from hadal.cli.finetune import add_sft
 from hadal.cli.models import add_model, add_verify
 from hadal.cli.rollouts import add_rollouts
 from hadal.cli.serve import add_serve
-from hadal.environment import prepare
 from hadal.errors import UserError
+from hadal.machine.environment import prepare
 
 if TYPE_CHECKING:  # torch is loaded when a model is
     from hadal.engine import EngineConfig

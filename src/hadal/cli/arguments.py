@@ -7,8 +7,8 @@ import difflib
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from hadal.configs.reading import shown
 from hadal.errors import UserError
+from hadal.reading import shown
 
 
 def nearest(word: str, known: Any, command: str | None = None) -> str:

@@ -40,7 +40,7 @@ def add_sft(add: Add) -> None:
 def sft(options: argparse.Namespace) -> None:
     import shlex
 
-    from hadal.configs.reading import apply_override, read_dataclass
+    from hadal.reading import apply_override, read_dataclass
     from hadal.recipe.finetune import finetune
     from hadal.recipe.stages.sft import SftConfig
     from hadal.terminal.view import make_view

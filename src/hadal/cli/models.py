@@ -61,16 +61,16 @@ def model(options: argparse.Namespace) -> None:
     if options.action == "info":
         import json
 
-        from hadal.cost.model_info import describe, model_info
+        from hadal.library.info import describe, model_info
 
         info = model_info(options.model, options.context)
         print(json.dumps(info, indent=2) if options.json else describe(info))
         return
-    from hadal.models.checkpoint import convert
-    from hadal.models.hub import resolve
-    from hadal.models.tensor_files import DTYPES as TORCH
+    from hadal.checkpoints.safetensors import DTYPES as TORCH
+    from hadal.checkpoints.save import convert
+    from hadal.library.find import find_model
 
-    convert(resolve(options.source), options.target, TORCH[DTYPES[options.dtype]], options.shard)
+    convert(find_model(options.source), options.target, TORCH[DTYPES[options.dtype]], options.shard)
     print(f"{options.target} holds {options.source} in {options.dtype}.")
 
 
@@ -78,8 +78,8 @@ def verify(options: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
+    from hadal.checkpoints.safetensors import DTYPES as TORCH
     from hadal.evaluate.verify import verdict, verify
-    from hadal.models.tensor_files import DTYPES as TORCH
 
     checks = verify(
         options.model,

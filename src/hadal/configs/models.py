@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
 
-from hadal.configs.reading import read_dataclass
 from hadal.configs.rope import RopeScaling, YarnScaling, read_rope, rope_to_dict
 from hadal.errors import UserError
+from hadal.reading import read_dataclass
 
 
 @dataclass(frozen=True)

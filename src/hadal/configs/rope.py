@@ -10,8 +10,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from hadal.configs.reading import read_dataclass
 from hadal.errors import UserError
+from hadal.reading import read_dataclass
 
 
 def yarn_mscale(factor: float, weight: float) -> float:

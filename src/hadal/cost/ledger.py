@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from hadal.cost.prices import LAPTOP, HourPrice
 from hadal.errors import UserError
+from hadal.machine.memory import peak_memory_bytes
 
 VERSION = 1
 
@@ -131,17 +130,3 @@ def by_stage(records: Iterable[LedgerRecord]) -> dict[str, LedgerRecord]:
     for record in records:
         parts.setdefault(record.stage, []).append(record)
     return {stage: totals(group, stage) for stage, group in parts.items()}
-
-
-def peak_memory_bytes() -> int:
-    """The most memory that this process held at once (resident, not virtual).
-
-    Linux's VmHWM belongs to this program alone; ru_maxrss there also remembers the parent that
-    it was forked from. ru_maxrss is in bytes on macOS and in KiB elsewhere.
-    """
-    if sys.platform == "linux":
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -7,10 +7,8 @@ words, and what was measured beside them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hadal.cost.flops import Shape, forward_flops, mean_context, parameters
@@ -25,14 +23,10 @@ HEAP_LOSS = 0.2
 """Of the activations' sum, what a heap of their sizes loses between them; measured (docs/sft.md)."""
 LIBRARIES = 1 << 26
 """Bytes of torch's libraries that are first touched in training; measured as well."""
-UNKNOWN_PROCESS = 300_000_000
-"""Bytes of Python with torch, where the system does not say how many it is."""
 PROCESS = "the process"
 """What Python with torch and all that is loaded holds before anything is trained, among what is held."""
 MATMUL_SHARE = 0.5
 """Of the measured rate of matrix products, what a whole training step comes to."""
-CGROUP = Path("/sys/fs/cgroup")
-"""Where Linux tells what a container may have (version 2)."""
 
 
 @dataclass(frozen=True)
@@ -182,47 +176,6 @@ def training_seconds(
     """
     times = (2 if adapters else 3) + (1 if checkpointed else 0)
     return tokens * times * forward_flops(config, mean_context(length)) / (MATMUL_SHARE * rate)
-
-
-def resident_memory() -> int:
-    """Bytes of memory that this process holds now; a usual number where the system, as all but Linux, does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return UNKNOWN_PROCESS
-
-
-def free_memory() -> int | None:
-    """Bytes that new programs may take without swapping; None where the system, as all but Linux, does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def container_limit() -> int | None:
-    """Bytes that a container is held to; None where there is none, or no limit."""
-    try:
-        return int((CGROUP / "memory.max").read_text())
-    except (OSError, ValueError):  # `max`
-        return None
-
-
-def available_memory() -> int | None:
-    """Bytes that this process may still take, by its container's limit as well; None where the system does not say."""
-    free, limit = free_memory(), container_limit()
-    found = [] if free is None else [free]
-    try:
-        if limit is not None:
-            held = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-            files = int(held["inactive_file"])  # read, and let go of when memory is asked for
-            found.append(limit - int((CGROUP / "memory.current").read_text()) + files)
-    except (OSError, ValueError, KeyError):
-        pass
-    if not found and "SC_PHYS_PAGES" in os.sysconf_names:
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(found, default=None)
 
 
 def gigabytes(n: float) -> str:

@@ -10,18 +10,19 @@ from typing import Any
 
 import torch
 
+from hadal.checkpoints.adapters import is_adapter
+from hadal.checkpoints.tensors import stored_dtype, stored_in_float8
 from hadal.engine.config import EngineConfig
 from hadal.engine.core import Engine
 from hadal.engine.params import SamplingParams
 from hadal.engine.promise import REMEDY
 from hadal.engine.request import Request, RequestOutput, Sample
 from hadal.errors import UserError
+from hadal.library.find import find_model
+from hadal.library.open import open_model
+from hadal.machine.device import pick
 from hadal.models.decoder import Decoder
-from hadal.models.hub import resolve
-from hadal.models.lora import is_adapter, open_model
 from hadal.models.packed import choose, pack
-from hadal.models.tensor_files import stored_dtype, stored_in_float8
-from hadal.ops.device import pick
 from hadal.ops.float8 import multiplies
 from hadal.text.tokenizer import Tokenizer
 
@@ -57,7 +58,7 @@ class LLM:
         that the cache may take where that is much, or holds less than the model reads. rows: tokens of a step that auto
         shall be fast with, one for a chat, many for rollouts.
         """
-        llm = cls._load(resolve(folder), dtype, config, form, say, rows)
+        llm = cls._load(find_model(folder), dtype, config, form, say, rows)
         packed, engine = llm.model.packed_head is not None, llm.engine
         if form is not None and (packed or engine.longest < engine.context):
             say(engine.budget())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hadal.cost.memory import available_memory, free_memory
+from hadal.machine.memory import available_memory, free_memory
 from hadal.models.decoder import Decoder
 
 SHARE = 0.5

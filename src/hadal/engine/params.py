@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from hadal.configs.reading import nearest
 from hadal.errors import UserError
+from hadal.reading import nearest
 
 MOST_SAMPLES = 1024
 MOST_STOPS = 16

@@ -20,8 +20,8 @@ from hadal.ops.linear import FORMS, Sized, keeps_rows
 
 ROWS, TOKENS, PIECE = 2, 149, 48  # more columns than attention adds up in one piece; the last five are decoded
 REMEDY = (
-    "leave MKL_CBWR unset, and call hadal.environment.prepare() where a program of yours imports torch itself; for "
-    "bfloat16 on a CPU with AMX, set ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16"
+    "leave MKL_CBWR unset, and call hadal.machine.environment.prepare() where a program of yours imports torch itself; "
+    "for bfloat16 on a CPU with AMX, set ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16"
 )
 
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from hadal.engine.request import Sequence
-from hadal.engine.sampling import inverse_draw, keep_min_p, keep_top_k, keep_top_p, noise, penalise
+from hadal.engine.sampling import inverse_draw, keep_min_p, keep_top_k, keep_top_p, penalise
 from hadal.engine.table import MODES, Table
 from hadal.models.decoder import Decoder
+from hadal.rng import noise
 from hadal.text.tokenizer import END_THINK, THINK, Tokenizer
 
 AT_ONCE = 1 << 20

@@ -1,4 +1,4 @@
-"""From logits to tokens: filters, noise, and the draw.
+"""From logits to tokens: filters and the draw.
 
 A token is a fixed function of the filtered distribution, the request's key and the position, so it does not
 matter what else is in the batch, or whether the token was guessed before it was computed.
@@ -13,27 +13,6 @@ from torch import Tensor
 BLOCKS = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 SMALL = 4096
 """Tokens of a vocabulary that are sorted sooner than told apart."""
-
-
-def _wrapped(value: int) -> int:
-    """A 64-bit pattern as torch's signed whole number."""
-    return value - (1 << 64) if value >= 1 << 63 else value
-
-
-_GAMMA, _FIRST, _SECOND = map(_wrapped, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-
-
-def _shifted(x: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right of 64-bit patterns."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def noise(key_N: Tensor, position_N: Tensor) -> Tensor:
-    """Uniform float64 numbers [N] in [0, 1): SplitMix64 of a request's key at a position, the same on any device."""
-    z = key_N + (position_N + 1) * _GAMMA
-    z = (z ^ _shifted(z, 30)) * _FIRST
-    z = (z ^ _shifted(z, 27)) * _SECOND
-    return _shifted(z ^ _shifted(z, 31), 11).double() / (1 << 53)
 
 
 def inverse_draw(weight_NV: Tensor, uniform_N: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from hadal.evaluate.samples import (
     read_evaluation,
 )
 from hadal.files import write_text
-from hadal.models.hub import resolve
+from hadal.library.find import find_model
 from hadal.tasks import Task, load_tasks
 
 Say = Callable[[str], None]
@@ -53,7 +53,7 @@ def subject(
         return Subject(served, identity, lambda say: _telling(remote, say))
     if served:
         raise UserError(f"--model {served} is for servers, and {model} is none.", "Leave it out, or give an address.")
-    folder = resolve(model)
+    folder = find_model(model)
     if not list(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no weights.", "Give a finished run, a checkpoint or adapters.")
     identity = {"kind": "weights", "name": model, "weights": fingerprint(folder), "dtype": dtype}

@@ -16,11 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hadal.checkpoints.load import load_model
 from hadal.engine import LLM, SamplingParams
 from hadal.errors import UserError
 from hadal.evaluate.statistics import proportion
-from hadal.models.checkpoint import load_model
-from hadal.models.hub import resolve
+from hadal.library.find import find_model
 from hadal.tasks import Problem
 from hadal.tasks.maths import GSM8K
 from hadal.text.parse import parse_response
@@ -74,7 +74,7 @@ def verify(
     report: Callable[[Check], None] = lambda _: None,
 ) -> list[Check]:
     """All checks of a folder or hub id, each reported when it is done. items: how many GSM8K problems, 0 for none."""
-    folder = resolve(model)
+    folder = find_model(model)
     tokenizer = Tokenizer.load(folder)
     transformers = _transformers()
     reference = transformers.AutoTokenizer.from_pretrained(folder)

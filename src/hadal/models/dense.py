@@ -1,7 +1,7 @@
 """The dense decoders (Qwen2, Qwen3, Llama): grouped-query attention, SwiGLU.
 
 Query, key and value projections are one matrix here, gate and up another; the checkpoint layout has them
-apart (`hadal.models.checkpoint`).
+apart (`hadal.models.names`).
 """
 
 from __future__ import annotations

@@ -10,31 +10,22 @@ it runs. The multi-token prediction module has no adapters, as nothing that open
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hadal.configs.models import DeepseekConfig, ModelConfig
-from hadal.configs.reading import nearest
 from hadal.errors import UserError
-from hadal.models.checkpoint import load_model, outline
+from hadal.models.build import outline
 from hadal.models.decoder import Decoder, LowRank
 from hadal.models.deepseek import Experts
-from hadal.models.hub import resolve
 from hadal.models.names import to_released
-from hadal.models.tensor_files import TensorFiles, save_tensors
+from hadal.reading import nearest
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
 _FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 
@@ -152,7 +143,7 @@ Adapted = LoraLinear | LoraExperts
 
 
 @dataclass(frozen=True)
-class _Site:
+class Site:
     """A released matrix that can be adapted: module's name, the part in it, which expert's (-1: none's), shape."""
 
     module: str
@@ -161,9 +152,9 @@ class _Site:
     shape: tuple[int, int]
 
 
-def _sites(model: Decoder) -> dict[str, _Site]:
+def sites_of(model: Decoder) -> dict[str, Site]:
     """Every released matrix that can be adapted, by its released name without `.weight`."""
-    found: dict[str, _Site] = {}
+    found: dict[str, Site] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             kinds = {"weight": module.weight}
@@ -179,11 +170,11 @@ def _sites(model: Decoder) -> dict[str, _Site]:
                 path = released.removesuffix(".weight")
                 owner, part = path.rsplit(".", 1) if "." in path else ("", path)
                 expert = int(owner.rsplit(".", 1)[1]) if parameter.dim() == 3 else -1
-                found[path] = _Site(name, part, expert, (like.shape[0], like.shape[1]))
+                found[path] = Site(name, part, expert, (like.shape[0], like.shape[1]))
     return found
 
 
-def _adapted(model: Decoder, name: str, sites: dict[str, _Site], dropout: float) -> Adapted:
+def with_adapters(model: Decoder, name: str, sites: dict[str, Site], dropout: float) -> Adapted:
     """The module of a name, made one that takes adapters where it is none yet."""
     module = model.get_submodule(name)
     if isinstance(module, LoraLinear | LoraExperts):
@@ -208,7 +199,7 @@ def adapted_modules(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
             yield name, module
 
 
-def _chosen(sites: dict[str, _Site], config: ModelConfig, lora: LoraConfig) -> list[_Site]:
+def _chosen(sites: dict[str, Site], config: ModelConfig, lora: LoraConfig) -> list[Site]:
     """The matrices that a config adapts, in the model's order; UserError for a target that there is not."""
     known = {site.part for site in sites.values()}
     for target in lora.targets:
@@ -218,8 +209,8 @@ def _chosen(sites: dict[str, _Site], config: ModelConfig, lora: LoraConfig) -> l
     return [site for site in sites.values() if site.part in wanted]
 
 
-def _place(
-    module: Adapted, model: Decoder, site: _Site, sites: dict[str, _Site], rank: int, scale: float
+def add_adapter(
+    module: Adapted, model: Decoder, site: Site, sites: dict[str, Site], rank: int, scale: float
 ) -> None:
     """Room for an adapter that changes nothing, for all of a layer's experts at once."""
     rows, width = site.shape
@@ -235,12 +226,12 @@ def attach(model: Decoder, config: LoraConfig, seed: int) -> None:
 
     UserError for a target that the model does not have.
     """
-    sites = _sites(model)
+    sites = sites_of(model)
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
     for site in {(s.module, s.part): s for s in _chosen(sites, model.config, config)}.values():
-        module = _adapted(model, site.module, sites, config.dropout)
-        _place(module, model, site, sites, config.rank, config.scale)
+        module = with_adapters(model, site.module, sites, config.dropout)
+        add_adapter(module, model, site, sites, config.rank, config.scale)
         down = module.lora_A[site.part].data
         down.copy_(torch.rand(down.shape, generator=generator).mul_(2).sub_(1).div_(math.sqrt(site.shape[1])))
     model.changed()
@@ -248,12 +239,12 @@ def attach(model: Decoder, config: LoraConfig, seed: int) -> None:
 
 def adapter_size(config: ModelConfig, lora: LoraConfig) -> int:
     """How many parameters adapters have on a model of this config, which is not built for it."""
-    return sum(lora.rank * sum(site.shape) for site in _chosen(_sites(outline(config)), config, lora))
+    return sum(lora.rank * sum(site.shape) for site in _chosen(sites_of(outline(config)), config, lora))
 
 
 def adapted_size(config: ModelConfig, lora: LoraConfig) -> int:
     """How many weights the matrices have that adapters change: those that a `merged_copy` has of its own."""
-    sites = _sites(outline(config))
+    sites = sites_of(outline(config))
     changed = {site.module for site in _chosen(sites, config, lora)}
     return sum(site.shape[0] * site.shape[1] for site in sites.values() if site.module in changed)
 
@@ -289,134 +280,3 @@ def merged_matrices(module: nn.Module) -> tuple[Tensor, ...]:
 def base_state(model: Decoder) -> dict[str, Tensor]:
     """The state of the frozen model, without adapters."""
     return {name: tensor for name, tensor in model.state_dict().items() if ".lora_" not in name}
-
-
-# Folders
-
-
-def save_adapter(folder: Path, model: Decoder, config: LoraConfig, base: str) -> None:
-    """Write the adapters as PEFT reads them; `base` is the model's id or folder. Whole files or none."""
-    tensors: dict[str, Tensor] = {}
-    for path, site in _sites(model).items():
-        module = model.get_submodule(site.module)
-        if not isinstance(module, LoraLinear | LoraExperts) or site.part not in module.scale:
-            continue
-        for letter, held in (("A", module.lora_A), ("B", module.lora_B)):
-            matrix = held[site.part].detach()
-            matrix = matrix[site.expert] if site.expert >= 0 else matrix
-            tensors[f"base_model.model.{path}.lora_{letter}.weight"] = matrix.contiguous()
-    data = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True,
-        "r": config.rank, "lora_alpha": config.alpha or 2 * config.rank, "lora_dropout": config.dropout,
-        "target_modules": sorted({name.split(".")[-3] for name in tensors}), "bias": "none", "fan_in_fan_out": False,
-        "modules_to_save": None, "use_rslora": False, "use_dora": False,
-    }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = [folder / f"{name}.part" for name in (WEIGHTS, CONFIG)]
-    save_tensors(parts[0], tensors)
-    parts[1].write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    for part in parts:
-        os.replace(part, part.with_suffix(""))
-
-
-# What a config may say without changing what is computed; every other key has to be empty.
-_READ = {"peft_type", "r", "lora_alpha", "use_rslora", "init_lora_weights", "bias", "lora_dropout", "revision"}
-_HARMLESS = {
-    "task_type", "base_model_name_or_path", "inference_mode", "auto_mapping", "peft_version",
-    "target_modules", "exclude_modules", "layers_pattern", "layers_to_transform", "rank_pattern", "loftq_config",
-    "eva_config", "corda_config", "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying",
-}  # fmt: skip
-_KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
-
-
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json, checked; UserError for what hadal would not honour."""
-    path = folder / CONFIG
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing.", "Give a folder that holds an adapter in PEFT's layout.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}).", "Save the adapter again.") from None
-    if not isinstance(data, dict) or data.get("peft_type") != "LORA":
-        kind = data.get("peft_type") if isinstance(data, dict) else None
-        raise UserError(f"{path} has peft_type {kind!r}.", "hadal reads LORA.")
-    for key, value in data.items():
-        empty = value in (None, False, {}, []) or (key == "bias" and value == "none")
-        if not empty and (key == "bias" or key not in _READ | _HARMLESS):
-            raise UserError(f"{path} has {key} {value!r}.", "hadal reads plain adapters: merge it with PEFT.")
-    if data.get("init_lora_weights") not in _KEEPS_BASE:
-        raise UserError(
-            f"{path} has init_lora_weights {data['init_lora_weights']!r}, which changes the base model.",
-            "Save the adapter for the unchanged base, with PEFT's path_initial_model_for_weight_conversion.",
-        )
-    for key, kind in (("r", int), ("lora_alpha", int | float)):
-        value = data.get(key)
-        if not isinstance(value, kind) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise UserError(f"{path} has {key} {value!r}.", "It must be a number above 0.")
-    return data
-
-
-def load_adapter(model: Decoder, folder: Path) -> None:
-    """Freeze a model and give it the adapters of a folder; UserError, naming file and tensor, where they do not fit."""
-    data = read_adapter_config(folder)
-    with TensorFiles(folder, "adapter_model") as files:
-        sites = _sites(model)
-        pairs: dict[str, dict[str, str]] = {}
-        for name in files.entries:
-            match = _NAME.fullmatch(name)
-            if match is None:
-                raise UserError(f"{files.where(name)}: {name} is no adapter of a linear layer.", "hadal reads those.")
-            if match[1] not in sites:
-                raise UserError(
-                    f"{files.where(name)} adapts {match[1]}, which the model does not have.",
-                    "Is it an adapter of another model?",
-                )
-            pairs.setdefault(match[1], {})[match[2]] = name
-        if not pairs:
-            raise UserError(f"{files.source} holds no adapters.", "Save it again.")
-        model.requires_grad_(False)
-        for path, names in pairs.items():
-            site = sites[path]
-            rows, width = site.shape
-            found = files.entries[names.get("A") or names["B"]].shape
-            rank = (found[0] if "A" in names else found[-1]) if len(found) == 2 else 0
-            if rank < 1:
-                raise UserError(f"{files.source}: the adapter of {path} is {found}.", "It must have a rank.")
-            for letter, shape in (("A", (rank, width)), ("B", (rows, rank))):
-                files.check(names.get(letter, f"base_model.model.{path}.lora_{letter}.weight"), shape)
-            module = _adapted(model, site.module, sites, 0.0)
-            if site.part not in module.scale:  # experts that the folder leaves out keep an adapter of zeros
-                scale = data["lora_alpha"] / (math.sqrt(rank) if data.get("use_rslora") else rank)
-                _place(module, model, site, sites, rank, scale)
-            elif module.lora_A[site.part].shape[-2] != rank:
-                cause = f"{files.source}: experts of {site.module} have adapters of different ranks."
-                raise UserError(cause, "hadal stacks equal ones.")
-            for letter, held in (("A", module.lora_A), ("B", module.lora_B)):
-                out = held[site.part].data
-                files.read_into(names[letter], out[site.expert] if site.expert >= 0 else out)
-        model.changed()
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and not a model."""
-    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
-
-
-def open_model(folder: Path, dtype: torch.dtype = torch.float32, keep_float8: bool = False) -> Decoder:
-    """The model of a checkpoint folder, or of an adapter folder: its base with the adapters merged.
-
-    keep_float8: as for `load_model`; adapters are merged into numbers that have more bits.
-    """
-    if not is_adapter(folder):
-        return load_model(folder, dtype, keep_float8)
-    data = read_adapter_config(folder)
-    base, revision = data.get("base_model_name_or_path"), data.get("revision")
-    if not isinstance(base, str) or not base:
-        raise UserError(f"{folder / CONFIG} does not name its base model.", "Set base_model_name_or_path to it.")
-    if not isinstance(revision, str | None):
-        raise UserError(f"{folder / CONFIG} has revision {revision!r}.", "It must be a branch, a tag or a commit.")
-    model = load_model(resolve(base, revision), dtype)
-    load_adapter(model, folder)
-    merge(model)
-    return model

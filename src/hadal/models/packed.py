@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from hadal.configs.models import ModelConfig
 from hadal.errors import UserError
-from hadal.models.checkpoint import outline
+from hadal.models.build import outline
 from hadal.models.decoder import Decoder
 from hadal.models.deepseek import Experts, Router
-from hadal.models.lora import LoraExperts, LoraLinear, adapted_modules, merged_matrices
+from hadal.models.lora import LoraExperts, LoraLinear, merged_matrices
 from hadal.ops import quant
 from hadal.ops.heap import give_back
 from hadal.ops.linear import FORMS, Matrix, Sized, Stack, kind_of, measure, rows_alike, usable, works
@@ -195,15 +195,6 @@ def merged_copy(model: Decoder) -> Decoder:
     head = plain if model.config.tie_word_embeddings else form_of(model.head)
     _pack(shell, form_of, head, model.dtype, fast=False)
     return shell
-
-
-def own_bytes(merged: Decoder, model: Decoder) -> int:
-    """Bytes of packed matrices that a `merged_copy` does not share with its model."""
-    adapted = dict(adapted_modules(model))
-    own = {name: module for name, module in merged.named_modules() if name in adapted}
-    if "head" in adapted and merged.packed_head is not None:
-        own["head"] = merged.packed_head
-    return sum(module.nbytes for module in own.values() if isinstance(module, PackedLinear | PackedExperts))
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ ends where an uninterrupted one would.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,8 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from hadal.engine import LLM, SamplingParams
-from hadal.models.checkpoint import build
-from hadal.ops.device import place
+from hadal.machine.cores import cores
+from hadal.machine.device import place
+from hadal.models.build import build
 from hadal.recipe.config import Recipe
 from hadal.recipe.kinds import DistillConfig, ExamConfig, GrpoConfig, PretrainStage, RejectConfig, Stage
 from hadal.tasks import Task
@@ -90,7 +90,7 @@ def _new_engine(recipe: Recipe, tokenizer: Tokenizer) -> LLM:
 def fastest_threads(recipe: Recipe, tasks: Mapping[str, Task], tokenizer: Tokenizer) -> int:
     """How many threads train fastest: small models gain little from many cores, and lose by too many."""
     recipe = replace(recipe, dtype="float32") if recipe.dtype == "auto" else recipe
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = cores()
     best, fastest = threads, float("inf")
     while threads >= 1:
         torch.set_num_threads(threads)

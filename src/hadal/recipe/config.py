@@ -16,10 +16,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hadal.configs.reading import apply_override, nearest, read_dataclass, read_value, shown
 from hadal.errors import UserError
 from hadal.evaluate.suite import EvaluationConfig
-from hadal.ops.device import DEVICES
+from hadal.machine.device import DEVICES
+from hadal.reading import apply_override, nearest, read_dataclass, read_value, shown
 from hadal.recipe.kinds import (
     KINDS,
     LEAVE_A_MODEL,

@@ -15,22 +15,25 @@ from typing import Any
 
 import torch
 
+from hadal.checkpoints.adapters import is_adapter, save_adapter
+from hadal.checkpoints.load import load_config, load_model
+from hadal.checkpoints.save import save_model
 from hadal.configs.models import ModelConfig
-from hadal.configs.reading import read_dataclass
 from hadal.cost.flops import parameters
-from hadal.cost.memory import PROCESS, Memory, Pass, gigabytes, resident_memory, training_memory, training_seconds
+from hadal.cost.memory import PROCESS, Memory, Pass, gigabytes, training_memory, training_seconds
 from hadal.engine.sampler import forbidden_ids
 from hadal.errors import UserError
-from hadal.files import write_json
-from hadal.models.checkpoint import load_config, load_model, save_model
-from hadal.models.hub import resolve
-from hadal.models.lora import adapter_size, attach, is_adapter, merge, save_adapter
-from hadal.ops.device import pick, place
-from hadal.ops.speed import fastest_dtype, matmul_rates
+from hadal.files import digest_of, write_json
+from hadal.library.find import find_model
+from hadal.library.record import write_run
+from hadal.machine.device import pick, place
+from hadal.machine.memory import resident_memory
+from hadal.machine.speed import fastest_dtype, matmul_rates
+from hadal.models.lora import adapter_size, attach, merge
+from hadal.reading import read_dataclass
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
 from hadal.recipe.needs import memory_left
 from hadal.recipe.run import RunFiles
-from hadal.recipe.run_folder import write_run
 from hadal.recipe.stages.sft import STAGE, SftConfig, batches, sft
 from hadal.recipe.view import View
 from hadal.text.tokenizer import Tokenizer
@@ -47,7 +50,7 @@ def finetune(
 
     merged: leave one model instead of adapters beside their base. UserError for whatever is wrong with the input.
     """
-    source = resolve(model)
+    source = find_model(model)
     if is_adapter(source):
         raise UserError(f"{model} holds adapters, not a model.", "Train its base, or fine-tune with --merge first.")
     shape = load_config(source)
@@ -65,7 +68,7 @@ def finetune(
             f"Left out {skipped} conversation{'s' * (skipped > 1)}, longer than the model's context of "
             f"{shape.max_position_embeddings:,} tokens."
         )
-    request = {"model": model, "weights": _digest(source), "data": _file_digest(data), "merged": merged}
+    request = {"model": model, "weights": _digest(source), "data": digest_of(data), "merged": merged}
     request |= {"config": config.to_dict()}
     with alone_in(out), disk_trouble_told(out):
         record = existing(out, fresh=False, kind=STAGE)
@@ -181,8 +184,4 @@ def _digest(folder: Path) -> dict[str, Any]:
     """What tells one checkpoint from another, without reading it: its files and their sizes, and its config."""
     files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
     sizes = " ".join(f"{path.name} {path.stat().st_size}" for path in files)
-    return {"files": blake2b(sizes.encode(), digest_size=8).hexdigest(), "config": _file_digest(folder / "config.json")}
-
-
-def _file_digest(path: Path) -> str:
-    return blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    return {"files": blake2b(sizes.encode(), digest_size=8).hexdigest(), "config": digest_of(folder / "config.json")}

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
-from hadal.configs.reading import nearest
 from hadal.errors import UserError
+from hadal.machine.device import DEVICES
 from hadal.models.lora import LoraConfig
-from hadal.ops.device import DEVICES
+from hadal.reading import nearest
 from hadal.recipe.ranges import check_ranges
 from hadal.rewards.language import SCRIPTS
 from hadal.train.corpus import CorpusConfig

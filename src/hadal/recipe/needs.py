@@ -11,30 +11,20 @@ from pathlib import Path
 
 import torch
 
+from hadal.checkpoints.load import load_config
 from hadal.configs.models import ModelConfig
 from hadal.cost.flops import cache_bytes, forward_flops, mean_context, parameters
-from hadal.cost.memory import (
-    LIBRARIES,
-    PLAIN,
-    PROCESS,
-    Memory,
-    Pass,
-    available_memory,
-    gigabytes,
-    resident_memory,
-    training_memory,
-    training_seconds,
-)
+from hadal.cost.memory import LIBRARIES, PLAIN, PROCESS, Memory, Pass, gigabytes, training_memory, training_seconds
 from hadal.engine.config import EngineConfig
 from hadal.engine.lanes import run_size
 from hadal.engine.memory import LEAST, SHARE, WIDEST
 from hadal.engine.prefix import BLOCK
 from hadal.engine.runs import reading_size
 from hadal.errors import UserError
-from hadal.models.checkpoint import load_config
+from hadal.machine.device import free_on_gpu, pick
+from hadal.machine.memory import available_memory, resident_memory
+from hadal.machine.speed import fastest_dtype, matmul_rates
 from hadal.models.lora import adapted_size, adapter_size
-from hadal.ops.device import free_on_gpu, pick
-from hadal.ops.speed import fastest_dtype, matmul_rates
 from hadal.recipe.calibrate import Plan
 from hadal.recipe.config import CHECKPOINT, Recipe
 from hadal.recipe.kinds import DistillConfig, ExamConfig, GrpoConfig, PretrainStage, RejectConfig, SftConfig, Stage

@@ -11,8 +11,8 @@ import re
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from hadal.configs.reading import shown
 from hadal.errors import UserError
+from hadal.reading import shown
 
 RANGES: dict[str, str] = {
     # of the run

@@ -11,10 +11,10 @@ from typing import Any
 from hadal.cost import prices
 from hadal.errors import UserError
 from hadal.files import JsonLines, plain, write_json, write_text
+from hadal.library.record import carry_on, count_parameters, origin, read_json, read_run
 from hadal.recipe import chain_html, chain_markdown, report_html, report_markdown
 from hadal.recipe.chain_report import gather_chain
 from hadal.recipe.findings import findings, headline
-from hadal.recipe.run_folder import carry_on, count_parameters, origin, read_json, read_run
 
 REPORT_VERSION = 1
 

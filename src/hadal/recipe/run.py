@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hadal.checkpoints.load import load_config, load_model
+from hadal.checkpoints.save import save_model
 from hadal.configs.models import ModelConfig
 from hadal.cost.flops import forward_flops, mean_context, training_flops
 from hadal.cost.ledger import Ledger, LedgerRecord
@@ -27,16 +29,17 @@ from hadal.engine import LLM, RequestOutput, SamplingParams
 from hadal.engine.llm import Prompt
 from hadal.errors import UserError
 from hadal.files import JsonLines, write_json
-from hadal.models.checkpoint import build, load_config, load_model, save_model
+from hadal.library.find import find_model
+from hadal.machine.device import place
+from hadal.models.build import build
 from hadal.models.decoder import Decoder
-from hadal.models.hub import resolve
 from hadal.models.lora import LoraConfig, adapted_modules, attach, base_state
-from hadal.ops.device import place
 from hadal.ops.heap import give_back
 from hadal.recipe.config import CHECKPOINT, Recipe
 from hadal.recipe.kinds import PretrainStage, Stage
 from hadal.recipe.view import View
-from hadal.tasks import Rng, Task
+from hadal.rng import Rng
+from hadal.tasks import Task
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.optim import Optimizer
 from hadal.train.state import State, StateFolder
@@ -220,7 +223,7 @@ class Run(RunFiles):
 
     def model_folder(self, stage: str) -> Path:
         """Where the model lies that a stage left, or the recipe's checkpoint."""
-        return resolve(self.recipe.checkpoint) if stage == CHECKPOINT else self.stage_folder(stage)
+        return find_model(self.recipe.checkpoint) if stage == CHECKPOINT else self.stage_folder(stage)
 
     def new_model(self) -> Decoder:
         """A freshly initialised model of the recipe's seed."""

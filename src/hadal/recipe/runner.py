@@ -10,7 +10,6 @@ import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,11 @@ from hadal.cost.flops import parameters
 from hadal.cost.memory import gigabytes
 from hadal.cost.prices import LAPTOP
 from hadal.errors import UserError
-from hadal.files import write_bytes
-from hadal.models.hub import resolve as resolve_model
-from hadal.ops.device import pick
-from hadal.ops.speed import fastest_dtype, matmul_rates
+from hadal.files import digest_of, write_bytes
+from hadal.library.find import find_model
+from hadal.library.record import open_run, write_run
+from hadal.machine.device import pick
+from hadal.machine.speed import fastest_dtype, matmul_rates
 from hadal.recipe.calibrate import Plan, calibrate, fastest_threads, scale_recipe
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
 from hadal.recipe.config import Recipe, load_recipe_data, read_recipe, recipe_file, to_toml, with_task_files
@@ -32,7 +32,6 @@ from hadal.recipe.kinds import SUITE, PretrainStage
 from hadal.recipe.needs import memory_left, settle
 from hadal.recipe.report import write_report
 from hadal.recipe.run import PUBLISHED, DamagedModel, Run, checkpoint_digest
-from hadal.recipe.run_folder import open_run, write_run
 from hadal.recipe.sinks import ToldLines, check_sinks
 from hadal.recipe.stages.distill import distill
 from hadal.recipe.stages.evaluate import evaluate_stage, write_evaluation
@@ -253,7 +252,7 @@ def _decide(
 ) -> tuple[Recipe, Plan]:
     """The recipe with everything decided, and what it will take."""
     if recipe.checkpoint:
-        return settle(recipe, resolve_model(recipe.checkpoint), tasks, tokenizer, view)
+        return settle(recipe, find_model(recipe.checkpoint), tasks, tokenizer, view)
     return resolve(recipe, tasks, tokenizer, minutes, view)
 
 
@@ -284,7 +283,7 @@ def _prepare(
         if taken := take_over(folder, recipe, like):
             view.note(f"Taken over from {like}: {', '.join(taken)}.")
     tokenizer.save(folder)
-    if recipe.checkpoint and (ends := resolve_model(recipe.checkpoint) / "generation_config.json").is_file():
+    if recipe.checkpoint and (ends := find_model(recipe.checkpoint) / "generation_config.json").is_file():
         write_bytes(folder / ends.name, ends.read_bytes())
     record |= {"status": "running", "config": recipe.to_dict(), "plan": plan}
     write_run(folder, record)
@@ -299,7 +298,7 @@ def _wanted(recipe: Recipe) -> dict[str, Any]:
 def tokenizer_of(recipe: Recipe, tasks: dict[str, Task]) -> Tokenizer:
     """The checkpoint's tokenizer, or one whose words are those of the tasks."""
     if recipe.checkpoint:
-        return Tokenizer.load(resolve_model(recipe.checkpoint))
+        return Tokenizer.load(find_model(recipe.checkpoint))
     return build_tokenizer(list(tasks.values()), "".join(FOREIGN) if recipe.corpus.foreign_share else "")
 
 
@@ -321,7 +320,7 @@ def _check_data(recipe: Recipe) -> None:
 def _file_digests(recipe: Recipe) -> dict[str, str]:
     """A digest of each task file: a run is carried on with the tasks that it began with, or not at all."""
     files = [file for name in recipe.tasks for file in files_of(name)]
-    return {str(file): blake2b(file.read_bytes(), digest_size=16).hexdigest() for file in files}
+    return {str(file): digest_of(file) for file in files}
 
 
 def _clear(folder: Path) -> None:

@@ -12,9 +12,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from hadal.configs.reading import nearest
 from hadal.errors import UserError
 from hadal.files import JsonLines
+from hadal.reading import nearest
 
 Tell = Callable[[dict[str, float], int], None]
 

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hadal.errors import UserError
+from hadal.machine.cores import cores
 
 from . import layers
 from .child import Child, ChildEnded, ChildLate
 from .judge import free_names
-from .places import Places, cores
+from .places import Places
 from .result import Job, Limits, Result, result_from
 
 LARGEST = 16 << 20  # of a program with its input and tests, in letters

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,6 +14,7 @@ from .places import in_threads
 from .result import Job, Limits, Result
 
 LAYERS = ("remote",)
+NO_ANSWER = "no sound answer from the service"
 _EXTRA_SECONDS = 30.0  # for the way there and back and the service's queue
 
 
@@ -26,10 +23,12 @@ class RemoteSandbox:
     and whether it holds to limits of memory and processor time, is the service's affair."""
 
     def __init__(self, url: str, connections: int = 16, limits: Limits | None = None) -> None:
-        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-            raise UserError(f"{url} is no address of a sandbox service.", "It looks like http://localhost:8080.")
+        from hadal.http import Client, address  # httpx takes a fifth of a second, and most sandboxes are here
+
+        address(url, "http://localhost:8080")
         self.url = url.rstrip("/").removesuffix("/run_code") + "/run_code"
         self.connections, self.limits = connections, limits or Limits()
+        self._client = Client(headers={"Connection": "close"}, connections=connections)
 
     def run(
         self,
@@ -49,22 +48,7 @@ class RemoteSandbox:
             "code": code, "language": "python", "stdin": stdin, "run_timeout": limits.seconds,
             "memory_limit_MB": limits.memory >> 20, "files": {}, "fetch_files": [],
         }  # fmt: skip
-        request = urllib.request.Request(self.url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-        start = time.monotonic()
-        try:
-            with urllib.request.urlopen(request, timeout=limits.seconds + _EXTRA_SECONDS) as answer:
-                text = answer.read(16 * limits.output + (1 << 16))
-            result = read_answer(json.loads(text), limits, time.monotonic() - start)
-        except urllib.error.HTTPError as error:
-            if error.code in (401, 403, 404, 405):
-                raise UserError(f"{self.url} answers {error.code} {error.reason}.", "Check the address.") from None
-            return _refused(f"the service answers {error.code} {error.reason}")
-        except urllib.error.URLError as error:
-            if isinstance(error.reason, ConnectionRefusedError):
-                raise UserError(f"Nobody listens at {self.url}.", "Start the service or check the address.") from None
-            return _refused(f"the service cannot be reached: {error.reason}")
-        except (OSError, ValueError, RecursionError) as error:
-            return _refused(f"no sound answer from the service: {error}")
+        result = self._ask(body, limits)
         if tests is None or not result.ok:
             return result
         before, found, after = result.stdout.rpartition(word)
@@ -72,6 +56,26 @@ class RemoteSandbox:
             return Result("error", result.exit_code, result.stdout, result.stderr, result.seconds, 0, LAYERS,
                           "ended before its tests had run")  # fmt: skip
         return Result("ok", result.exit_code, before, result.stderr, result.seconds, 0, LAYERS)
+
+    def _ask(self, body: dict[str, Any], limits: Limits) -> Result:
+        """What the service says. UserError where there is none at the address."""
+        from hadal.http import Failed
+
+        start, most = time.monotonic(), 16 * limits.output + (1 << 16)
+        try:
+            answer = self._client.send("POST", self.url, body, limits.seconds + _EXTRA_SECONDS, most)
+            if answer.status in (401, 403, 404, 405):
+                raise UserError(f"{self.url} answers {answer.status} {answer.reason}.", "Check the address.")
+            if not 200 <= answer.status < 300:
+                return _refused(f"the service answers {answer.status} {answer.reason}")
+            return read_answer(answer.json(), limits, time.monotonic() - start)
+        except Failed as error:
+            if error.kind == "nobody":
+                raise UserError(f"Nobody listens at {self.url}.", "Start the service or check the address.") from None
+            unreached = error.kind == "unreachable"
+            return _refused(f"{'the service cannot be reached' if unreached else NO_ANSWER}: {error}")
+        except ValueError as error:
+            return _refused(f"{NO_ANSWER}: {error}")
 
     def map(self, jobs: Iterable[Job]) -> Iterator[Result]:
         """Run jobs over all connections at once; results in the order of the jobs."""

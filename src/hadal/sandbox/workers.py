@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from hadal.errors import UserError
+from hadal.machine.cores import cores
 
 from .child import Child, ChildEnded, ChildLate
-from .places import Places, cores
+from .places import Places
 
 _BOOT = Path(__file__).resolve().parent / "inside" / "boot.py"
 _LARGEST = 64 << 20  # of an answer

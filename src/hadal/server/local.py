@@ -17,12 +17,12 @@ from hadal.engine.asynchronous import Piece
 from hadal.engine.llm import generation_defaults
 from hadal.engine.request import Request, Sample
 from hadal.errors import UserError
-from hadal.recipe.run_folder import is_grown
+from hadal.library.record import is_grown, record_of
 from hadal.server.faults import refusal_of
 from hadal.server.models import EFFORT_BUDGETS, EFFORTS, Ask, Card, Control, Delta, End, Event, Model, Phase, Usage
 from hadal.server.schemas import IMPOSSIBLE
 from hadal.tasks import Task
-from hadal.terminal.model import R1_SAMPLING, record_of, tasks_of
+from hadal.terminal.model import R1_SAMPLING, tasks_of
 from hadal.terminal.view import count
 from hadal.text.length import too_many
 from hadal.text.parse import Delta as Part
@@ -302,10 +302,10 @@ def load(
     say: Callable[[str], None],
 ) -> list[LocalModel]:  # fmt: skip
     """The models of a run folder (itself and its base), checkpoint, adapters or Hugging Face id; NAME=PATH names it."""
-    from hadal.models.hub import resolve
+    from hadal.library.find import find_model
 
     name, equals, path = given.partition("=")
-    folder = resolve(path if equals else given)
+    folder = find_model(path if equals else given)
     record = record_of(folder)
     name = name if equals else str(record.get("name") or Path(given).name)
     tasks = tasks_of(record, say)

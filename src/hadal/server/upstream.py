@@ -12,12 +12,9 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
-import httpx
-
+from hadal import http
 from hadal.cost.prices import ApiPrice
-from hadal.errors import UserError
 from hadal.server.faults import Refusal
 from hadal.server.models import EFFORTS, Ask, Card, Control, Delta, End, Event, Model, Phase, Usage
 from hadal.server.schemas import IMPOSSIBLE, TokenLogprob
@@ -31,6 +28,7 @@ FIELDS = ("reasoning_content", "reasoning", "thinking")
 LEAKS = re.compile(r"(<｜end▁of▁sentence｜>|<\|im_end\|>|<\|eot_id\|>|</s>)\s*\Z")
 """End tokens that some servers let through."""
 LONGEST_LINE = 1 << 22
+LONGEST_REFUSAL = 1 << 16
 
 
 class UpstreamModel(Model):
@@ -249,25 +247,22 @@ class Upstream:
         self, given: str, prices: Mapping[str, ApiPrice] | None = None, timeout: float = 600.0, group: str = ""
     ) -> None:
         name, equals, url = given.partition("=") if "://" in given.partition("=")[2] else ("", "", given)
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"{url!r} is no address of a server.", "Give one such as http://127.0.0.1:11434/v1.")
+        parts = http.address(url, "http://127.0.0.1:11434/v1")
         self.name = name or parts.netloc.rpartition("@")[2]
         self.url = url.rstrip("/")
         self.prices = prices or {}
         self.key_name = re.sub(r"\W", "_", self.name).upper() + "_API_KEY"
         key = os.environ.get(self.key_name, "")
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._timeout = httpx.Timeout(timeout, connect=CONNECT)
-        self.client = self._client()
+        self._timeout = timeout
+        self._pool = self._new_pool()
         self.models: list[UpstreamModel] = []
         self.error: str | None = "It was not asked yet."
         self._asked = -REFRESH
         self._ends: set[asyncio.Future[None]] = set()  # one for each answer under way
 
-    def _client(self) -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=None)
-        return httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=limits)
+    def _new_pool(self) -> http.Pool:
+        return http.Pool(self._headers, self._timeout, CONNECT)
 
     async def close(self) -> None:
         """End what runs with a Refusal, then the connections."""
@@ -278,8 +273,8 @@ class Upstream:
 
     async def renew(self) -> None:
         """Let go of this event loop's connections."""
-        await self.client.aclose()
-        self.client = self._client()
+        await self._pool.close()
+        self._pool = self._new_pool()
 
     async def refresh(self, now: bool = False) -> None:
         """Ask for the list of models, unless that was a moment ago."""
@@ -297,15 +292,15 @@ class Upstream:
 
     async def _list(self) -> list[Mapping[str, Any]]:
         try:
-            response = await self.client.get(f"{self.url}/models", timeout=CONNECT)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            answer = await self._pool.send("GET", f"{self.url}/models", timeout=CONNECT)
+        except http.Failed as error:
             raise self._lost(error) from None
-        if response.status_code != 200:
-            raise self._refused(response.status_code, response.content)
+        if answer.status != 200:
+            raise self._refused(answer.status, answer.body)
         try:
-            listed = response.json()["data"]
+            listed = answer.json()["data"]
             return [entry for entry in listed if isinstance(entry["id"], str)]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             raise self.junk("no list of models") from None
 
     def _model(self, entry: Mapping[str, Any]) -> UpstreamModel:
@@ -323,9 +318,9 @@ class Upstream:
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """The objects of an event stream, an empty one first when it begins. Refusal for whatever else comes."""
         try:
-            async with self.client.stream("POST", f"{self.url}/{path}", json=body) as response:
+            async with self._pool.open("POST", f"{self.url}/{path}", body) as response:
                 if response.status_code != 200:
-                    raise self._refused(response.status_code, await _beginning(response))
+                    raise self._refused(response.status_code, await http.read(response, LONGEST_REFUSAL))
                 kind = response.headers.get("content-type", "")
                 if "text/event-stream" not in kind:
                     raise self.junk(f"{kind.partition(';')[0] or 'something'} in place of an event stream")
@@ -337,10 +332,10 @@ class Upstream:
                     if data == b"[DONE]":
                         return
                     yield self._chunk(data)
-        except (httpx.HTTPError, httpx.StreamError) as error:
+        except http.Failed as error:
             raise self._lost(error) from None
 
-    async def _lines(self, response: httpx.Response) -> AsyncIterator[bytes]:
+    async def _lines(self, response: http.Response) -> AsyncIterator[bytes]:
         """Lines of bytes: only whole ones are decoded, so that no character is cut."""
         rest = b""
         async for data in self._until_closed(response.aiter_bytes()):
@@ -388,12 +383,12 @@ class Upstream:
     def junk(self, what: str) -> Refusal:
         return Refusal(502, f"{self.name} sent {what}. Is {self.url} an OpenAI-compatible server?")
 
-    def _lost(self, error: Exception) -> Refusal:
-        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+    def _lost(self, error: http.Failed) -> Refusal:
+        if error.kind in ("nobody", "unreachable"):
             return Refusal(502, f"{self.name} cannot be reached at {self.url}.")
-        if isinstance(error, httpx.TimeoutException):
+        if error.kind == "slow":
             return Refusal(502, f"{self.name} is too slow: nothing came for a long time.")
-        return Refusal(502, f"{self.name} broke off ({type(error).__name__}).")
+        return Refusal(502, f"{self.name} broke off ({error}).")
 
     def _refused(self, status: int, content: bytes) -> Refusal:
         try:
@@ -405,15 +400,6 @@ class Upstream:
         if status in (401, 403):
             said += f" (set {self.key_name})"
         return Refusal(told, f"{self.name} answers {status}: {said}")
-
-
-async def _beginning(response: httpx.Response) -> bytes:
-    data = b""
-    async for part in response.aiter_bytes():
-        data += part
-        if len(data) > 1 << 16:
-            break
-    return data
 
 
 def _message(body: Any) -> str:

@@ -4,10 +4,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from hadal.configs.reading import nearest
 from hadal.errors import UserError
+from hadal.reading import nearest
+from hadal.rng import Rng
 from hadal.tasks.arithmetic import Arithmetic
-from hadal.tasks.base import Problem, Reward, Rng, Split, Task
+from hadal.tasks.base import Problem, Reward, Split, Task
 from hadal.tasks.choice import GPQA
 from hadal.tasks.cipher import Cipher
 from hadal.tasks.clock import Clock

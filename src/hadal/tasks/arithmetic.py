@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from hadal.tasks.base import Problem, Rng, Task, as_number, near_numbers
+from hadal.rng import Rng
+from hadal.tasks.base import Problem, Task, as_number, near_numbers
 
 LARGEST, CEILING = 12, 99
 """Numbers in the question, and every result on the way."""

@@ -11,9 +11,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 from hadal.errors import UserError
+from hadal.rng import Rng
 from hadal.tasks.answers import Verdict
 from hadal.text.parse import parse_response
 
@@ -24,8 +25,6 @@ FEWEST = 10  # different problems in 100 draws at the default difficulty
 SAME_RNG = "Take all randomness from rng, and none from the random module or the clock."
 
 Split = Literal["train", "held_out"]
-T = TypeVar("T")
-_MASK = (1 << 64) - 1
 
 
 @dataclass
@@ -48,46 +47,6 @@ class Reward:
     note: str = ""
     right: bool = False
     broke: bool = False
-
-
-class Rng:
-    """Counter-based randomness (SplitMix64): the same numbers on any platform and Python, from any start."""
-
-    def __init__(self, *key: object) -> None:
-        text = "\x1f".join(map(str, key)).encode()
-        self.state = int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
-
-    def bits(self) -> int:
-        """64 random bits."""
-        self.state = (self.state + 0x9E3779B97F4A7C15) & _MASK
-        z = self.state
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-        return z ^ (z >> 31)
-
-    def below(self, n: int) -> int:
-        """A whole number from 0 to n - 1."""
-        return (self.bits() * n) >> 64
-
-    def between(self, low: int, high: int) -> int:
-        """A whole number from low to high, both included."""
-        return low + self.below(high - low + 1)
-
-    def random(self) -> float:
-        """A number in [0, 1)."""
-        return (self.bits() >> 11) / (1 << 53)
-
-    def choice(self, items: Sequence[T]) -> T:
-        """One of the items."""
-        return items[self.below(len(items))]
-
-    def sample(self, items: Sequence[T], n: int) -> list[T]:
-        """n different items in random order."""
-        pool = list(items)
-        for i in range(n):
-            j = i + self.below(len(pool) - i)
-            pool[i], pool[j] = pool[j], pool[i]
-        return pool[:n]
 
 
 def split_of(key: str) -> Split:

@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 
+from hadal.rng import Rng
 from hadal.tasks.answers import Verdict, final_answer
-from hadal.tasks.base import Problem, Rng, Split
+from hadal.tasks.base import Problem, Split
 from hadal.tasks.datasets import DataSet, RowError, field
 from hadal.tasks.quantities import tidy
 from hadal.tasks.rows import HubFile, Row

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from hadal.tasks.base import Problem, Rng, Task, bare
+from hadal.rng import Rng
+from hadal.tasks.base import Problem, Task, bare
 from hadal.tasks.letters import word_of_length
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from hadal.tasks.base import Rng, Task
+from hadal.rng import Rng
+from hadal.tasks.base import Task
 
 DIAL = 12
 LINKS = (", ", " and ", ", then ", ", and then ", ", plus ", ", after that another ")

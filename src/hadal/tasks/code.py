@@ -13,9 +13,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from hadal.rng import Rng
 from hadal.sandbox import Sandbox, check_asserts, free_names
 from hadal.tasks.answers import Verdict
-from hadal.tasks.base import Problem, Rng, Split
+from hadal.tasks.base import Problem, Split
 from hadal.tasks.code_blocks import code_of, fenced, joined, without_demos
 from hadal.tasks.datasets import DataSet, RowError, field
 from hadal.tasks.rows import HubFile, Row

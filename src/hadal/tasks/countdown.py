@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from hadal.tasks.base import Problem, Rng, Task, listing, whole_numbers
+from hadal.rng import Rng
+from hadal.tasks.base import Problem, Task, listing, whole_numbers
 
 LARGEST, CEILING = 19, 49
 

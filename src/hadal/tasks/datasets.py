@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from hadal.errors import UserError
+from hadal.library.hub import download_file
+from hadal.rng import Rng
 from hadal.tasks.answers import Verdict
-from hadal.tasks.base import Problem, Rng, Split, Task, near_numbers
-from hadal.tasks.rows import HubFile, Row, fetch, local_files, read_rows
+from hadal.tasks.base import Problem, Split, Task, near_numbers
+from hadal.tasks.rows import HubFile, Row, local_files, read_rows
 
 
 class RowError(ValueError):
@@ -63,7 +65,7 @@ class DataSet(Task):
 
     def _files(self, split: Split) -> list[Path]:
         if self.path is None:
-            return [fetch(file) for file in (self.train if split == "train" else self.held_out)]
+            return [download_file(*file) for file in (self.train if split == "train" else self.held_out)]
         if self.path.is_dir():
             files = local_files(self.path, "train" if split == "train" else "test")
             if not files and split == "held_out":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from calendar import isleap
 
-from hadal.tasks.base import Problem, Rng, Task
+from hadal.rng import Rng
+from hadal.tasks.base import Problem, Task
 from hadal.tasks.clock import LINKS
 
 MONTHS = "January February March April May June July August September October November December".split()

@@ -10,9 +10,10 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from hadal.configs.reading import nearest
 from hadal.errors import UserError
-from hadal.tasks.base import Problem, Rng, Task, plainly
+from hadal.reading import nearest
+from hadal.rng import Rng
+from hadal.tasks.base import Problem, Task, plainly
 
 PREFIX = "rg/"
 INDICES = 1 << 31

@@ -16,7 +16,8 @@ from typing import Any
 
 from hadal.errors import UserError
 from hadal.files import read_json_lines
-from hadal.tasks.base import Problem, Rng, Split, plainly, split_order
+from hadal.rng import Rng
+from hadal.tasks.base import Problem, Split, plainly, split_order
 from hadal.tasks.user import UserTask, load_module
 
 HELD_OUT_SHARE = 8  # one question in so many, and at least one at each difficulty

@@ -6,7 +6,8 @@ import re
 from functools import cache
 from typing import NamedTuple
 
-from hadal.tasks.base import Problem, Rng, Task
+from hadal.rng import Rng
+from hadal.tasks.base import Problem, Task
 from hadal.tasks.twins import without_names
 
 NAMES = "Anna Ben Carl Dora Emil Fay Gus Hana Ivan Jill".split()

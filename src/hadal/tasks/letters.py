@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from hadal.tasks.base import Rng, Split, Task
+from hadal.rng import Rng
+from hadal.tasks.base import Split, Task
 
 ONSETS = "b c d f g h k l m n p r s t v w br cl dr fl gr pl pr sl sp st str tr th ch sh bl cr".split()
 CODAS = "n r s t l m nd rt st ll ss tt rr pp n r s t".split()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from hadal.tasks.base import Problem, Rng, Task, listing
+from hadal.rng import Rng
+from hadal.tasks.base import Problem, Task, listing
 from hadal.tasks.twins import without_names
 
 PLACES = "abcdefghijklmnopqrstuvwxyz"

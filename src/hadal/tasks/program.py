@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from hadal.tasks.base import Problem, Rng, Task, as_number, near_numbers
+from hadal.rng import Rng
+from hadal.tasks.base import Problem, Task, as_number, near_numbers
 
 NAMES = "abc"
 CEILING = 99  # values lie between 0 and this

@@ -6,7 +6,6 @@ Files are JSON lines (also gzipped), JSON, CSV or Parquet; only the last needs p
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,36 +27,6 @@ class HubFile(NamedTuple):
 def local_files(path: Path, name: str) -> list[Path]:
     """The files of a folder whose names begin with `name`, in order."""
     return sorted(file for file in path.iterdir() if file.name.startswith(name) and file.name.endswith(KINDS))
-
-
-def fetch(file: HubFile) -> Path:
-    """A hub file in the cache that other tools share (HF_HOME), downloaded once; HF_ENDPOINT and HF_TOKEN count.
-
-    UserError where it is gated, not there, or cannot be reached.
-    """
-    try:
-        from huggingface_hub import errors, hf_hub_download
-    except ImportError:
-        raise UserError(f"{file.repository} is on the hub.", "Install huggingface_hub, or give a local file.") from None
-    endpoint = os.environ.get("HF_ENDPOINT") or None
-    page = f"{endpoint or 'https://huggingface.co'}/datasets/{file.repository}"
-    try:
-        return Path(
-            hf_hub_download(
-                file.repository,
-                file.path,
-                repo_type="dataset",
-                endpoint=endpoint,
-                token=os.environ.get("HF_TOKEN") or None,
-            )
-        )
-    except errors.GatedRepoError:
-        raise UserError(f"{file.repository} is gated.", f"Ask for access at {page}, then set HF_TOKEN.") from None
-    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError, errors.HTTPError, OSError) as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{page} ({file.path}) cannot be downloaded ({line}).", "Check the connection, or give a local file."
-        ) from None
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:

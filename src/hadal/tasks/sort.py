@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from hadal.tasks.base import Rng, Task, listing, whole_numbers
+from hadal.rng import Rng
+from hadal.tasks.base import Task, listing, whole_numbers
 
 LARGEST = 99
 PLACES = 8

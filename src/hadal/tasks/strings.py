@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from hadal.tasks.base import Problem, Rng, Task, bare
+from hadal.rng import Rng
+from hadal.tasks.base import Problem, Task, bare
 from hadal.tasks.letters import word_of_length
 
 SHORTEST, LONGEST = 3, 8

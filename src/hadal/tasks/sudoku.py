@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from hadal.tasks.base import Problem, Rng, Task
+from hadal.rng import Rng
+from hadal.tasks.base import Problem, Task
 
 EMPTY = "_"
 LARGER = 12  # empty cells from which on the board is 6 by 6

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from hadal.tasks.base import Rng, Task
+from hadal.rng import Rng
+from hadal.tasks.base import Task
 
 LARGEST, CEILING = 16, 32
 """Terms lie below LARGEST and differ as long as there are enough of them; totals stay between 0 and CEILING."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 
-from hadal.tasks.base import Problem, Rng, Task
+from hadal.rng import Rng
+from hadal.tasks.base import Problem, Task
 
 NAMES = """Anna Ben Carl Dora Emil Fay Gus Hana Ivan June Kim Leo Mia Noah Olga Paul Rosa Sam Tom Uma Vera Will Yara
 Zoe""".split()

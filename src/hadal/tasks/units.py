@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from hadal.tasks.base import Problem, Rng, Task, listing
+from hadal.rng import Rng
+from hadal.tasks.base import Problem, Task, listing
 
 PAIRS = {
     "ft": ("in", 12), "yd": ("ft", 3), "lb": ("oz", 16), "st": ("lb", 14), "gal": ("qt", 4), "h": ("min", 60),

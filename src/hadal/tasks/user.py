@@ -32,9 +32,10 @@ from types import ModuleType
 from typing import Any
 
 from hadal.errors import UserError
+from hadal.rng import Rng
 from hadal.sandbox import Workers
 from hadal.tasks.answers import Verdict
-from hadal.tasks.base import SAME_RNG, Problem, Rng, Task, near_numbers
+from hadal.tasks.base import SAME_RNG, Problem, Task, near_numbers
 
 SECONDS = 5.0  # that a scorer may take for an answer
 MEMORY = 1 << 30  # bytes that its process may take beyond what loading the file takes

@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hadal.cost.memory import available_memory, container_limit
+from hadal.machine.cores import cores
+from hadal.machine.memory import available_memory, container_limit
 
 MEASURED_SECONDS = 1.0  # of matrix products, all of them together
 MEMORY_NEEDED = 3e9  # a quickstart stays under 2 GB; the rest is the system's
@@ -182,12 +183,11 @@ def nvidia_gpu() -> str | None:
 
 
 def speed(torch: Any) -> Iterator[Finding]:
-    from hadal.ops.speed import fastest_dtype, matmul_rates
+    from hadal.machine.speed import fastest_dtype, matmul_rates
 
     threads = torch.get_num_threads()
     rates = matmul_rates(MEASURED_SECONDS * (2 / 3 if threads > 1 else 1))
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    text = f"{threads} in use, {usable} cores"
+    text = f"{threads} in use, {cores()} cores"
     single: dict[str, float] = {}
     if threads > 1:
         torch.set_num_threads(1)
@@ -207,8 +207,8 @@ def exactness(torch: Any) -> Finding:
     """Whether the engine's promise holds here, for a dense model and one of experts, in each dtype that is fast."""
     from hadal.configs.models import DeepseekConfig, DenseConfig
     from hadal.engine.promise import REMEDY, inexact
-    from hadal.models.checkpoint import build
-    from hadal.ops.speed import fastest_dtype, matmul_rates
+    from hadal.machine.speed import fastest_dtype, matmul_rates
+    from hadal.models.build import build
 
     dtypes = dict.fromkeys(("float32", fastest_dtype(matmul_rates(MEASURED_SECONDS / 5))))
     dense = DenseConfig(512, 896, 1, 14, 2, head_dim=64, intermediate_size=2304)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hadal.errors import UserError
-from hadal.recipe.run_folder import carry_on, is_grown, open_run, read_run
+from hadal.library.record import is_grown, record_of
 from hadal.terminal.clean import strip_controls
 from hadal.terminal.interrupts import held
 from hadal.text.parse import Delta, TokenParser
@@ -66,9 +66,9 @@ class Model:
     def __init__(
         self, model: str | Path, dtype: str = "auto", budget: int | None = None, config: EngineConfig | None = None
     ) -> None:
-        from hadal.models.hub import resolve
+        from hadal.library.find import find_model
 
-        self.run = resolve(model)
+        self.run = find_model(model)
         self.dtype, self.budget, self.config = dtype, budget, config
         self.given = str(model)
         self.record = record_of(self.run)
@@ -177,18 +177,6 @@ class Model:
             reply.gold = problem.answer
             reply.right = task.score(problem, reply.response).right
         return reply
-
-
-def record_of(folder: Path) -> dict[str, Any]:
-    """run.json of a finished run; a checkpoint or adapters of another origin have none."""
-    if not (folder / "run.json").is_file():
-        return {}
-    record = read_run(folder)
-    if record.get("kind") != "sft":
-        return open_run(folder)
-    if record.get("status") != "complete":
-        raise UserError(f"the fine-tuning in {folder} is not finished.", carry_on(folder))
-    return record
 
 
 def tasks_of(record: Mapping[str, Any], note: Callable[[str], None]) -> list[Task]:

@@ -15,7 +15,6 @@ read letter by letter. There are no merges.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as _Tokenizer
 
 from hadal.errors import UserError
+from hadal.files import read_object, write_bytes
 from hadal.text.encodings import ENCODINGS
 from hadal.text.length import most_bytes, too_many
 from hadal.text.library import failures_told, read_tokenizer
@@ -376,9 +376,7 @@ class Tokenizer:
         }  # fmt: skip
         own = {"tokenizer.json": self.inner.to_str(), "tokenizer_config.json": json.dumps(config, indent=2)}
         for name, data in (self._files or {name: text.encode() for name, text in own.items()}).items():
-            temporary = folder / (name + ".part")
-            temporary.write_bytes(data)
-            os.replace(temporary, folder / name)
+            write_bytes(folder / name, data)
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -454,12 +452,4 @@ def _special(token: AddedToken | None, text: str) -> AddedToken:
 
 def _object(path: Path) -> dict[str, Any]:
     """A JSON file's object; an absent file has none."""
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict):
-        raise UserError(f"{path} is not a JSON object.", "Restore it from where the model came from.")
-    return data
+    return read_object(path, "Restore it from where the model came from.") if path.is_file() else {}

@@ -17,7 +17,7 @@ import torch
 
 from hadal.errors import UserError
 from hadal.files import read_json_lines
-from hadal.tasks.base import Rng
+from hadal.rng import Rng
 from hadal.text.encodings import content
 from hadal.text.tokenizer import END_THINK, THINK, Tokenizer
 from hadal.train.corpus import Batch, Part

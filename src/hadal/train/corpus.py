@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hadal.tasks import Problem, Rng, Task
+from hadal.rng import Rng
+from hadal.tasks import Problem, Task
 from hadal.text.tokenizer import Tokenizer
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hadal.tasks import Rng, Task
+from hadal.rng import Rng
+from hadal.tasks import Task
 
 MEMORY = 0.8  # weight of the past in the running success rate, for each group seen
 DROP = 0.7  # success expected at an untried level, as a share of that one level below

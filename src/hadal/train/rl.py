@@ -20,7 +20,8 @@ from hadal.errors import UserError
 from hadal.models.decoder import Decoder
 from hadal.rewards import PARTS, RewardConfig
 from hadal.rewards.language import foreign_share
-from hadal.tasks import Rng, Task
+from hadal.rng import Rng
+from hadal.tasks import Task
 from hadal.text.parse import parse_response
 from hadal.train.algorithms import Algorithm, Options, Tokens, divergence, find, read_options, total
 from hadal.train.curriculum import Curriculum

@@ -7,11 +7,8 @@ is whole is the one that counts, so a kill at any moment, or a damaged last file
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hadal.errors import UserError
+from hadal.files import digest_of, write_bytes, write_pieces
 
 KEEP = 2
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64", torch.bool: "BOOL"}
@@ -53,21 +50,14 @@ class StateFolder:
     def save(self, state: State) -> None:
         """Write a state and drop all but the last few. UserError where the disk is full or cannot be written."""
         weights, record = self._paths(state.step)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            digest = _write(weights, _pieces(state.tensors))
-            _write(record, [json.dumps({"digest": digest, "numbers": state.numbers}).encode()])
-            self.prune()
-        except OSError as error:
-            raise UserError(
-                f"cannot write a checkpoint in {self.folder}: {(error.strerror or str(error)).lower()}.",
-                "Free some space; the same command then carries on.",
-            ) from error
+        digest = write_pieces(weights, _pieces(state.tensors))
+        write_bytes(record, json.dumps({"digest": digest, "numbers": state.numbers}).encode())
+        self.prune()
 
     def prune(self) -> None:
         """Remove all but the last few states, and what a kill left half written."""
         kept = [path for step in self.steps()[-KEEP:] for path in self._paths(step)]
-        for path in self.folder.glob("state-*"):
+        for path in [*self.folder.glob("state-*"), *self.folder.glob(".state-*.part")]:
             if path not in kept:
                 path.unlink()
 
@@ -78,7 +68,7 @@ class StateFolder:
             weights, record = self._paths(step)
             try:
                 told = json.loads(record.read_bytes())
-                if _digest(weights) != told["digest"]:
+                if digest_of(weights) != told["digest"]:
                     raise ValueError("the digest is another")
                 return State(step, load_file(weights), told["numbers"]), damaged
             except (OSError, ValueError, TypeError, KeyError, SafetensorError):
@@ -100,30 +90,3 @@ def _pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
     for tensor in tensors.values():
         flat = memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         yield from (flat[begin : begin + _PIECE] for begin in range(0, len(flat), _PIECE))
-
-
-def _digest(path: Path) -> str:
-    digest = blake2b(digest_size=16)
-    with path.open("rb", buffering=0) as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
-    """The file whole or not at all, and its digest; a failure leaves nothing that takes up room."""
-    part = path.with_name(f"{path.name}.part")
-    digest = blake2b(digest_size=16)
-    try:
-        with part.open("wb") as file:
-            for piece in pieces:
-                file.write(piece)
-                digest.update(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        with suppress(OSError):  # the first failure is the one to tell
-            part.unlink(missing_ok=True)
-        raise
-    return digest.hexdigest()

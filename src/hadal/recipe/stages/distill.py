@@ -18,7 +18,8 @@ from hadal.recipe.kinds import DistillConfig
 from hadal.recipe.run import Run
 from hadal.recipe.stages.sft import Objective, gather, gradients, seed_dropout, settled, sft, sft_stage
 from hadal.recipe.watch import tell_left_out
-from hadal.tasks import Problem, Rng
+from hadal.rng import Rng
+from hadal.tasks import Problem
 from hadal.train.conversations import Conversation
 from hadal.train.corpus import Batch
 from hadal.train.distillation import distillation_loss

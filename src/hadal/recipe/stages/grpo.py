@@ -16,8 +16,8 @@ from hadal.cost.flops import parameters
 from hadal.engine import LLM, SamplingParams
 from hadal.evaluate.suite import Verdict, ask, held_out
 from hadal.files import plain, write_text
+from hadal.machine.device import WORTH_MOVING
 from hadal.models.decoder import Decoder
-from hadal.ops.device import WORTH_MOVING
 from hadal.ops.heap import give_back
 from hadal.recipe.config import GrpoConfig
 from hadal.recipe.run import Run, save_checkpoint
@@ -25,7 +25,7 @@ from hadal.recipe.stages.pretrain import none_ready
 from hadal.recipe.stages.sft import seed_dropout
 from hadal.recipe.watch import Watch, end_if_lost
 from hadal.rewards import PARTS
-from hadal.tasks import Rng
+from hadal.rng import Rng
 from hadal.train.curriculum import Curriculum
 from hadal.train.optim import Optimizer
 from hadal.train.overlap import Ahead, follow, still_copy

@@ -20,7 +20,8 @@ from hadal.recipe.run import Run
 from hadal.recipe.stages.sft import DATA
 from hadal.rewards.language import language_share
 from hadal.rewards.shape import format_reward, repetition_penalty
-from hadal.tasks import Problem, Rng, Task
+from hadal.rng import Rng
+from hadal.tasks import Problem, Task
 from hadal.text.parse import parse_response
 from hadal.text.tokenizer import END_THINK, THINK, Tokenizer
 

@@ -16,7 +16,7 @@ from hadal.models.lora import LoraConfig
 from hadal.recipe.kinds import SftConfig, SftStage
 from hadal.recipe.run import Run, RunFiles
 from hadal.recipe.watch import tell_left_out
-from hadal.tasks.base import Rng
+from hadal.rng import Rng
 from hadal.train.conversations import Conversation, epoch_batches, packed, read_conversations
 from hadal.train.corpus import Batch
 from hadal.train.losses import pretraining_loss

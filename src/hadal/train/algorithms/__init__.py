@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hadal.configs.reading import nearest, read_dataclass
 from hadal.errors import UserError
+from hadal.reading import nearest, read_dataclass
 
 MEANS = ("token", "sequence", "constant")
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hadal.configs.reading import nearest
 from hadal.errors import UserError
+from hadal.reading import nearest
 from hadal.train import algorithms
 
 RATIOS = ("token", "sequence", "geometric")

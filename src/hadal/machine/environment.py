@@ -1,8 +1,8 @@
 """What libraries under torch read from the environment, once, when torch loads them: set here and nowhere else.
 
 Threads that wait for their partners spin for a while before they sleep, which is bad beside another program
-(`hadal.spinning`). Where the scheduler tells how long threads wait for a CPU, GNU's OpenMP keeps its own limits and is
-watched; elsewhere its limit is fixed, and so is that of others.
+(`hadal.machine.spinning`). Where the scheduler tells how long threads wait for a CPU, GNU's OpenMP keeps its own limits
+and is watched; elsewhere its limit is fixed, and so is that of others.
 
 On Intel's CPUs MKL chooses among kernels with different orders of addition by how many rows a matrix has and by where
 it lies in memory. Its reproducible mode has one order for all and is as fast (docs/log.md). On other CPUs MKL has other
@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hadal import spinning
+from hadal.machine import spinning
 
 SPINS = 3000
 """Turns of GNU's OpenMP (in torch's wheels for Linux) before a waiting thread sleeps: about a tenth of a ms."""

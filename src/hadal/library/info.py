@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from hadal.configs import shipped
 from hadal.configs.models import from_dict
 from hadal.cost.flops import (
     Shape,
@@ -16,29 +14,10 @@ from hadal.cost.flops import (
     plain_cache_bytes,
     training_flops,
 )
-from hadal.errors import UserError
+from hadal.library.find import find_config
 
 DEFAULT_CONTEXT = 4096
 FP8_BLOCK = 128 * 128  # weights that share one float32 scale, as DeepSeek stores them
-
-
-def find_config(model: str) -> dict[str, Any]:
-    """config.json of a folder, a file, a shipped short name or a Hugging Face id, of which nothing else is loaded."""
-    path = Path(model)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"{path} holds no config.json.", "Give a run, a checkpoint folder or a config.json.")
-        return shipped.read_json(path / "config.json")
-    if path.is_file():
-        return shipped.read_json(path)
-    found = shipped.shipped(model)
-    if found is not None:
-        return found
-    if model.count("/") != 1 or model.endswith(".json"):
-        raise shipped.unknown(model)
-    from hadal.models.hub import resolve
-
-    return shipped.read_json(resolve(model, weights=False) / "config.json")
 
 
 def model_info(name: str, context: int | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Models by their Hugging Face id: resolved to a folder, downloaded once, refused in one clear line.
+"""Models and files of data sets from the Hugging Face hub: downloaded once, refused in one clear line.
 
 The cache is the one that other tools share (HF_HOME), HF_ENDPOINT names another hub, HF_TOKEN opens gated models.
 """
@@ -12,37 +12,16 @@ from pathlib import Path
 from hadal.errors import UserError
 
 _WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def resolve(
-    model: str | Path,
-    revision: str | None = None,
-    cache: Path | None = None,
-    offline: bool = False,
-    weights: bool = True,
-) -> Path:
-    """The folder of a model: a local folder as it is, an id such as `owner/name` from the hub's cache or the hub.
-
-    weights: whether more is needed than config.json. offline: use the cache only (HF_HUB_OFFLINE=1 does the same).
-    UserError where there is no such folder or id, where access has to be asked for, where the hub cannot be reached,
-    and where a model has no safetensors.
-    """
-    if Path(model).is_dir():
-        return Path(model)
-    name = str(model)
-    if isinstance(model, Path) or not _ID.fullmatch(name):
-        raise UserError(f"{model} is no folder.", "Give a run, a checkpoint folder, or a Hugging Face id (owner/name).")
-    offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    return _download(name, revision, cache, offline, weights)
-
-
-def _download(name: str, revision: str | None, cache: Path | None, offline: bool, weights: bool) -> Path:
+def download(name: str, revision: str | None, cache: Path | None, offline: bool, weights: bool) -> Path:
+    """The folder of a model in the cache, with its weights or with config.json alone."""
     try:
         from huggingface_hub import HfApi, errors
     except ImportError:
         raise UserError(f"{name} is a Hugging Face id.", "Install huggingface_hub to use those.") from None
-    api = HfApi(os.environ.get("HF_ENDPOINT") or None, token=os.environ.get("HF_TOKEN") or None)
+    api = HfApi(_endpoint(), token=_token())
     at = f"{name} at revision {revision}" if revision else name
     try:
         folder = api.snapshot_download(
@@ -56,9 +35,7 @@ def _download(name: str, revision: str | None, cache: Path | None, offline: bool
         if weights and not any(Path(folder).glob("*.safetensors")):
             raise _no_weights(name, [] if offline else api.list_repo_files(name, revision=revision))
     except errors.GatedRepoError:
-        raise UserError(
-            f"{name} is gated.", f"Ask for access at its page ({api.endpoint}/{name}), then set HF_TOKEN to your token."
-        ) from None
+        raise _gated(name, f"{api.endpoint}/{name}") from None
     except errors.RepositoryNotFoundError:
         raise UserError(
             f"{name} is neither a folder here nor a model on {api.endpoint}.",
@@ -69,15 +46,44 @@ def _download(name: str, revision: str | None, cache: Path | None, offline: bool
     except errors.LocalEntryNotFoundError as error:
         if offline:
             raise UserError(f"{at} is not in the cache, and offline mode is on.", "Download it once online.") from None
-        raise _failed(at, error) from None
+        raise _failed(f"{at} is not a folder here, and", error, "a local folder") from None
     except (errors.HTTPError, errors.HFValidationError, OSError) as error:
-        raise _failed(at, error) from None
+        raise _failed(f"{at} is not a folder here, and", error, "a local folder") from None
     return Path(folder)
 
 
-def _failed(at: str, error: Exception) -> UserError:
+def download_file(repository: str, path: str) -> Path:
+    """A file of a data set in the cache. UserError where it is gated, not there, or cannot be reached."""
+    try:
+        from huggingface_hub import errors, hf_hub_download
+    except ImportError:
+        raise UserError(f"{repository} is on the hub.", "Install huggingface_hub, or give a local file.") from None
+    page = f"{_endpoint() or 'https://huggingface.co'}/datasets/{repository}"
+    try:
+        return Path(
+            hf_hub_download(repository, path, repo_type="dataset", endpoint=_endpoint(), token=_token())
+        )
+    except errors.GatedRepoError:
+        raise _gated(repository, page) from None
+    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError, errors.HTTPError, OSError) as error:
+        raise _failed(f"{page} ({path})", error, "a local file") from None
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT") or None
+
+
+def _token() -> str | None:
+    return os.environ.get("HF_TOKEN") or None
+
+
+def _gated(name: str, page: str) -> UserError:
+    return UserError(f"{name} is gated.", f"Ask for access at {page}, then set HF_TOKEN to your token.")
+
+
+def _failed(what: str, error: Exception, instead: str) -> UserError:
     line = (str(error).splitlines() or [type(error).__name__])[0]
-    return UserError(f"{at} cannot be downloaded ({line}).", "Check the connection, or give a local folder.")
+    return UserError(f"{what} cannot be downloaded ({line}).", f"Check the connection, or give {instead}.")
 
 
 def _no_weights(name: str, files: list[str]) -> UserError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hadal.configs.tensor_header import REMEDY, Entry, read_header
+from hadal.checkpoints.header import REMEDY, Entry, read_header
 from hadal.errors import UserError
 from hadal.ops.float8 import BLOCK, FLOAT8
 
@@ -30,27 +29,10 @@ DTYPES = {
     "F8_E4M3": FLOAT8,
 }
 FP8 = "F8_E4M3"
+SCALES = "_scale_inv"
+"""What the name of an FP8 tensor's scales has behind it."""
 _PIECE = 1 << 19  # elements that are read, converted and looked at together: they stay in a core's cache
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-
-
-def stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype that most of a checkpoint's weights can be computed in as they are; FP8 ones are read as bf16."""
-    counts: Counter[torch.dtype] = Counter()
-    for entry in TensorFiles(folder).entries.values():
-        counts[torch.bfloat16 if entry.kind == FP8 else DTYPES[entry.kind]] += math.prod(entry.shape)
-    (dtype, _), *_ = counts.most_common(1)
-    return dtype if dtype.itemsize <= 4 else torch.float32
-
-
-def stored_in_float8(folder: Path) -> int:
-    """How many of a checkpoint's weights are FP8."""
-    return sum(math.prod(entry.shape) for entry in TensorFiles(folder).entries.values() if entry.kind == FP8)
-
-
-def scale_name(name: str) -> str:
-    """The tensor of an FP8 one's scales."""
-    return name + "_scale_inv"
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -66,7 +48,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     path.chmod(mode)
 
 
-class TensorFiles:
+class SafetensorFiles:
     """The tensors of a checkpoint folder by their names, from one file or from shards with an index."""
 
     def __init__(self, folder: Path, stem: str = "model") -> None:
@@ -105,7 +87,7 @@ class TensorFiles:
                 raise UserError(f"{folder / file} {which} the tensor {name}.", "Do shards and index belong together?")
         return entries
 
-    def __enter__(self) -> TensorFiles:
+    def __enter__(self) -> SafetensorFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -116,10 +98,28 @@ class TensorFiles:
         """The file that holds a tensor, or what should have named it."""
         return self.entries[name].path if name in self.entries else self.source
 
-    def is_scale(self, name: str) -> bool:
+    def names(self) -> list[str]:
+        """Of all tensors in the files' order, but those that hold the scales of others."""
+        return [name for name in self.entries if not self._is_scale(name)]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.entries[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """What it is stored in; bf16 for FP8 in blocks, which `read_into` multiplies out."""
+        return torch.bfloat16 if self.is_float8(name) else DTYPES[self.entries[name].kind]
+
+    def is_float8(self, name: str) -> bool:
+        """Whether a tensor is stored in DeepSeek's FP8 blocks."""
+        return self.entries[name].kind == FP8
+
+    def _is_scale(self, name: str) -> bool:
         """Whether a tensor holds the scales of an FP8 one."""
-        owner = self.entries.get(name.removesuffix("_scale_inv"))
-        return name.endswith("_scale_inv") and owner is not None and owner.kind == FP8
+        owner = self.entries.get(name.removesuffix(SCALES))
+        return name.endswith(SCALES) and owner is not None and owner.kind == FP8
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """UserError unless there is a tensor of that name and shape, with its scales if it is FP8."""
@@ -132,15 +132,14 @@ class TensorFiles:
                 "Do config.json and weights belong together?",
             )
         if entry.kind == FP8:
-            scale = scale_name(name)
+            scale = name + SCALES
             if len(shape) != 2 or scale not in self.entries:
                 raise UserError(f"{entry.path}: {name} is FP8, without {scale}.", "hadal reads FP8 in scaled blocks.")
             self.check(scale, (-(-shape[0] // BLOCK), -(-shape[1] // BLOCK)))
 
     def in_whole_blocks(self, name: str) -> bool:
         """Whether a tensor is FP8, and its last block in each direction is a whole one."""
-        entry = self.entries[name]
-        return entry.kind == FP8 and all(size % BLOCK == 0 for size in entry.shape)
+        return self.is_float8(name) and all(size % BLOCK == 0 for size in self.shape(name))
 
     def read_float8(self, name: str, out: Tensor) -> None:
         """Fill a contiguous FP8 tensor with an FP8 one's numbers, without its scales; UserError for NaN among them."""
@@ -148,6 +147,10 @@ class TensorFiles:
         self._read(entry, 0, out)
         if (out.view(torch.uint8) & 127 == 127).any():  # the format's only values that are not finite
             raise _not_finite(entry.path, name)
+
+    def read_scales(self, name: str, out: Tensor) -> None:
+        """Fill a float32 tensor with an FP8 one's scales, one for each block."""
+        self.read_into(name + SCALES, out)
 
     def read_into(self, name: str, out: Tensor) -> None:
         """Fill a contiguous tensor of the same shape and any float dtype; UserError for values that are not finite."""
@@ -166,7 +169,7 @@ class TensorFiles:
     def pieces(self, name: str, out: Tensor | None = None) -> Iterator[Tensor]:
         """The values, flat and piece by piece, each good until the next; in place in `out` where its dtype allows."""
         entry = self.entries[name]
-        if entry.kind == FP8:
+        if self.is_float8(name):
             yield from self._dequantised(name, entry)
             return
         total = math.prod(entry.shape)
@@ -181,9 +184,8 @@ class TensorFiles:
     def _dequantised(self, name: str, entry: Entry) -> Iterator[Tensor]:
         """Bands of blocks: each value times its block's scale, in float32."""
         rows, columns = entry.shape
-        scale_entry = self.entries[scale_name(name)]
-        scales = torch.empty(scale_entry.shape)
-        self.read_into(scale_name(name), scales)
+        scales = torch.empty(self.shape(name + SCALES))
+        self.read_scales(name, scales)
         for band, row in enumerate(range(0, rows, BLOCK)):
             raw = torch.empty(min(BLOCK, rows - row), columns, dtype=FLOAT8)
             self._read(entry, row * columns, raw)

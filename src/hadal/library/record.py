@@ -1,4 +1,4 @@
-"""The run folder on disk: `run.json`, and whether a run is whole. Nothing here imports torch."""
+"""A run's record: `run.json`, and whether a run is whole. Nothing here imports torch."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hadal.configs.tensor_header import read_header
+from hadal.checkpoints.header import read_header
 from hadal.errors import UserError
 from hadal.files import write_json
 
@@ -118,6 +118,18 @@ def open_run(run: Path) -> dict[str, Any]:
         read_header(run / "model.safetensors")
     except UserError as error:
         raise UserError(error.cause, restored) from None
+    return record
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """run.json of a finished run; a checkpoint or adapters of another origin have none."""
+    if not (folder / "run.json").is_file():
+        return {}
+    record = read_run(folder)
+    if record.get("kind") != "sft":
+        return open_run(folder)
+    if record.get("status") != "complete":
+        raise UserError(f"the fine-tuning in {folder} is not finished.", carry_on(folder))
     return record
 
 
