@@ -19,9 +19,11 @@ from typing import Any
 import torch
 
 import hadal
-from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.cost.flops import parameters
 from hadal.models.checkpoint import build, save_model
+from hadal.models.config import ModelConfig
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.dense.config import DenseConfig
 from hadal.ops.speed import fastest_dtype, matmul_rates
 
 VOCABULARY = 512

@@ -27,10 +27,10 @@ import torch
 from common import measured_rates, save_random
 from engine import hadal_call, prompts, shape
 
-from hadal.configs.models import Qwen2Config
 from hadal.engine import LLM, EngineConfig, SamplingParams
 from hadal.models.checkpoint import load_model
 from hadal.models.decoder import Decoder
+from hadal.models.dense.config import Qwen2Config
 from hadal.models.packed import choose, pack
 from hadal.text.tokenizer import Tokenizer
 

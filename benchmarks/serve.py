@@ -354,8 +354,8 @@ def random_model(folder: Path) -> Path:
     """A checkpoint with random weights: 1M parameters."""
     import torch
 
-    from hadal.configs.models import DenseConfig
     from hadal.models.checkpoint import build, save_model
+    from hadal.models.dense.config import DenseConfig
     from hadal.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_words(["strawberry"])

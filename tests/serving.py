@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
-from hadal.configs.models import DenseConfig
 from hadal.models.checkpoint import build, save_model
+from hadal.models.dense.config import DenseConfig
 from hadal.recipe.run_folder import write_run
 from hadal.server.app import make_app
 from hadal.server.launch import Server, Settings, bind, prepare

@@ -10,9 +10,11 @@ import torch
 import transformers
 from torch import Tensor
 
-from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.cost import memory
 from hadal.models.checkpoint import build, save_model
+from hadal.models.config import ModelConfig
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.dense.config import DenseConfig
 from hadal.ops.attention import (
     BLOCK,
     LONG,

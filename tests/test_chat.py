@@ -125,8 +125,8 @@ def run(tmp_path_factory, tokenizer):
     """A run folder whose model is real and untrained."""
     import torch
 
-    from hadal.configs.models import DenseConfig
     from hadal.models.checkpoint import build, save_model
+    from hadal.models.dense.config import DenseConfig
 
     folder = tmp_path_factory.mktemp("runs") / "dense-seed0"
     torch.manual_seed(0)

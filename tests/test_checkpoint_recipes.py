@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from tokenizer_families import write_tokenizer
 
 from hadal.cli import main
-from hadal.configs.models import Qwen2Config
 from hadal.models.checkpoint import build, save_model
+from hadal.models.dense.config import Qwen2Config
 
 DATA = Path(os.environ.get("HADAL_TEST_DATA", "/nowhere"))
 SMALL = {"stage.rl.rollouts_every": 2, "grpo.held_out_every": 4, "grpo.held_out_problems": 10, "threads": 1}

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from hadal.configs.models import DeepseekConfig, DenseConfig
 from hadal.engine import LLM, EngineConfig, SamplingParams
 from hadal.engine.sampling import SMALL, inverse_draw, keep_top_k, keep_top_p, noise
 from hadal.errors import UserError
 from hadal.models.checkpoint import build, save_model
 from hadal.models.decoder import Decoder
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.dense.config import DenseConfig
 from hadal.tasks import load_tasks
 from hadal.tasks.words import build_tokenizer
 from hadal.train.corpus import CorpusConfig, batches
@@ -357,7 +358,7 @@ def test_nothing_starts_torchs_compiler() -> None:
     """It takes two seconds to import, and `hadal chat` has ten to its first token."""
     code = """
 import sys
-from hadal.configs.models import DenseConfig
+from hadal.models.dense.config import DenseConfig
 from hadal.engine import LLM, SamplingParams
 from hadal.models.checkpoint import build
 from hadal.text.tokenizer import Tokenizer

@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from promised import needs_promise, needs_rows
 
-from hadal.configs.models import DeepseekConfig, DenseConfig
 from hadal.engine import LLM, EngineConfig, RequestOutput, SamplingParams, TooLong
 from hadal.engine.core import Engine
 from hadal.engine.lanes import run_size
@@ -24,6 +23,8 @@ from hadal.engine.request import Request
 from hadal.engine.runs import Runs
 from hadal.models.checkpoint import build, save_model
 from hadal.models.decoder import Decoder
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.dense.config import DenseConfig
 from hadal.models.packed import packed_copy
 from hadal.ops import linear
 from hadal.ops.exact import stable_rows

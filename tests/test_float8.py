@@ -16,11 +16,13 @@ from other_device import HERE, OtherDevice
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.engine import LLM, EngineConfig, SamplingParams, llm
 from hadal.errors import UserError
 from hadal.models.checkpoint import build, load_model, save_model
+from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.dense.config import DenseConfig
 from hadal.models.float8 import Float8Experts, Float8Linear
 from hadal.ops import float8
 from hadal.ops.device import WORTH_MOVING

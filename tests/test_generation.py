@@ -17,7 +17,6 @@ from test_engine_exact import TOKENIZER, make
 from tokenizer_families import write_tokenizer
 
 from hadal.cli import main
-from hadal.configs.models import Qwen2Config
 from hadal.engine import LLM, EngineConfig, SamplingParams, core
 from hadal.engine.prefix import BLOCK, PrefixStore
 from hadal.engine.runs import Runs
@@ -26,7 +25,8 @@ from hadal.evaluate.suite import ask
 from hadal.models.checkpoint import build, load_model, save_model
 from hadal.models.checksum import checksum
 from hadal.models.decoder import Decoder
-from hadal.models.deepseek import routers
+from hadal.models.deepseek.router import routers
+from hadal.models.dense.config import Qwen2Config
 from hadal.models.lora import LoraConfig, attach, load_adapter, merge, save_adapter
 from hadal.models.packed import pack, packed_copy, repack
 from hadal.recipe import run as run_module

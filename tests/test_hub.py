@@ -14,9 +14,9 @@ import pytest
 import torch
 from local_server import LocalServer
 
-from hadal.configs.models import DenseConfig
 from hadal.errors import UserError
 from hadal.models.checkpoint import build, load_model, save_model
+from hadal.models.dense.config import DenseConfig
 from hadal.models.hub import resolve
 
 CONFIG = DenseConfig(61, 32, 2, 2, 1, 16, 48)

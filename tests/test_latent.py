@@ -13,12 +13,14 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hadal.configs.models import DeepseekConfig, DeepseekV2Config
-from hadal.configs.rope import YarnScaling
 from hadal.models.balance import Counted, balance_loss, load_metrics, with_loss
 from hadal.models.cache import Cache, Continuations, SharedPrefix
 from hadal.models.checkpoint import build, save_model
-from hadal.models.deepseek import Deepseek, LatentAttention, routers, update_router_biases
+from hadal.models.deepseek.config import DeepseekConfig, DeepseekV2Config
+from hadal.models.deepseek.latent_attention import LatentAttention
+from hadal.models.deepseek.network import Deepseek
+from hadal.models.deepseek.router import routers, update_router_biases
+from hadal.ops.rope import YarnScaling
 from hadal.train.corpus import Batch
 from hadal.train.losses import pretraining_loss
 

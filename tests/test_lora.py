@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from test_parity import CONFIGS, fresh, reference, tokens
 from torch import Tensor
 
-from hadal.configs.models import DeepseekConfig, ModelConfig
 from hadal.errors import UserError
 from hadal.models.cache import Cache
 from hadal.models.checkpoint import load_model, save_model
+from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
+from hadal.models.deepseek.config import DeepseekConfig
 from hadal.models.lora import (
     LoraConfig,
     adapted_modules,

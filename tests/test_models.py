@@ -17,12 +17,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
-from hadal.configs.rope import YarnScaling
 from hadal.errors import UserError
 from hadal.models.checkpoint import build, load_model, save_model
+from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
-from hadal.models.deepseek import Deepseek, routers, update_router_biases
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.deepseek.network import Deepseek
+from hadal.models.deepseek.router import routers, update_router_biases
+from hadal.models.dense.config import DenseConfig
 from hadal.ops.attention import plain_swiglu, swiglu
 from hadal.ops.experts import grouped_linear, loop_linear, plain_experts, routed_experts, takes_grouped
 from hadal.ops.norm import (
@@ -37,6 +39,7 @@ from hadal.ops.norm import (
     rotate,
     rotate_pairs,
 )
+from hadal.ops.rope import YarnScaling
 from hadal.train.corpus import Batch
 from hadal.train.losses import pretraining_loss
 from hadal.train.optim import Optimizer, OptimizerConfig

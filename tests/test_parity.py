@@ -17,21 +17,16 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from hadal.configs.models import (
-    DeepseekConfig,
-    DeepseekV2Config,
-    DenseConfig,
-    LlamaConfig,
-    ModelConfig,
-    Qwen2Config,
-    from_dict,
-)
-from hadal.configs.rope import Llama3Scaling, YarnScaling
 from hadal.errors import UserError
 from hadal.models.checkpoint import build, load_model, save_model
+from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
-from hadal.models.deepseek import routers
+from hadal.models.deepseek.config import DeepseekConfig, DeepseekV2Config
+from hadal.models.deepseek.router import routers
+from hadal.models.dense.config import DenseConfig, LlamaConfig, Qwen2Config
+from hadal.models.families import from_dict
 from hadal.models.names import to_released
+from hadal.ops.rope import Llama3Scaling, YarnScaling
 
 VOCABULARY, LENGTH = 97, 64
 BASE: dict[str, Any] = {"vocab_size": VOCABULARY, "num_hidden_layers": 3, "max_position_embeddings": 256}

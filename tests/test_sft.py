@@ -19,11 +19,13 @@ import transformers
 from tokenizer_families import write_tokenizer
 
 from hadal.cli import main
-from hadal.configs.models import DeepseekConfig, LlamaConfig, ModelConfig, Qwen2Config
 from hadal.configs.shipped import shipped
 from hadal.cost.ledger import Ledger, totals
 from hadal.engine import LLM, SamplingParams
 from hadal.models.checkpoint import build, save_model
+from hadal.models.config import ModelConfig
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.dense.config import LlamaConfig, Qwen2Config
 from hadal.models.lora import LoraConfig
 from hadal.recipe.finetune import finetune
 from hadal.recipe.stages.sft import SftConfig

@@ -10,7 +10,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,14 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig, from_dict
 from hadal.configs.shipped import read_json
 from hadal.errors import UserError
 from hadal.files import write_json
 from hadal.models import float8
+from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
-from hadal.models.dense import Dense
-from hadal.models.names import EMBEDDING, HEAD, copies, module_prefix, to_released
+from hadal.models.families import family_of, from_dict
+from hadal.models.names import EMBEDDING, HEAD, copies, mtp_prefix, to_released
 from hadal.models.tensor_files import TensorFiles, save_tensors, scale_name
 
 SHARD_BYTES = 5_000_000_000
@@ -52,11 +51,7 @@ class _Unfilled(TorchFunctionMode):
 def outline(config: ModelConfig) -> Decoder:
     """A model of the config's family whose weights have shapes and no memory."""
     with torch.device("meta"), _Unfilled():
-        if isinstance(config, DenseConfig):
-            return Dense(config)
-        from hadal.models.deepseek import Deepseek
-
-        return Deepseek(config)
+        return family_of(config).network(config)
 
 
 def build(config: ModelConfig) -> Decoder:
@@ -242,10 +237,9 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, keep_float8: bo
     config = from_dict(data)
     _check_quantisation(folder, data)
     with TensorFiles(folder) as files:
-        prefix = module_prefix(config)
+        prefix = mtp_prefix(config)
         if prefix and not any(name.startswith(prefix) for name in files.entries):
-            assert isinstance(config, DeepseekConfig)  # many tools drop the module's weights and keep the number
-            config = replace(config, num_nextn_predict_layers=0)
+            config = config.without_mtp()  # many tools drop the module's weights and keep the number
         model = outline(config)
         _check_names(files, to_released(model.state_dict(), config), config)
         if keep_float8:

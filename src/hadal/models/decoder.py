@@ -6,7 +6,7 @@ F feed-forward width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -16,37 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hadal.configs.models import ModelConfig
 from hadal.models.balance import Counted
+from hadal.models.blocks import Norm, full_weight
 from hadal.models.cache import Cache, Columns
+from hadal.models.config import ModelConfig
+from hadal.models.families import family_of
 from hadal.ops.attention import causal_bias
-from hadal.ops.norm import rms_norm, rotary_tables
-
-
-class Norm(nn.Module):
-    """RMSNorm with a learned weight."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x_D: Tensor) -> Tensor:
-        return rms_norm(x_D, self.weight, self.eps)
-
-
-class LowRank:
-    """A linear layer that is more than its `weight` (`hadal.models.lora`)."""
-
-    def full_weight(self) -> Tensor:
-        """The matrix that the layer stands for."""
-        raise NotImplementedError
-
-
-def full_weight(linear: nn.Linear) -> Tensor:
-    """The matrix of a linear layer, for those who multiply with it themselves."""
-    return linear.full_weight() if isinstance(linear, LowRank) else linear.weight
-
+from hadal.ops.norm import rotary_tables
 
 _recomputing: ContextVar[bool] = ContextVar("recomputing", default=False)
 
@@ -67,6 +43,13 @@ def _second_time() -> Iterator[None]:
 
 def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     return nullcontext(), _second_time()
+
+
+class Layer(nn.Module):
+    """What the decoder asks of a layer of any family."""
+
+    kind: Hashable
+    """The same for layers that differ in their weights only."""
 
 
 class Decoder(nn.Module):
@@ -116,6 +99,16 @@ class Decoder(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.norm.weight.device
+
+    @property
+    def auxiliary(self) -> frozenset[str]:
+        """The losses besides the next token's that it can be trained by (`hadal.models.family`)."""
+        return family_of(self.config).auxiliary(self.config)
+
+    def distinct_layers(self) -> list[int]:
+        """The first layer of each kind: those that differ in what they compute and not only in their weights."""
+        kinds = [layer.kind for layer in self.layers]
+        return [kinds.index(kind) for kind in dict.fromkeys(kinds)]
 
     def cache_widths(self) -> list[tuple[int, int]]:
         """(J, C) of each tensor that a layer caches for a token."""
@@ -181,6 +174,23 @@ class Decoder(nn.Module):
     def rotary(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """A pass's tables [., T, 1, R/2] as the layers take them."""
         return cos, sin
+
+    def mtp_hidden(
+        self,
+        hidden_BTD: Tensor,
+        next_ids_BT: Tensor,
+        cache: Columns | None = None,
+        positions_BT: Tensor | None = None,
+        counted: Counted | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states [B, T, D] whose `logits` predict the token after the next one, where the config has a module
+        for that (`predicts_ahead`).
+
+        hidden: what `forward` gave for T positions, after the last norm; next_ids: the token that follows each.
+        With a cache of the module's own the positions continue its columns, so that it can draft while decoding.
+        """
+        raise NotImplementedError
 
     def head_weight(self) -> Tensor:
         """The head's matrix [V, D]."""

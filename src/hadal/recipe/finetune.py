@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from hadal.configs.models import ModelConfig
 from hadal.configs.reading import read_dataclass
 from hadal.cost.flops import parameters
 from hadal.cost.memory import PROCESS, Memory, Pass, gigabytes, resident_memory, training_memory, training_seconds
@@ -23,6 +22,7 @@ from hadal.engine.sampler import forbidden_ids
 from hadal.errors import UserError
 from hadal.files import write_json
 from hadal.models.checkpoint import load_config, load_model, save_model
+from hadal.models.config import ModelConfig
 from hadal.models.hub import resolve
 from hadal.models.lora import adapter_size, attach, is_adapter, merge, save_adapter
 from hadal.ops.device import pick, place

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from hadal.configs.models import ModelConfig
 from hadal.cost.flops import cache_bytes, forward_flops, mean_context, parameters
 from hadal.cost.memory import (
     LIBRARIES,
@@ -32,6 +31,7 @@ from hadal.engine.prefix import BLOCK
 from hadal.engine.runs import reading_size
 from hadal.errors import UserError
 from hadal.models.checkpoint import load_config
+from hadal.models.config import ModelConfig
 from hadal.models.lora import adapted_size, adapter_size
 from hadal.ops.device import free_on_gpu, pick
 from hadal.ops.speed import fastest_dtype, matmul_rates

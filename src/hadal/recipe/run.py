@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hadal.configs.models import ModelConfig
 from hadal.cost.flops import forward_flops, mean_context, training_flops
 from hadal.cost.ledger import Ledger, LedgerRecord
 from hadal.cost.prices import LAPTOP
@@ -28,6 +27,7 @@ from hadal.engine.llm import Prompt
 from hadal.errors import UserError
 from hadal.files import JsonLines, write_json
 from hadal.models.checkpoint import build, load_config, load_model, save_model
+from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
 from hadal.models.hub import resolve
 from hadal.models.lora import LoraConfig, adapted_modules, attach, base_state

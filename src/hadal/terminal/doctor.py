@@ -205,9 +205,10 @@ def speed(torch: Any) -> Iterator[Finding]:
 
 def exactness(torch: Any) -> Finding:
     """Whether the engine's promise holds here, for a dense model and one of experts, in each dtype that is fast."""
-    from hadal.configs.models import DeepseekConfig, DenseConfig
     from hadal.engine.promise import REMEDY, inexact
     from hadal.models.checkpoint import build
+    from hadal.models.deepseek.config import DeepseekConfig
+    from hadal.models.dense.config import DenseConfig
     from hadal.ops.speed import fastest_dtype, matmul_rates
 
     dtypes = dict.fromkeys(("float32", fastest_dtype(matmul_rates(MEASURED_SECONDS / 5))))

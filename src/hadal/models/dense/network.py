@@ -1,7 +1,7 @@
 """The dense decoders (Qwen2, Qwen3, Llama): grouped-query attention, SwiGLU.
 
 Query, key and value projections are one matrix here, gate and up another; the checkpoint layout has them
-apart (`hadal.models.checkpoint`).
+apart (`hadal.models.names`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from hadal.configs.models import DenseConfig
 from hadal.models.balance import Counted
+from hadal.models.blocks import FeedForward, Norm
 from hadal.models.cache import Columns
-from hadal.models.decoder import Decoder, Norm
-from hadal.ops.attention import attend, swiglu
+from hadal.models.decoder import Decoder, Layer
+from hadal.models.dense.config import DenseConfig
+from hadal.ops.attention import attend
 from hadal.ops.norm import both_halves, norm_rotate, rotate
 
 
@@ -52,23 +53,12 @@ class Attention(nn.Module):
         return self.o_proj(cache.attend(index, form, q, (k, v), bias, H // J))
 
 
-class FeedForward(nn.Module):
-    """down(silu(gate x) * up x)."""
-
-    def __init__(self, hidden: int, width: int, bias: bool = False) -> None:
-        super().__init__()
-        self.gate_up_proj = nn.Linear(hidden, 2 * width, bias=bias)
-        self.down_proj = nn.Linear(width, hidden, bias=bias)
-
-    def forward(self, x_D: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_up_proj(x_D)))
-
-
-class DenseLayer(nn.Module):
+class DenseLayer(Layer):
     """x + attention(norm x), then x + feed-forward(norm x)."""
 
     def __init__(self, config: DenseConfig) -> None:
         super().__init__()
+        self.kind = "dense"
         self.input_norm = Norm(config.hidden_size, config.rms_norm_eps)
         self.attention = Attention(config)
         self.post_norm = Norm(config.hidden_size, config.rms_norm_eps)
