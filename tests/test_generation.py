@@ -176,10 +176,10 @@ WRITES_NO_SAMPLED_WEIGHTS = {
     "models/checkpoint.py": {"convert", "load_model", "build"},  # fill what load_state_dict then takes over
     "models/tensor_files.py": {"TensorFiles.read_into"},
     "models/float8.py": {"Float8Linear.forward", "keep"},  # activations; within load_model
-    "models/cache.py": {"Columns.positions", "Columns.bias"},
+    "models/cache.py": {"Columns.positions"},
     "models/packed.py": {"PackedLinear._by_blocks", "_shell", "_cast", "_pack_modules.replace_one"},  # within pack
     "models/lora.py": {"_adapted", "_place"},  # within attach and load_adapter
-    "models/deepseek.py": {"Router.forward", "Router.choose"},  # counts loads; scores
+    "models/deepseek/router.py": {"Router.forward", "Router.choose"},  # counts loads; scores
     "models/balance.py": {"balance_loss", "Counted.of"},  # a mask's
     "train/losses.py": None,  # gradients
     "train/optim.py": {"Optimizer.zero_grad", "Optimizer.step", "Optimizer.load_state", "_move_gradient"},  # refresh

@@ -20,6 +20,7 @@ from hadal.models.deepseek.config import DeepseekConfig, DeepseekV2Config
 from hadal.models.deepseek.latent_attention import LatentAttention
 from hadal.models.deepseek.network import Deepseek
 from hadal.models.deepseek.router import routers, update_router_biases
+from hadal.ops.mask import Mask
 from hadal.ops.rope import YarnScaling
 from hadal.train.corpus import Batch
 from hadal.train.losses import pretraining_loss
@@ -137,8 +138,8 @@ def test_both_forms_round_alike_in_bf16() -> None:
         torch.randn(shape, generator=generator).bfloat16()
         for shape in ((2, 9, attention.heads, 20), (2, 1, 9, 24), (2, 1, 9, 8))
     )
-    bias = torch.full((9, 9), -torch.inf).triu(1).bfloat16()
-    absorbed, expanded = (form(4 * q, latent, key, bias) for form in (attention.absorbed, attention.expanded))
+    mask = Mask(9, 9)
+    absorbed, expanded = (form(4 * q, latent, key, mask) for form in (attention.absorbed, attention.expanded))
     assert absorbed.dtype == expanded.dtype == torch.bfloat16
     assert (absorbed == expanded).float().mean() > 0.98
 

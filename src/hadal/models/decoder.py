@@ -21,7 +21,7 @@ from hadal.models.blocks import Norm, full_weight
 from hadal.models.cache import Cache, Columns
 from hadal.models.config import ModelConfig
 from hadal.models.families import family_of
-from hadal.ops.attention import causal_bias
+from hadal.ops.mask import Mask
 from hadal.ops.norm import rotary_tables
 
 _recomputing: ContextVar[bool] = ContextVar("recomputing", default=False)
@@ -134,20 +134,20 @@ class Decoder(nn.Module):
         `counted` changes no output: experts' loads and balance losses count the tokens that it names (all, if None).
         """
         T = ids_BT.shape[1]
-        rotary, bias = self._surroundings(T, cache, positions_BT, documents_BT)
+        rotary, mask = self._surroundings(T, cache, positions_BT, documents_BT)
         x = self.embed(ids_BT)
         for index, layer in enumerate(self.layers):
-            x = self._run(layer, x, rotary, bias, cache, index, counted)
+            x = self._run(layer, x, rotary, mask, cache, index, counted)
         if cache is not None:
             cache.advance(T)
         return self.norm(x)
 
     def _run(
-        self, layer: nn.Module, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Columns | None,
+        self, layer: nn.Module, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask: Mask, cache: Columns | None,
         index: int, counted: Counted | None,
     ) -> Tensor:  # fmt: skip
         """One layer, checkpointed where that is asked for and possible."""
-        arguments = (x_BTD, rotary, bias, cache, index, counted)
+        arguments = (x_BTD, rotary, mask, cache, index, counted)
         training = self.training and torch.is_grad_enabled() and (cache is None or cache.repeatable)
         out: Tensor
         if self.checkpoint_activations and training:
@@ -158,18 +158,16 @@ class Decoder(nn.Module):
 
     def _surroundings(
         self, tokens: int, cache: Columns | None, positions_BT: Tensor | None, documents_BT: Tensor | None = None
-    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    ) -> tuple[tuple[Tensor, Tensor], Mask]:
         """The rotary tables of the next tokens, and what each may look at."""
-        bias = causal_bias(tokens, self.dtype, self.cos.device) if cache is None else cache.bias(tokens, self.dtype)
-        if documents_BT is not None:
-            bias = bias.masked_fill(documents_BT[:, :, None] != documents_BT[:, None, :], float("-inf"))
+        mask = Mask(tokens, tokens, documents=documents_BT) if cache is None else cache.mask(tokens)
         if cache is not None:
             positions_BT = cache.positions(tokens)
         if positions_BT is None:
             cos, sin = self.cos[:tokens, None], self.sin[:tokens, None]
         else:
             cos, sin = self.cos[positions_BT][:, :, None], self.sin[positions_BT][:, :, None]
-        return self.rotary(cos.to(self.dtype), sin.to(self.dtype)), bias
+        return self.rotary(cos.to(self.dtype), sin.to(self.dtype)), mask
 
     def rotary(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """A pass's tables [., T, 1, R/2] as the layers take them."""

@@ -14,6 +14,7 @@ from hadal.models.blocks import Norm, full_weight
 from hadal.models.cache import Columns
 from hadal.models.deepseek.config import DeepseekConfig
 from hadal.ops.attention import attend, batched_rows, weighted_sum
+from hadal.ops.mask import Mask
 from hadal.ops.norm import rotate_pairs
 from hadal.ops.rope import YarnScaling
 
@@ -57,7 +58,7 @@ class LatentAttention(nn.Module):
         self.o_proj = nn.Linear(self.heads * self.value, hidden, bias=bias)
 
     def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Columns | None, index: int
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask: Mask, cache: Columns | None, index: int
     ) -> Tensor:
         B, T, _ = x_BTD.shape
         H = self.heads
@@ -69,20 +70,20 @@ class LatentAttention(nn.Module):
         latent, key = self.kv_a_proj_with_mqa(x_BTD).split([self.rank, self.rope], dim=-1)
         latent, key = self.kv_a_layernorm(latent)[:, None], rotate_pairs(key[:, :, None], *rotary).transpose(1, 2)
         if cache is None:
-            return self.o_proj(self.expanded(q_BTHK, latent, key, bias))
+            return self.o_proj(self.expanded(q_BTHK, latent, key, mask))
 
-        def form(q_BTHK: Tensor, latent_B1SC: Tensor, key_B1SR: Tensor, bias: Tensor) -> Tensor:
+        def form(q_BTHK: Tensor, latent_B1SC: Tensor, key_B1SR: Tensor, mask: Mask) -> Tensor:
             absorb = cache.exact or self.absorbs(T, latent_B1SC.shape[2])
-            return (self.absorbed if absorb else self.expanded)(q_BTHK, latent_B1SC, key_B1SR, bias)
+            return (self.absorbed if absorb else self.expanded)(q_BTHK, latent_B1SC, key_B1SR, mask)
 
-        return self.o_proj(cache.attend(index, form, q_BTHK, (latent, key), bias, H))
+        return self.o_proj(cache.attend(index, form, q_BTHK, (latent, key), mask, H))
 
     def absorbs(self, tokens: int, columns: int) -> bool:
         """Whether the absorbed form needs fewer multiplications for this many queries than expanding every column."""
         wider = 2 * self.rank + self.rope - (self.nope + self.rope + self.value)  # for each query and column
         return tokens == 1 or (columns > tokens and tokens * wider < self.rank * (self.nope + self.value))
 
-    def expanded(self, q_BTHK: Tensor, latent_B1SC: Tensor, key_B1SR: Tensor, bias: Tensor) -> Tensor:
+    def expanded(self, q_BTHK: Tensor, latent_B1SC: Tensor, key_B1SR: Tensor, mask: Mask) -> Tensor:
         """Attention over keys and values that are expanded from the latents; [B, T, H * V]."""
         B, S, H = len(q_BTHK), latent_B1SC.shape[2], self.heads
         wide = widened(latent_B1SC[:, 0])
@@ -93,9 +94,9 @@ class LatentAttention(nn.Module):
         up = up.view(B, S, H, self.nope + self.value).transpose(1, 2)
         k_nope, v_BHSV = up.split([self.nope, self.value], dim=-1)
         k_BHSK = torch.cat([k_nope, widened(key_B1SR).expand(B, H, S, self.rope)], dim=-1)
-        return attend(widened(q_BTHK), k_BHSK, v_BHSV, widened(bias), self.scale).to(q_BTHK.dtype)
+        return attend(widened(q_BTHK), k_BHSK, v_BHSV, mask, self.scale).to(q_BTHK.dtype)
 
-    def absorbed(self, q_BTHK: Tensor, latent_B1SC: Tensor, key_B1SR: Tensor, bias: Tensor) -> Tensor:
+    def absorbed(self, q_BTHK: Tensor, latent_B1SC: Tensor, key_B1SR: Tensor, mask: Mask) -> Tensor:
         """Attention over the latents themselves, [B, T, H * V]: the expansion is applied to query and result.
 
         (W_UK c)^T q = c^T (W_UK^T q), and a sum of weighted W_UV c is W_UV of the weighted sum.
@@ -107,8 +108,9 @@ class LatentAttention(nn.Module):
         q_HNO = q_nope.permute(2, 0, 1, 3).reshape(H, B * T, self.nope)
         query = batched_rows(q_HNO, up_HOC[:, : self.nope]).reshape(H, B, T, -1).transpose(0, 1).reshape(B, H * T, -1)
         q_rope = q_rope.transpose(1, 2).reshape(B, H * T, self.rope)
-        mask = widened(bias).view(-1, 1, *bias.shape[-2:]).expand(B, H, -1, -1).reshape(B, H * T, -1)
-        scores = torch.baddbmm(mask, query, latent_BSC.mT, alpha=self.scale, beta=1)
+        bias = mask.bias(query)
+        bias = bias.view(-1, 1, *bias.shape[-2:]).expand(B, H, -1, -1).reshape(B, H * T, -1)
+        scores = torch.baddbmm(bias, query, latent_BSC.mT, alpha=self.scale, beta=1)
         scores = torch.baddbmm(scores, q_rope, key_BSR.mT, alpha=self.scale)
         mixed = weighted_sum(torch.softmax(scores, dim=-1), latent_BSC)
         mixed_HNC = mixed.view(B, H, T, -1).transpose(0, 1).reshape(H, B * T, -1)

@@ -18,6 +18,7 @@ from hadal.models.deepseek.config import DeepseekConfig
 from hadal.models.deepseek.latent_attention import LatentAttention
 from hadal.models.deepseek.router import Router, update_router_biases
 from hadal.ops.experts import routed_experts
+from hadal.ops.mask import Mask
 
 
 class MixtureOfExperts(nn.Module):
@@ -55,12 +56,12 @@ class DeepseekLayer(Layer):
         self,
         x_BTD: Tensor,
         rotary: tuple[Tensor, Tensor],
-        bias: Tensor,
+        mask: Mask,
         cache: Columns | None,
         index: int,
         counted: Counted | None,
     ) -> Tensor:
-        x = x_BTD + self.attention(self.input_norm(x_BTD), rotary, bias, cache, index)
+        x = x_BTD + self.attention(self.input_norm(x_BTD), rotary, mask, cache, index)
         normed = self.post_norm(x)
         return x + (self.mlp(normed, counted) if isinstance(self.mlp, MixtureOfExperts) else self.mlp(normed))
 
@@ -103,9 +104,9 @@ class Deepseek(Decoder):
         documents_BT: Tensor | None = None,
     ) -> Tensor:
         T = hidden_BTD.shape[1]
-        rotary, bias = self._surroundings(T, cache, positions_BT, documents_BT)
+        rotary, mask = self._surroundings(T, cache, positions_BT, documents_BT)
         joined = torch.cat([self.mtp.enorm(self.embed(next_ids_BT)), self.mtp.hnorm(hidden_BTD)], dim=-1)
-        x = self._run(self.mtp.layer, self.mtp.eh_proj(joined), rotary, bias, cache, 0, counted)
+        x = self._run(self.mtp.layer, self.mtp.eh_proj(joined), rotary, mask, cache, 0, counted)
         if cache is not None:
             cache.advance(T)
         return self.mtp.head_norm(x)

@@ -17,6 +17,7 @@ from hadal.models.cache import Columns
 from hadal.models.decoder import Decoder, Layer
 from hadal.models.dense.config import DenseConfig
 from hadal.ops.attention import attend
+from hadal.ops.mask import Mask
 from hadal.ops.norm import both_halves, norm_rotate, rotate
 
 
@@ -35,7 +36,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(self.heads * self.width, config.hidden_size, bias=config.attention_bias)
 
     def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Columns | None, index: int
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask: Mask, cache: Columns | None, index: int
     ) -> Tensor:
         B, T, _ = x_BTD.shape
         H, J, K = self.heads, self.key_heads, self.width
@@ -49,8 +50,8 @@ class Attention(nn.Module):
         k, v = qk[:, :, H:].transpose(1, 2), heads[:, :, H + J :].transpose(1, 2)
         q, form = qk[:, :, :H], partial(attend, scale=K**-0.5)
         if cache is None:
-            return self.o_proj(form(q, k, v, bias))
-        return self.o_proj(cache.attend(index, form, q, (k, v), bias, H // J))
+            return self.o_proj(form(q, k, v, mask))
+        return self.o_proj(cache.attend(index, form, q, (k, v), mask, H // J))
 
 
 class DenseLayer(Layer):
@@ -68,12 +69,12 @@ class DenseLayer(Layer):
         self,
         x_BTD: Tensor,
         rotary: tuple[Tensor, Tensor],
-        bias: Tensor,
+        mask: Mask,
         cache: Columns | None,
         index: int,
         counted: Counted | None,
     ) -> Tensor:
-        x = x_BTD + self.attention(self.input_norm(x_BTD), rotary, bias, cache, index)
+        x = x_BTD + self.attention(self.input_norm(x_BTD), rotary, mask, cache, index)
         return x + self.mlp(self.post_norm(x))
 
 
