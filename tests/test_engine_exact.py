@@ -76,7 +76,7 @@ PARAMS = SamplingParams(max_tokens=45, seed=3, n=2, logprobs=0, ignore_eos=True)
 
 def small(model: Decoder, columns: int) -> int:
     """Bytes for a cache of so many columns."""
-    width = sum(heads * channels for heads, channels in model.cache_widths())
+    width = sum(heads * channels for heads, channels in model.cache_widths()[0])
     return columns * (len(model.layers) + 1) * width * 4
 
 

@@ -285,7 +285,7 @@ def test_the_prediction_module_drafts_from_a_cache_of_its_own(chunks: list[int])
     padded = torch.zeros(2, 10, dtype=torch.long)
     for i, row in enumerate(rows):
         padded[i, start[i] :] = row
-    cache, own = model.new_cache(start, 9), Cache(1, model.widths, start, 9, model.dtype)
+    cache, own = model.new_cache(start, 9), Cache(model.cache_widths(ahead=True)[-1:], start, 9, model.dtype)
     parts, begin = [], 0
     for size in chunks:
         hidden = model(padded[:, begin : begin + size], cache)

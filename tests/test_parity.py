@@ -222,8 +222,8 @@ def test_yarn_is_that_of_the_released_files(scaling: YarnScaling) -> None:
     model = build(config)
     frequencies, factor, softmax = literal_yarn(scaling, 8, 10_000.0)
     angles = torch.arange(256)[:, None] * torch.tensor(frequencies)
-    torch.testing.assert_close(model.cos, angles.cos() * factor, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(model.sin, angles.sin() * factor, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.ropes[0].cos, angles.cos() * factor, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.ropes[0].sin, angles.sin() * factor, atol=1e-5, rtol=1e-5)
     assert model.layers[0].attention.scale == pytest.approx(20**-0.5 * softmax)
 
 

@@ -56,8 +56,6 @@ class Drafts:
                 raise UserError("The model has no module that predicts a token ahead.", "Speculate by ngram instead.")
             self.predictor = model
         self.count = {None: 0, "ngram": count, "mtp": 1}[how]
-        self.layers = 1 if self.predictor is not None else 0
-        """Layers of cache that guessing needs."""
         self.behind, self.positions, self.exact = len(model.layers), model.config.max_position_embeddings, exact
         self.table, self.sampler = table, sampler
         self.drafted = self.accepted = 0

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from hadal.models.cache import Columns
+from hadal.models.cache import Columns, Widths
 from hadal.ops.exact import COLUMNS, QUERIES
 from hadal.ops.mask import Mask
 
@@ -32,21 +32,31 @@ def run_size(columns: int) -> int:
 class Lane:
     """Runs of `size` columns. Row b belongs to the sequence in slot `slots[b]`; rows behind the last are spare.
 
-    `parts` are the tensors [L, R, J, size, C] of all layers, one for each that a layer keeps (keys and values, or
-    latents and rotated keys); `layers` has them for each layer, [R, J, size, C], and as columns [R * J * size, C].
+    `parts` are the tensors [L, R, J, size, C] of all layers that keep alike, one for each that a layer keeps (keys and
+    values, or latents and rotated keys); `layers` has them for each layer, [R, J, size, C], and as columns
+    [R * J * size, C]. widths: what each layer keeps.
     `ready`: columns that hold numbers in every row in use. Columns that a row has not come to are multiplied with a
     weight of 0, which must not meet a NaN.
     """
 
-    def __init__(self, size: int, layers: int, widths: Sequence[tuple[int, int]], like: Tensor) -> None:
+    def __init__(self, size: int, widths: Sequence[Widths], like: Tensor) -> None:
         self.size, self.ready = size, 0
         self.slots = torch.empty(0, dtype=torch.long, device=like.device)
-        self.parts = [like.new_empty(layers, 0, heads, size, width) for heads, width in widths]
+        self.parts: list[Tensor] = []
+        places: dict[int, tuple[slice, int]] = {}
+        for kind in dict.fromkeys(widths):
+            alike = [layer for layer, own in enumerate(widths) if own == kind]
+            span = slice(len(self.parts), len(self.parts) + len(kind))
+            self.parts += [like.new_empty(len(alike), 0, heads, size, width) for heads, width in kind]
+            places |= {layer: (span, place) for place, layer in enumerate(alike)}
+        self.places = [places[layer] for layer in range(len(widths))]
+        """Of each layer, its parts and its place in them."""
         self._view_layers()
 
     def _view_layers(self) -> None:
         """Make the views of each layer, once: a step would take as long for them as for a norm."""
-        self.layers = [[(kept, kept.flatten(0, 2)) for kept in layer] for layer in zip(*self.parts, strict=True)]
+        own = [[part[place] for part in self.parts[span]] for span, place in self.places]
+        self.layers = [[(kept, kept.flatten(0, 2)) for kept in layer] for layer in own]
 
     def __len__(self) -> int:
         return len(self.slots)

@@ -60,7 +60,7 @@ def _matrices(model: Decoder) -> set[Sized]:
 def _run(model: Decoder, ids_BT: Tensor, pieces: Sequence[int]) -> Tensor:
     """Hidden states [B, T, D] of rows that are read in pieces of so many tokens, as the engine computes them."""
     (B, T), stable = ids_BT.shape, stable_in(model)
-    lane = Lane(run_size(T), len(model.layers), model.cache_widths(), model.norm.weight)
+    lane = Lane(run_size(T), model.cache_widths(), model.norm.weight)
     lane.resize(B)
     out: list[Tensor] = []
     begin = 0

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from hadal.ops.attention import swiglu
-from hadal.ops.norm import rms_norm
+from hadal.ops.norm import rms_norm, rotary_tables
+from hadal.ops.rope import Rope
 
 
 class Norm(nn.Module):
@@ -19,6 +20,28 @@ class Norm(nn.Module):
 
     def forward(self, x_D: Tensor) -> Tensor:
         return rms_norm(x_D, self.weight, self.eps)
+
+
+class RotaryTable(nn.Module):
+    """cos and sin [positions, dim / 2] of rotary positions."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, positions: int, rope: Rope) -> None:
+        super().__init__()
+        self.rope = rope
+        cos, sin = rotary_tables(positions, rope.dim, rope.theta, rope.scaling)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, tokens: int, positions_BT: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Those of the first `tokens` positions, [T, 1, R/2], or of the given ones, [B, T, 1, R/2]."""
+        if positions_BT is None:
+            cos, sin = self.cos[:tokens, None], self.sin[:tokens, None]
+        else:
+            cos, sin = self.cos[positions_BT][:, :, None], self.sin[positions_BT][:, :, None]
+        return cos.to(dtype), sin.to(dtype)
 
 
 class LowRank:

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from hadal.ops.mask import Mask
 
+Widths = tuple[tuple[int, int], ...]
+"""(J, C) of each tensor that a layer keeps for a token, e.g. keys and values."""
+
 
 class Columns:
     """Columns so far, and where the next ones stand: what every kind of cache has in common."""
@@ -85,19 +88,14 @@ class Continuations(Columns):
 
 
 class Cache(Columns):
-    """Per layer a tuple of tensors [B, J, capacity, C]; which ones is the architecture's business.
+    """Per layer a tuple of tensors [B, J, capacity, C] of the widths that it asks for; they live where `start` does."""
 
-    widths: (J, C) of each tensor that a layer keeps for a token, e.g. keys and values; they live where `start` does.
-    """
-
-    def __init__(
-        self, layers: int, widths: list[tuple[int, int]], start: Tensor, capacity: int, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, widths: Sequence[Widths], start: Tensor, capacity: int, dtype: torch.dtype) -> None:
         super().__init__(start)
         rows, where = len(start), start.device
         self.layers = [
-            tuple(torch.empty(rows, heads, capacity, width, dtype=dtype, device=where) for heads, width in widths)
-            for _ in range(layers)
+            tuple(torch.empty(rows, heads, capacity, width, dtype=dtype, device=where) for heads, width in layer)
+            for layer in widths
         ]
 
     def update(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:

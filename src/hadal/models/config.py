@@ -21,6 +21,9 @@ class ModelConfig:
     architecture: ClassVar[str]
     """The class of transformers that opens the folder."""
 
+    default_theta: ClassVar[float] = 10_000.0
+    """The base of rotary positions where config.json names none."""
+
     vocab_size: int
     hidden_size: int
     num_hidden_layers: int
@@ -70,7 +73,7 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """The config for the contents of a config.json of this model type; UserError for what would not be honoured."""
-        theta, scaling = read_rope(data)
+        theta, scaling = read_rope(data, cls.default_theta)
         optional = _OPTIONAL | cls.absent(data)
         known = {f.name for f in fields(cls)} - {"rope_scaling"}  # type: ignore[arg-type]
         values = {key: data[key] for key in known & data.keys() if data[key] is not None or key not in optional}

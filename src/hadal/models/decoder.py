@@ -6,7 +6,7 @@ F feed-forward width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hadal.models.balance import Counted
-from hadal.models.blocks import Norm, full_weight
-from hadal.models.cache import Cache, Columns
+from hadal.models.blocks import Norm, RotaryTable, full_weight
+from hadal.models.cache import Cache, Columns, Widths
 from hadal.models.config import ModelConfig
 from hadal.models.families import family_of
 from hadal.ops.mask import Mask
-from hadal.ops.norm import rotary_tables
+from hadal.ops.rope import Rope
+
+Rotary = tuple[Tensor, Tensor]
+"""cos and sin of a pass's positions, as a family's layers take them."""
 
 _recomputing: ContextVar[bool] = ContextVar("recomputing", default=False)
 
@@ -46,20 +49,25 @@ def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[No
 
 
 class Layer(nn.Module):
-    """What the decoder asks of a layer of any family."""
+    """What the decoder and the engine ask of a layer of any family.
 
-    kind: Hashable
-    """The same for layers that differ in their weights only."""
+    cached: (J, C) of each tensor that it keeps of a token in the cache. rope: how it turns queries and keys; None: not
+    at all. kind: the same for layers that differ in their weights only.
+    """
+
+    def __init__(self, cached: Widths, rope: Rope | None, *kind: Hashable) -> None:
+        super().__init__()
+        self.cached, self.rope, self.kind = cached, rope, (cached, rope, *kind)
 
 
 class Decoder(nn.Module):
     """A language model as training and inference both run it; subclasses supply the layers."""
 
-    def __init__(self, config: ModelConfig, layers: nn.ModuleList, rotary_dim: int) -> None:
+    def __init__(self, config: ModelConfig, layers: Iterable[Layer]) -> None:
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = layers
+        self.layers = nn.ModuleList(layers)
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
         if not config.tie_word_embeddings:
             self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -68,13 +76,10 @@ class Decoder(nn.Module):
         self.generation = 0
         """Counts the writes to the weights: what was computed of them (kept prefixes, recordings, packed copies) is
         theirs while it stays the same."""
-        self.cos: Tensor
-        self.sin: Tensor
-        cos, sin = rotary_tables(config.max_position_embeddings, rotary_dim, config.rope_theta, config.rope_scaling)
+        ropes = dict.fromkeys(layer.rope for layer in self.layers if layer.rope is not None)
+        self.ropes = nn.ModuleList(RotaryTable(config.max_position_embeddings, rope) for rope in ropes)
         self.checkpoint_activations = False
         """Keep of each layer its input alone, in training passes, and compute the rest again for the gradient."""
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
 
     def changed(self) -> None:
         """Whoever has written to the weights, or put others in their place, says so here: nothing else would tell."""
@@ -110,13 +115,18 @@ class Decoder(nn.Module):
         kinds = [layer.kind for layer in self.layers]
         return [kinds.index(kind) for kind in dict.fromkeys(kinds)]
 
-    def cache_widths(self) -> list[tuple[int, int]]:
-        """(J, C) of each tensor that a layer caches for a token."""
-        raise NotImplementedError
+    def cache_widths(self, ahead: bool = False) -> list[Widths]:
+        """Of each layer, (J, C) of every tensor that it caches for a token; ahead: and of the layers that predict
+        ahead, behind the others."""
+        return [layer.cached for layer in (*self.layers, *(self.mtp_layers() if ahead else ()))]
+
+    def mtp_layers(self) -> list[Layer]:
+        """The layers of the module that predicts ahead; none here."""
+        return []
 
     def new_cache(self, start: Tensor, capacity: int) -> Cache:
         """An empty cache; start[b] unused columns at the front of row b."""
-        return Cache(len(self.layers), self.cache_widths(), start, capacity, self.dtype)
+        return Cache(self.cache_widths(), start, capacity, self.dtype)
 
     def forward(
         self,
@@ -134,19 +144,25 @@ class Decoder(nn.Module):
         `counted` changes no output: experts' loads and balance losses count the tokens that it names (all, if None).
         """
         T = ids_BT.shape[1]
-        rotary, mask = self._surroundings(T, cache, positions_BT, documents_BT)
-        x = self.embed(ids_BT)
+        tables, mask = self._surroundings(T, cache, positions_BT, documents_BT)
+        x = self.embedded(ids_BT)
         for index, layer in enumerate(self.layers):
-            x = self._run(layer, x, rotary, mask, cache, index, counted)
+            x = self._run(layer, x, tables, mask, cache, index, counted)
         if cache is not None:
             cache.advance(T)
         return self.norm(x)
 
+    def embedded(self, ids_BT: Tensor) -> Tensor:
+        """What the first layer is given [B, T, D]."""
+        x: Tensor = self.embed(ids_BT)
+        return x
+
     def _run(
-        self, layer: nn.Module, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask: Mask, cache: Columns | None,
+        self, layer: Layer, x_BTD: Tensor, tables: Mapping[Rope, Rotary], mask: Mask, cache: Columns | None,
         index: int, counted: Counted | None,
     ) -> Tensor:  # fmt: skip
         """One layer, checkpointed where that is asked for and possible."""
+        rotary = None if layer.rope is None else tables[layer.rope]
         arguments = (x_BTD, rotary, mask, cache, index, counted)
         training = self.training and torch.is_grad_enabled() and (cache is None or cache.repeatable)
         out: Tensor
@@ -158,18 +174,14 @@ class Decoder(nn.Module):
 
     def _surroundings(
         self, tokens: int, cache: Columns | None, positions_BT: Tensor | None, documents_BT: Tensor | None = None
-    ) -> tuple[tuple[Tensor, Tensor], Mask]:
-        """The rotary tables of the next tokens, and what each may look at."""
+    ) -> tuple[dict[Rope, Rotary], Mask]:
+        """The rotary tables of the next tokens, of every kind that layers have, and what each may look at."""
         mask = Mask(tokens, tokens, documents=documents_BT) if cache is None else cache.mask(tokens)
         if cache is not None:
             positions_BT = cache.positions(tokens)
-        if positions_BT is None:
-            cos, sin = self.cos[:tokens, None], self.sin[:tokens, None]
-        else:
-            cos, sin = self.cos[positions_BT][:, :, None], self.sin[positions_BT][:, :, None]
-        return self.rotary(cos.to(self.dtype), sin.to(self.dtype)), mask
+        return {table.rope: self.rotary(*table(tokens, positions_BT, self.dtype)) for table in self.ropes}, mask
 
-    def rotary(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def rotary(self, cos: Tensor, sin: Tensor) -> Rotary:
         """A pass's tables [., T, 1, R/2] as the layers take them."""
         return cos, sin
 

@@ -146,8 +146,8 @@ def pack(model: Decoder, form: str, head: str | None = None, fast: bool = False)
     """
     form = resolve(form)
     head = resolve(head or ("int8" if kind_of(form) == "int4" else form))
-    if model.cos.device.type != "cpu" and not (form.endswith(":plain") and head.endswith(":plain")):
-        raise UserError(f"{form} is a form for CPUs, and the model is on {model.cos.device}.", "Leave it plain there.")
+    if model.device.type != "cpu" and not (form.endswith(":plain") and head.endswith(":plain")):
+        raise UserError(f"{form} is a form for CPUs, and the model is on {model.device}.", "Leave it plain there.")
     compute = torch.float32 if kind_of(form) in quant.KINDS else FORMS[form].dtype
     return _pack(model, lambda _: form, head, compute, fast)
 

@@ -30,11 +30,13 @@ SMALL = 4096
 """Multiplications of a batch up to which torch has another way with bf16."""
 
 
-def attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, mask: Mask, scale: float) -> Tensor:
+def attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, mask: Mask, scale: float, window: int = 0) -> Tensor:
     """Causal softmax attention of the last T of S positions; H query heads share J key heads (H a multiple of J).
 
-    mask: where queries look, never past their own column S - T + t. Returns [B, T, H * V].
+    mask: where queries look, never past their own column S - T + t; window: and at how many columns at most, where it
+    is not 0. Returns [B, T, H * V].
     """
+    mask = mask.within(window)
     if q_BTHK.device.type == "cuda":
         return fused_attend(q_BTHK, k_BJSK, v_BJSV, mask, scale)
     T = q_BTHK.shape[1]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hadal.models.blocks import Norm, full_weight
 from hadal.models.cache import Columns
+from hadal.models.decoder import Rotary
 from hadal.models.deepseek.config import DeepseekConfig
 from hadal.ops.attention import attend, batched_rows, weighted_sum
 from hadal.ops.mask import Mask
@@ -58,7 +59,7 @@ class LatentAttention(nn.Module):
         self.o_proj = nn.Linear(self.heads * self.value, hidden, bias=bias)
 
     def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask: Mask, cache: Columns | None, index: int
+        self, x_BTD: Tensor, rotary: Rotary, mask: Mask, cache: Columns | None, index: int
     ) -> Tensor:
         B, T, _ = x_BTD.shape
         H = self.heads

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from hadal.models.balance import Counted, load_metrics
 from hadal.models.blocks import Experts, FeedForward, Norm
 from hadal.models.cache import Columns
-from hadal.models.decoder import Decoder, Layer
+from hadal.models.decoder import Decoder, Layer, Rotary
 from hadal.models.deepseek.config import DeepseekConfig
 from hadal.models.deepseek.latent_attention import LatentAttention
 from hadal.models.deepseek.router import Router, update_router_biases
 from hadal.ops.experts import routed_experts
 from hadal.ops.mask import Mask
+from hadal.ops.rope import Rope
 
 
 class MixtureOfExperts(nn.Module):
@@ -41,8 +42,8 @@ class DeepseekLayer(Layer):
     """x + attention(norm x), then x + feed-forward or mixture(norm x)."""
 
     def __init__(self, config: DeepseekConfig, mixture: bool) -> None:
-        super().__init__()
-        self.kind = "mixture" if mixture else "dense"
+        cached = ((1, config.kv_lora_rank), (1, config.qk_rope_head_dim))
+        super().__init__(cached, Rope(config.qk_rope_head_dim, config.rope_theta, config.rope_scaling), mixture)
         self.input_norm = Norm(config.hidden_size, config.rms_norm_eps)
         self.attention = LatentAttention(config)
         self.post_norm = Norm(config.hidden_size, config.rms_norm_eps)
@@ -55,7 +56,7 @@ class DeepseekLayer(Layer):
     def forward(
         self,
         x_BTD: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        rotary: Rotary,
         mask: Mask,
         cache: Columns | None,
         index: int,
@@ -85,14 +86,12 @@ class Deepseek(Decoder):
 
     def __init__(self, config: DeepseekConfig) -> None:
         first = config.first_k_dense_replace
-        layers = nn.ModuleList(DeepseekLayer(config, i >= first) for i in range(config.num_hidden_layers))
-        super().__init__(config, layers, rotary_dim=config.qk_rope_head_dim)
-        self.widths = [(1, config.kv_lora_rank), (1, config.qk_rope_head_dim)]
+        super().__init__(config, (DeepseekLayer(config, i >= first) for i in range(config.num_hidden_layers)))
         if config.num_nextn_predict_layers:
             self.mtp = NextToken(config)
 
-    def cache_widths(self) -> list[tuple[int, int]]:
-        return self.widths
+    def mtp_layers(self) -> list[Layer]:
+        return [self.mtp.layer] if self.config.num_nextn_predict_layers else []
 
     def mtp_hidden(
         self,
@@ -104,9 +103,9 @@ class Deepseek(Decoder):
         documents_BT: Tensor | None = None,
     ) -> Tensor:
         T = hidden_BTD.shape[1]
-        rotary, mask = self._surroundings(T, cache, positions_BT, documents_BT)
-        joined = torch.cat([self.mtp.enorm(self.embed(next_ids_BT)), self.mtp.hnorm(hidden_BTD)], dim=-1)
-        x = self._run(self.mtp.layer, self.mtp.eh_proj(joined), rotary, mask, cache, 0, counted)
+        tables, mask = self._surroundings(T, cache, positions_BT, documents_BT)
+        joined = torch.cat([self.mtp.enorm(self.embedded(next_ids_BT)), self.mtp.hnorm(hidden_BTD)], dim=-1)
+        x = self._run(self.mtp.layer, self.mtp.eh_proj(joined), tables, mask, cache, 0, counted)
         if cache is not None:
             cache.advance(T)
         return self.mtp.head_norm(x)
@@ -115,9 +114,7 @@ class Deepseek(Decoder):
         update_router_biases(self, router_bias_rate)
 
     def load_metrics(self) -> list[dict[str, float]]:
-        layers = {id(module): index for index, module in enumerate(self.layers)}
-        if self.config.num_nextn_predict_layers:
-            layers[id(self.mtp.layer)] = len(self.layers)
+        layers = {id(module): index for index, module in enumerate([*self.layers, *self.mtp_layers()])}
         return [
             {"layer": index} | load_metrics(module.mlp.gate.load)
             for module in self.modules()

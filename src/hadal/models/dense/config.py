@@ -47,6 +47,14 @@ class DenseConfig(ModelConfig):
         """Whether query, key and value have a bias."""
         return self.attention_bias
 
+    def window(self, layer: int) -> int:
+        """How many positions a layer's queries look at, themselves included; 0: all."""
+        return 0
+
+    def turns(self, layer: int) -> bool:
+        """Whether a layer has rotary positions."""
+        return True
+
     def fixed(self) -> dict[str, Any]:
         return {"hidden_act": "silu", "use_sliding_window": False, "attention_dropout": 0.0, "mlp_bias": False}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hadal.models.cost import Cost, LayerCost
 from hadal.models.dense.config import DenseConfig
 
@@ -27,4 +29,5 @@ def cost(config: DenseConfig) -> Cost:
         shared_prompt=(2 * H + 3 * J) * K,  # what keys and values are views of
         widest=wide,
     )
-    return Cost(layers=(layer,) * config.num_hidden_layers, rotary=K)
+    layers = range(config.num_hidden_layers)
+    return Cost(layers=tuple(replace(layer, window=config.window(index)) for index in layers), rotary=K)
