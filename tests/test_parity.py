@@ -23,7 +23,7 @@ from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
 from hadal.models.deepseek.config import DeepseekConfig, DeepseekV2Config
 from hadal.models.deepseek.router import routers
-from hadal.models.dense.config import DenseConfig, LlamaConfig, Qwen2Config
+from hadal.models.dense.config import DenseConfig, LlamaConfig, MistralConfig, Qwen2Config, SmolLM3Config
 from hadal.models.families import from_dict
 from hadal.models.names import to_released
 from hadal.ops.rope import Llama3Scaling, YarnScaling
@@ -61,6 +61,9 @@ CONFIGS: dict[str, ModelConfig] = {
     "llama3": LlamaConfig(
         **DENSE, tie_word_embeddings=False, rope_theta=500.0, rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 32)
     ),
+    "mistral": MistralConfig(**DENSE, tie_word_embeddings=False, sliding_window=9),
+    "mistral-without-window": MistralConfig(**DENSE, num_key_value_heads=3),
+    "smollm3": SmolLM3Config(**DENSE, no_rope_layers=(1, 0, 1), attention_bias=True, rope_theta=5e6),
 }  # fmt: skip
 
 
@@ -276,6 +279,21 @@ def test_released_configs_are_read_with_their_unused_keys() -> None:
     assert isinstance(config, Qwen2Config) and config.head_dim == 128 and not config.tie_word_embeddings
 
 
+def test_what_newer_model_types_leave_out_is_what_transformers_takes() -> None:
+    """Mistral without the key has the first model's window, and with null none; SmolLM3 has a base of its own."""
+    for name, keys in (("mistral", ["sliding_window"]), ("smollm3", ["no_rope_layers", "rope_theta"])):
+        data = {key: value for key, value in CONFIGS[name].to_dict().items() if key not in keys}
+        ours, theirs = from_dict(data), transformers.AutoConfig.for_model(**data)
+        assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+        if isinstance(ours, MistralConfig):
+            assert ours.sliding_window == theirs.sliding_window == 4096
+        else:
+            assert isinstance(ours, SmolLM3Config)
+            assert [ours.turns(layer) for layer in range(3)] == [bool(one) for one in theirs.no_rope_layers]
+    none = from_dict(CONFIGS["mistral"].to_dict() | {"sliding_window": None})
+    assert isinstance(none, MistralConfig) and none.window(0) == 0
+
+
 @pytest.mark.parametrize(
     ("name", "change", "word"),
     [
@@ -290,6 +308,10 @@ def test_released_configs_are_read_with_their_unused_keys() -> None:
                                  "high_freq_factor": 4.0, "original_max_position_embeddings": 32}}, "llama3"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ("qwen2", {"attention_bias": True}, "attention_bias"),
+        ("mistral", {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}, "layer_types"),
+        ("mistral-without-window", {"attention_bias": True}, "attention_bias"),
+        ("smollm3", {"use_sliding_window": True, "sliding_window": 8}, "sliding_window"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers"),
         ("v3", {"scoring_func": "softmax"}, "scoring_func"),
         ("v3", {"topk_method": "greedy"}, "topk_method"),
         ("v2", {"topk_method": "noaux_tc"}, "topk_method"),

@@ -1,10 +1,10 @@
-"""The dense decoders: grouped-query attention and SwiGLU (Qwen2, Qwen3, Llama)."""
+"""The dense decoders: grouped-query attention and SwiGLU (Qwen2, Qwen3, Llama, Mistral, SmolLM3)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hadal.models.dense.config import DenseConfig, LlamaConfig, Qwen2Config
+from hadal.models.dense.config import DenseConfig, LlamaConfig, MistralConfig, Qwen2Config, SmolLM3Config
 from hadal.models.dense.cost import cost
 from hadal.models.dense.names import LAYOUTS
 from hadal.models.family import Family
@@ -21,7 +21,7 @@ def _network(config: DenseConfig) -> Decoder:
 
 FAMILY = Family(
     name="dense",
-    types=(DenseConfig, Qwen2Config, LlamaConfig),
+    types=(DenseConfig, Qwen2Config, LlamaConfig, MistralConfig, SmolLM3Config),
     network=_network,
     cost=cost,
     layouts=LAYOUTS,

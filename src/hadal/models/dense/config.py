@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from hadal.errors import UserError
 from hadal.models.config import ModelConfig, check_divides, check_even, check_fixed, check_positive
 from hadal.ops.rope import RopeScaling
 
@@ -93,3 +94,67 @@ class LlamaConfig(DenseConfig):
 
     def fixed(self) -> dict[str, Any]:
         return {"hidden_act": "silu", "attention_dropout": 0.0}
+
+
+@dataclass(frozen=True)
+class MistralConfig(DenseConfig):
+    """Mistral 7B and what followed (arXiv 2310.06825): no biases, no q/k norm; all layers have the `sliding_window`."""
+
+    model_type: ClassVar[str] = "mistral"
+    architecture: ClassVar[str] = "MistralForCausalLM"
+    qk_norm: ClassVar[bool] = False
+
+    sliding_window: int | None = None
+
+    def window(self, layer: int) -> int:
+        return self.sliding_window or 0
+
+    def fixed(self) -> dict[str, Any]:
+        return {"hidden_act": "silu", "attention_dropout": 0.0, "attention_bias": False, "mlp_bias": False}
+
+    @classmethod
+    def absent(cls, data: dict[str, Any]) -> dict[str, Any]:
+        # Released files without the key mean the first model's window; null is no window.
+        return super().absent(data) | {"sliding_window": data.get("sliding_window", 4096)}
+
+    def refuse(self, data: dict[str, Any]) -> None:
+        alike = "full_attention" if self.sliding_window is None else "sliding_attention"
+        if set(data.get("layer_types") or []) - {alike}:
+            kinds = sorted(set(data["layer_types"]))
+            raise UserError(f"config.json has layer_types {kinds}.", "hadal has mistral's layers all alike only.")
+
+
+@dataclass(frozen=True)
+class SmolLM3Config(DenseConfig):
+    """SmolLM3: no q/k norm, and some layers without rotary positions (NoPE, arXiv 2501.18795).
+
+    `no_rope_layers` has a 0 for each of those and a 1 for the others; without it every `no_rope_layer_interval`-th is
+    one.
+    """
+
+    model_type: ClassVar[str] = "smollm3"
+    architecture: ClassVar[str] = "SmolLM3ForCausalLM"
+    qk_norm: ClassVar[bool] = False
+    default_theta: ClassVar[float] = 2_000_000.0
+
+    no_rope_layers: tuple[int, ...] | None = None
+    no_rope_layer_interval: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.no_rope_layers is not None and len(self.no_rope_layers) < self.num_hidden_layers:
+            raise UserError(
+                f"no_rope_layers has {len(self.no_rope_layers)} entries, and the model {self.num_hidden_layers} layers."
+            )
+
+    def turns(self, layer: int) -> bool:
+        if self.no_rope_layers is not None:
+            return bool(self.no_rope_layers[layer])
+        return (layer + 1) % self.no_rope_layer_interval != 0
+
+    def fixed(self) -> dict[str, Any]:
+        return {"hidden_act": "silu", "use_sliding_window": False, "attention_dropout": 0.0}
+
+    @classmethod
+    def absent(cls, data: dict[str, Any]) -> dict[str, Any]:
+        return super().absent(data) | {"no_rope_layers": None, "no_rope_layer_interval": 4}

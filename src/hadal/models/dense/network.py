@@ -1,4 +1,4 @@
-"""The dense decoders (Qwen2, Qwen3, Llama): grouped-query attention, SwiGLU.
+"""The dense decoders (Qwen, Llama, Mistral, SmolLM3): grouped-query attention, SwiGLU.
 
 Query, key and value projections are one matrix here, gate and up another; the checkpoint layout has them
 apart (`hadal.models.names`).
