@@ -15,7 +15,8 @@ from hadal.cost import memory
 from hadal.models.checkpoint import build, save_model
 from hadal.models.config import ModelConfig
 from hadal.models.deepseek.config import DeepseekConfig
-from hadal.models.dense.config import DenseConfig
+from hadal.models.dense.config import DenseConfig, MistralConfig
+from hadal.models.gemma3.config import Gemma3Config
 from hadal.ops.attention import (
     BLOCK,
     LONG,
@@ -211,6 +212,10 @@ LONG_CONFIGS: dict[str, ModelConfig] = {
     "deepseek": DeepseekConfig(
         61, 32, 2, 4, 48, 16, kv_lora_rank=24, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=10,
         max_position_embeddings=256,
+    ),
+    "mistral": MistralConfig(61, 32, 2, 4, 2, 16, 48, max_position_embeddings=256, sliding_window=40),
+    "gemma3": Gemma3Config(
+        61, 32, 3, 4, 2, 16, 48, max_position_embeddings=256, sliding_window=20, sliding_window_pattern=2
     ),
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from hadal.models.deepseek.config import DeepseekConfig, DeepseekV2Config
 from hadal.models.deepseek.router import routers
 from hadal.models.dense.config import DenseConfig, LlamaConfig, MistralConfig, Qwen2Config, SmolLM3Config
 from hadal.models.families import from_dict
+from hadal.models.gemma3.config import Gemma3Config
 from hadal.models.names import to_released
 from hadal.ops.rope import Llama3Scaling, YarnScaling
 
@@ -63,6 +65,10 @@ CONFIGS: dict[str, ModelConfig] = {
     ),
     "mistral": MistralConfig(**DENSE, tie_word_embeddings=False, sliding_window=9),
     "mistral-without-window": MistralConfig(**DENSE, num_key_value_heads=3),
+    "gemma3": Gemma3Config(
+        **DENSE, num_key_value_heads=3, sliding_window=9, query_pre_attn_scalar=11, rope_local_base_freq=500.0,
+        layer_types=("sliding_attention", "full_attention", "sliding_attention"),
+    ),
     "smollm3": SmolLM3Config(**DENSE, no_rope_layers=(1, 0, 1), attention_bias=True, rope_theta=5e6),
 }  # fmt: skip
 
@@ -280,12 +286,24 @@ def test_released_configs_are_read_with_their_unused_keys() -> None:
 
 
 def test_what_newer_model_types_leave_out_is_what_transformers_takes() -> None:
-    """Mistral without the key has the first model's window, and with null none; SmolLM3 has a base of its own."""
-    for name, keys in (("mistral", ["sliding_window"]), ("smollm3", ["no_rope_layers", "rope_theta"])):
+    """Mistral without the key has the first model's window, and with null none; SmolLM3 has a base of its own, Gemma 3
+    two."""
+    left_out = {
+        "mistral": ["sliding_window"],
+        "smollm3": ["no_rope_layers", "rope_theta"],
+        "gemma3": ["layer_types", "sliding_window_pattern", "rope_theta", "rope_local_base_freq"],
+    }
+    for name, keys in left_out.items():
         data = {key: value for key, value in CONFIGS[name].to_dict().items() if key not in keys}
         ours, theirs = from_dict(data), transformers.AutoConfig.for_model(**data)
-        assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
-        if isinstance(ours, MistralConfig):
+        ropes = theirs.rope_parameters
+        assert ours.rope_theta == ropes.get("full_attention", ropes)["rope_theta"]
+        if isinstance(ours, Gemma3Config):
+            assert ours.rope_local_base_freq == ropes["sliding_attention"]["rope_theta"]
+            kinds = [kind == "sliding_attention" for kind in theirs.layer_types]
+            assert [ours.window(layer) > 0 for layer in range(3)] == kinds
+            assert [replace(ours, num_hidden_layers=7).window(layer) for layer in range(7)] == [*[9] * 5, 0, 9]
+        elif isinstance(ours, MistralConfig):
             assert ours.sliding_window == theirs.sliding_window == 4096
         else:
             assert isinstance(ours, SmolLM3Config)
@@ -310,6 +328,11 @@ def test_what_newer_model_types_leave_out_is_what_transformers_takes() -> None:
         ("qwen2", {"attention_bias": True}, "attention_bias"),
         ("mistral", {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}, "layer_types"),
         ("mistral-without-window", {"attention_bias": True}, "attention_bias"),
+        ("gemma3", {"layer_types": ["full_attention"]}, "layer_types"),
+        ("gemma3", {"layer_types": ["full_attention", "linear_attention", "full_attention"]}, "linear_attention"),
+        ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "linear"),
         ("smollm3", {"use_sliding_window": True, "sliding_window": 8}, "sliding_window"),
         ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers"),
         ("v3", {"scoring_func": "softmax"}, "scoring_func"),
