@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +76,7 @@ class Decoder(nn.Module):
         self.generation = 0
         """Counts the writes to the weights: what was computed of them (kept prefixes, recordings, packed copies) is
         theirs while it stays the same."""
-        ropes = dict.fromkeys(layer.rope for layer in self.layers if layer.rope is not None)
+        ropes = dict.fromkeys(layer.rope for layer in self.each_layer() if layer.rope is not None)
         self.ropes = nn.ModuleList(RotaryTable(config.max_position_embeddings, rope) for rope in ropes)
         self.checkpoint_activations = False
         """Keep of each layer its input alone, in training passes, and compute the rest again for the gradient."""
@@ -110,15 +110,19 @@ class Decoder(nn.Module):
         """The losses besides the next token's that it can be trained by (`hadal.models.family`)."""
         return family_of(self.config).auxiliary(self.config)
 
+    def each_layer(self) -> list[Layer]:
+        """The layers, which to torch are modules of any kind."""
+        return cast("list[Layer]", list(self.layers))
+
     def distinct_layers(self) -> list[int]:
         """The first layer of each kind: those that differ in what they compute and not only in their weights."""
-        kinds = [layer.kind for layer in self.layers]
+        kinds = [layer.kind for layer in self.each_layer()]
         return [kinds.index(kind) for kind in dict.fromkeys(kinds)]
 
     def cache_widths(self, ahead: bool = False) -> list[Widths]:
         """Of each layer, (J, C) of every tensor that it caches for a token; ahead: and of the layers that predict
         ahead, behind the others."""
-        return [layer.cached for layer in (*self.layers, *(self.mtp_layers() if ahead else ()))]
+        return [layer.cached for layer in [*self.each_layer(), *(self.mtp_layers() if ahead else [])]]
 
     def mtp_layers(self) -> list[Layer]:
         """The layers of the module that predicts ahead; none here."""
@@ -146,7 +150,7 @@ class Decoder(nn.Module):
         T = ids_BT.shape[1]
         tables, mask = self._surroundings(T, cache, positions_BT, documents_BT)
         x = self.embedded(ids_BT)
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.each_layer()):
             x = self._run(layer, x, tables, mask, cache, index, counted)
         if cache is not None:
             cache.advance(T)
@@ -179,7 +183,8 @@ class Decoder(nn.Module):
         mask = Mask(tokens, tokens, documents=documents_BT) if cache is None else cache.mask(tokens)
         if cache is not None:
             positions_BT = cache.positions(tokens)
-        return {table.rope: self.rotary(*table(tokens, positions_BT, self.dtype)) for table in self.ropes}, mask
+        tables = cast("list[RotaryTable]", list(self.ropes))
+        return {table.rope: self.rotary(*table(tokens, positions_BT, self.dtype)) for table in tables}, mask
 
     def rotary(self, cos: Tensor, sin: Tensor) -> Rotary:
         """A pass's tables [., T, 1, R/2] as the layers take them."""
