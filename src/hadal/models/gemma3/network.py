@@ -37,12 +37,12 @@ class Attention(nn.Module):
     def __init__(self, config: Gemma3Config, window: int) -> None:
         super().__init__()
         self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
-        self.width, self.eps, self.bias = config.head_dim, config.rms_norm_eps, config.attention_bias
+        self.width, self.eps = config.head_dim, config.rms_norm_eps
         self.form = partial(attend, scale=config.query_pre_attn_scalar**-0.5, window=window)
         rows = (self.heads + 2 * self.key_heads) * self.width
-        self.qkv_proj = nn.Linear(config.hidden_size, rows, bias=self.bias)
+        self.qkv_proj = nn.Linear(config.hidden_size, rows, bias=config.attention_bias)
         self.q_norm, self.k_norm = (nn.Parameter(torch.zeros(self.width)) for _ in range(2))
-        self.o_proj = nn.Linear(self.heads * self.width, config.hidden_size, bias=self.bias)
+        self.o_proj = nn.Linear(self.heads * self.width, config.hidden_size, bias=config.attention_bias)
 
     def forward(self, x_BTD: Tensor, rotary: Rotary, mask: Mask, cache: Columns | None, index: int) -> Tensor:
         B, T, _ = x_BTD.shape
