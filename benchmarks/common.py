@@ -20,10 +20,12 @@ import torch
 
 import hadal
 from hadal.checkpoints.save import save_model
-from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.cost.flops import parameters
 from hadal.machine.speed import fastest_dtype, matmul_rates
 from hadal.models.build import build
+from hadal.models.config import ModelConfig
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.dense.config import DenseConfig
 
 VOCABULARY = 512
 SHAPES: dict[str, dict[str, ModelConfig]] = {

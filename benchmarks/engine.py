@@ -28,10 +28,12 @@ import torch
 from common import interleave, measured_rates, save_random, transformers_or_none
 
 from hadal.checkpoints.load import load_model
-from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig, Qwen2Config
 from hadal.cost.flops import forward_flops, parameters
 from hadal.engine import LLM, EngineConfig, SamplingParams
+from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.dense.config import DenseConfig, Qwen2Config
 from hadal.models.packed import choose, pack, resolve
 from hadal.tasks import load_tasks
 from hadal.text.tokenizer import Tokenizer

@@ -28,9 +28,9 @@ from common import measured_rates, save_random
 from engine import hadal_call, prompts, shape
 
 from hadal.checkpoints.load import load_model
-from hadal.configs.models import Qwen2Config
 from hadal.engine import LLM, EngineConfig, SamplingParams
 from hadal.models.decoder import Decoder
+from hadal.models.dense.config import Qwen2Config
 from hadal.models.packed import choose, pack
 from hadal.text.tokenizer import Tokenizer
 

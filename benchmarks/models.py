@@ -39,8 +39,10 @@ from common import (
 from torch import Tensor
 
 from hadal.checkpoints.load import load_model
-from hadal.configs.models import DeepseekConfig, ModelConfig, Qwen2Config
 from hadal.cost.flops import forward_flops, mean_context, training_flops
+from hadal.models.config import ModelConfig
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.dense.config import Qwen2Config
 from hadal.train.corpus import Batch
 from hadal.train.losses import pretraining_loss
 

@@ -36,12 +36,12 @@ from common import arguments, measured_rates
 import hadal
 from hadal.checkpoints.load import load_model
 from hadal.checkpoints.save import save_model
-from hadal.configs.models import Qwen2Config
 from hadal.cost.flops import parameters
 from hadal.engine import LLM, SamplingParams
 from hadal.evaluate.suite import ask, held_out
 from hadal.models.build import build
 from hadal.models.decoder import Decoder
+from hadal.models.dense.config import Qwen2Config
 from hadal.tasks import BUILT_IN, Problem, Reward, Rng, Task
 from hadal.tasks.words import build_tokenizer
 from hadal.text.tokenizer import Tokenizer

@@ -355,8 +355,8 @@ def random_model(folder: Path) -> Path:
     import torch
 
     from hadal.checkpoints.save import save_model
-    from hadal.configs.models import DenseConfig
     from hadal.models.build import build
+    from hadal.models.dense.config import DenseConfig
     from hadal.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_words(["strawberry"])

@@ -32,9 +32,9 @@ from common import (
 from torch import Tensor
 
 from hadal.checkpoints.save import save_model
-from hadal.configs.models import ModelConfig
 from hadal.cost.flops import mean_context, training_flops
 from hadal.models.build import build
+from hadal.models.config import ModelConfig
 from hadal.train.corpus import Batch
 from hadal.train.losses import pretraining_loss
 from hadal.train.optim import Optimizer, OptimizerConfig

@@ -16,9 +16,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from starlette.routing import Route
 
 from hadal.checkpoints.save import save_model
-from hadal.configs.models import DenseConfig
 from hadal.library.record import write_run
 from hadal.models.build import build
+from hadal.models.dense.config import DenseConfig
 from hadal.server.app import make_app
 from hadal.server.launch import Server, Settings, bind, prepare
 from hadal.text.tokenizer import Tokenizer

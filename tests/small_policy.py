@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from hadal.configs.models import DenseConfig
 from hadal.engine import LLM
 from hadal.models.build import build
+from hadal.models.dense.config import DenseConfig
 from hadal.tasks import BUILT_IN, Task
 from hadal.tasks.words import build_tokenizer
 

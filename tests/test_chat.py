@@ -126,8 +126,8 @@ def run(tmp_path_factory, tokenizer):
     import torch
 
     from hadal.checkpoints.save import save_model
-    from hadal.configs.models import DenseConfig
     from hadal.models.build import build
+    from hadal.models.dense.config import DenseConfig
 
     folder = tmp_path_factory.mktemp("runs") / "dense-seed0"
     torch.manual_seed(0)

@@ -21,10 +21,12 @@ from torch import Tensor
 from hadal.checkpoints import save
 from hadal.checkpoints.load import load_model
 from hadal.checkpoints.save import convert, save_model
-from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig, Qwen2Config
 from hadal.errors import UserError
 from hadal.models.build import build, outline
+from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.dense.config import DenseConfig, Qwen2Config
 
 SMALL: dict[str, Any] = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 64}
 DENSE = DenseConfig(**SMALL, head_dim=16, intermediate_size=48)

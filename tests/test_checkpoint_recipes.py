@@ -22,8 +22,8 @@ from tokenizer_families import write_tokenizer
 
 from hadal.checkpoints.save import save_model
 from hadal.cli import main
-from hadal.configs.models import Qwen2Config
 from hadal.models.build import build
+from hadal.models.dense.config import Qwen2Config
 
 DATA = Path(os.environ.get("HADAL_TEST_DATA", "/nowhere"))
 SMALL = {"stage.rl.rollouts_every": 2, "grpo.held_out_every": 4, "grpo.held_out_problems": 10, "threads": 1}

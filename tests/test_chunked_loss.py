@@ -8,9 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.models.build import build
-from hadal.models.deepseek import routers
+from hadal.models.config import ModelConfig
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.deepseek.router import routers
+from hadal.models.dense.config import DenseConfig
 from hadal.train import losses
 from hadal.train.corpus import Batch
 from hadal.train.losses import head_log_probabilities, pretraining_loss

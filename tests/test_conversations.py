@@ -12,7 +12,7 @@ from test_parity import CONFIGS, fresh
 from tokenizer_families import write_tokenizer
 
 from hadal.errors import UserError
-from hadal.models.deepseek import Deepseek
+from hadal.models.deepseek.network import Deepseek
 from hadal.tasks.words import build_tokenizer
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.conversations import Conversation, Encoder, epoch_batches, packed, read_conversations

@@ -7,8 +7,8 @@ from itertools import islice
 import pytest
 import torch
 
-from hadal.configs.models import DenseConfig
 from hadal.models.build import build
+from hadal.models.dense.config import DenseConfig
 from hadal.recipe.config import PretrainConfig
 from hadal.tasks import BUILT_IN, Rng
 from hadal.tasks.words import build_tokenizer

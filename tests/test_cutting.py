@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from hadal.configs.models import DeepseekConfig, DeepseekV2Config, ModelConfig
 from hadal.engine import LLM, Sample
 from hadal.models.build import build
+from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
-from hadal.models.deepseek import routers
+from hadal.models.deepseek.config import DeepseekConfig, DeepseekV2Config
+from hadal.models.deepseek.router import routers
 from hadal.recipe.kinds import SftConfig
 from hadal.recipe.stages.sft import gradients
 from hadal.tasks import BUILT_IN, Rng

@@ -11,11 +11,13 @@ from other_device import HERE, OtherDevice
 from small_chain import write_chain
 
 from hadal.cli import main
-from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.engine import LLM, EngineConfig, SamplingParams
 from hadal.errors import UserError
 from hadal.machine import device
 from hadal.models.build import build
+from hadal.models.config import ModelConfig
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.dense.config import DenseConfig
 from hadal.recipe import run
 from hadal.text.tokenizer import Tokenizer
 

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from hadal.configs.models import DenseConfig
 from hadal.models.build import build
-from hadal.models.dense import Dense
+from hadal.models.dense.config import DenseConfig
+from hadal.models.dense.network import Dense
 from hadal.train import distillation
 from hadal.train.conversations import Conversation, packed
 from hadal.train.distillation import distillation_loss

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from hadal.checkpoints.save import save_model
-from hadal.configs.models import DeepseekConfig, DenseConfig
 from hadal.engine import LLM, EngineConfig, SamplingParams
 from hadal.engine.sampling import SMALL, inverse_draw, keep_top_k, keep_top_p
 from hadal.errors import UserError
 from hadal.models.build import build
 from hadal.models.decoder import Decoder
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.dense.config import DenseConfig
 from hadal.rng import Rng, noise
 from hadal.tasks import load_tasks
 from hadal.tasks.words import build_tokenizer
@@ -365,7 +366,7 @@ def test_nothing_starts_torchs_compiler() -> None:
     """It takes two seconds to import, and `hadal chat` has ten to its first token."""
     code = """
 import sys
-from hadal.configs.models import DenseConfig
+from hadal.models.dense.config import DenseConfig
 from hadal.engine import LLM, SamplingParams
 from hadal.models.build import build
 from hadal.text.tokenizer import Tokenizer

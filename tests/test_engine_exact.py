@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from promised import needs_promise, needs_rows
 
 from hadal.checkpoints.save import save_model
-from hadal.configs.models import DeepseekConfig, DenseConfig
 from hadal.engine import LLM, EngineConfig, RequestOutput, SamplingParams, TooLong
 from hadal.engine.core import Engine
 from hadal.engine.lanes import run_size
@@ -25,6 +24,8 @@ from hadal.engine.request import Request
 from hadal.engine.runs import Runs
 from hadal.models.build import build
 from hadal.models.decoder import Decoder
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.dense.config import DenseConfig
 from hadal.models.packed import packed_copy
 from hadal.ops import linear
 from hadal.ops.exact import stable_rows
@@ -76,7 +77,7 @@ PARAMS = SamplingParams(max_tokens=45, seed=3, n=2, logprobs=0, ignore_eos=True)
 
 def small(model: Decoder, columns: int) -> int:
     """Bytes for a cache of so many columns."""
-    width = sum(heads * channels for heads, channels in model.cache_widths())
+    width = sum(heads * channels for heads, channels in model.cache_widths()[0])
     return columns * (len(model.layers) + 1) * width * 4
 
 

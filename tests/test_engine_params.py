@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hadal.configs.models import DenseConfig
 from hadal.engine import LLM, AsyncEngine, Busy, Engine, EngineConfig, SamplingParams, TooLong
 from hadal.engine.drafts import look_up
 from hadal.engine.sampling import inverse_draw, keep_min_p, keep_top_k, keep_top_p
 from hadal.errors import UserError
 from hadal.models.build import build
 from hadal.models.decoder import Decoder
+from hadal.models.dense.config import DenseConfig
 from hadal.tasks import load_tasks
 from hadal.tasks.words import build_tokenizer
 

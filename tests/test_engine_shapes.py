@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_engine_exact import CONTEXT, TOKENIZER, VOCABULARY, prompts_of
 
-from hadal.configs.models import DeepseekConfig, DenseConfig
 from hadal.engine import LLM, EngineConfig, SamplingParams
 from hadal.models.build import build
 from hadal.models.decoder import Decoder
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.dense.config import DenseConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HEADS = {

@@ -18,12 +18,14 @@ from torch import Tensor
 
 from hadal.checkpoints.load import load_model
 from hadal.checkpoints.save import save_model
-from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.engine import LLM, EngineConfig, SamplingParams, llm
 from hadal.errors import UserError
 from hadal.machine.device import WORTH_MOVING
 from hadal.models.build import build
+from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.dense.config import DenseConfig
 from hadal.models.float8 import Float8Experts, Float8Linear
 from hadal.ops import float8
 from hadal.ops.exact import exactly

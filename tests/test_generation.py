@@ -20,7 +20,6 @@ from hadal.checkpoints.adapters import load_adapter, save_adapter
 from hadal.checkpoints.load import load_model
 from hadal.checkpoints.save import save_model
 from hadal.cli import main
-from hadal.configs.models import Qwen2Config
 from hadal.engine import LLM, EngineConfig, SamplingParams, core
 from hadal.engine.prefix import BLOCK, PrefixStore
 from hadal.engine.runs import Runs
@@ -29,7 +28,8 @@ from hadal.evaluate.suite import ask
 from hadal.models.build import build
 from hadal.models.checksum import checksum
 from hadal.models.decoder import Decoder
-from hadal.models.deepseek import routers
+from hadal.models.deepseek.router import routers
+from hadal.models.dense.config import Qwen2Config
 from hadal.models.lora import LoraConfig, attach, merge
 from hadal.models.packed import pack, packed_copy, repack
 from hadal.recipe import run as run_module
@@ -178,10 +178,10 @@ def test_a_loaded_model_and_a_copy_go_on_by_themselves(tmp_path: Path) -> None:
 WRITES_NO_SAMPLED_WEIGHTS = {
     "checkpoints/safetensors.py": {"SafetensorFiles.read_into"},  # fills what load_state_dict then takes over
     "models/float8.py": {"Float8Linear.forward", "keep"},  # activations; within load_model
-    "models/cache.py": {"Columns.positions", "Columns.bias"},
+    "models/cache.py": {"Columns.positions"},
     "models/packed.py": {"PackedLinear._by_blocks", "_shell", "_cast", "_pack_modules.replace_one"},  # within pack
     "models/lora.py": {"with_adapters", "add_adapter"},  # within attach and load_adapter
-    "models/deepseek.py": {"Router.forward", "Router.choose"},  # counts loads; scores
+    "models/deepseek/router.py": {"Router.forward", "Router.choose"},  # counts loads; scores
     "models/balance.py": {"balance_loss", "Counted.of"},  # a mask's
     "train/losses.py": None,  # gradients
     "train/optim.py": {"Optimizer.zero_grad", "Optimizer.step", "Optimizer.load_state", "_move_gradient"},  # refresh

@@ -16,11 +16,11 @@ from local_server import LocalServer
 
 from hadal.checkpoints.load import load_model
 from hadal.checkpoints.save import save_model
-from hadal.configs.models import DenseConfig
 from hadal.errors import UserError
 from hadal.library.find import find_model
 from hadal.library.shipped import names, repository
 from hadal.models.build import build
+from hadal.models.dense.config import DenseConfig
 
 CONFIG = DenseConfig(61, 32, 2, 2, 1, 16, 48)
 TOKEN = "hf_let_me_in"

@@ -11,12 +11,12 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "hadal"
 ROOMS = [
-    "errors", "files", "rng", "http", "reading", "machine", "configs", "ops", "models", "text", "checkpoints", "cost",
+    "errors", "files", "rng", "http", "reading", "machine", "ops", "models", "text", "checkpoints", "cost",
     "library", "sandbox", "tasks", "rewards", "engine", "evaluate", "train", "recipe", "terminal", "server", "cli",
 ]  # fmt: skip
 WITHOUT_TORCH = (
     "errors", "files", "rng", "http", "reading", "machine/__init__", "machine/environment", "machine/spinning",
-    "machine/cores", "machine/memory", "configs", "checkpoints/__init__", "checkpoints/header", "cost",
+    "machine/cores", "machine/memory", "checkpoints/__init__", "checkpoints/header", "cost",
     "library/__init__", "library/find", "library/hub", "library/info", "library/record", "library/shipped", "cli",
 )  # fmt: skip
 """Rooms, and files of rooms."""
@@ -114,3 +114,67 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         check=True,
     )
     assert done.stdout.splitlines()[-1] == "LOADED"
+
+
+def test_a_family_says_its_numbers_names_and_cost_without_torch() -> None:
+    program = (
+        "import sys\n"
+        "from hadal.cost import flops, memory, model_info\n"
+        "from hadal.models.families import families\n"
+        "from hadal.models.names import released_name\n"
+        "assert {'dense', 'deepseek'} <= families().keys()\n"
+        "for family in families().values():\n"
+        "    for kind in family.types:\n"
+        "        config = kind(64)\n"
+        "        assert flops.parameters(config).total and released_name('layers.0.mlp.x', config)\n"
+        "print('LOADED', *({'torch', 'numpy'} & set(sys.modules)))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE.parent)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.splitlines()[-1] == "LOADED"
+
+
+def families() -> list[str]:
+    return sorted(path.parent.name for path in (SOURCE / "models").glob("*/__init__.py"))
+
+
+def own_names(family: str) -> set[str]:
+    """The classes that a family's folder defines."""
+    trees = [ast.parse(path.read_text()) for path in (SOURCE / "models" / family).glob("*.py")]
+    return {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+
+
+def family_faults(source: str, path: Path) -> list[str]:
+    """What a file must not do: import another family than its own, or, outside `models`, ask for one's classes."""
+    tree, found = ast.parse(source), []
+    for family in families():
+        at_home = path.parts[:2] == ("models", family)
+        inside = path.parts[0] == "models"
+        if inside and not at_home:
+            package = ("hadal", *path.parts[:-1])
+            names = [name for name in imported(tree, package) if f"{name}.".startswith(f"hadal.models.{family}.")]
+            found += [f"{path} imports {name}" for name in names]
+        if not at_home:
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
+                    asked = {n.id for n in ast.walk(node.args[1]) if isinstance(n, ast.Name)}
+                    asked |= {n.attr for n in ast.walk(node.args[1]) if isinstance(n, ast.Attribute)}
+                    found += [f"{path} asks for {name}" for name in sorted(asked & own_names(family))]
+    return found
+
+
+def test_families_know_nothing_of_each_other_and_nobody_asks_which_it_is() -> None:
+    assert families() and all(own_names(family) for family in families())
+    assert [fault for path in files() for fault in family_faults((SOURCE / path).read_text(), path)] == []
+
+
+def test_the_rule_of_the_families_sees_what_breaks_it() -> None:
+    relative = "from ..deepseek.network import Deepseek"
+    late = "def late():\n    import hadal.models.deepseek"
+    for source in ("from hadal.models.deepseek.config import DeepseekConfig", relative, late):
+        assert family_faults(source, Path("models/dense/network.py"))
+        assert not family_faults(source, Path("models/deepseek/cost.py"))
+    for asked in ("DeepseekConfig", "int | network.Deepseek", "(Router, Decoder)"):
+        source = f"isinstance(x, {asked})"
+        assert family_faults(source, Path("train/losses.py")) and family_faults(source, Path("models/packed.py"))
+    assert not family_faults("isinstance(x, Decoder)", Path("train/losses.py"))

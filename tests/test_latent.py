@@ -14,12 +14,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hadal.checkpoints.save import save_model
-from hadal.configs.models import DeepseekConfig, DeepseekV2Config
-from hadal.configs.rope import YarnScaling
 from hadal.models.balance import Counted, balance_loss, load_metrics, with_loss
 from hadal.models.build import build
 from hadal.models.cache import Cache, Continuations, SharedPrefix
-from hadal.models.deepseek import Deepseek, LatentAttention, routers, update_router_biases
+from hadal.models.deepseek.config import DeepseekConfig, DeepseekV2Config
+from hadal.models.deepseek.latent_attention import LatentAttention
+from hadal.models.deepseek.network import Deepseek
+from hadal.models.deepseek.router import routers, update_router_biases
+from hadal.ops.mask import Mask
+from hadal.ops.rope import YarnScaling
 from hadal.train.corpus import Batch
 from hadal.train.losses import pretraining_loss
 
@@ -136,8 +139,8 @@ def test_both_forms_round_alike_in_bf16() -> None:
         torch.randn(shape, generator=generator).bfloat16()
         for shape in ((2, 9, attention.heads, 20), (2, 1, 9, 24), (2, 1, 9, 8))
     )
-    bias = torch.full((9, 9), -torch.inf).triu(1).bfloat16()
-    absorbed, expanded = (form(4 * q, latent, key, bias) for form in (attention.absorbed, attention.expanded))
+    mask = Mask(9, 9)
+    absorbed, expanded = (form(4 * q, latent, key, mask) for form in (attention.absorbed, attention.expanded))
     assert absorbed.dtype == expanded.dtype == torch.bfloat16
     assert (absorbed == expanded).float().mean() > 0.98
 
@@ -283,7 +286,7 @@ def test_the_prediction_module_drafts_from_a_cache_of_its_own(chunks: list[int])
     padded = torch.zeros(2, 10, dtype=torch.long)
     for i, row in enumerate(rows):
         padded[i, start[i] :] = row
-    cache, own = model.new_cache(start, 9), Cache(1, model.widths, start, 9, model.dtype)
+    cache, own = model.new_cache(start, 9), Cache(model.cache_widths(ahead=True)[-1:], start, 9, model.dtype)
     parts, begin = [], 0
     for size in chunks:
         hidden = model(padded[:, begin : begin + size], cache)

@@ -13,10 +13,11 @@ from promised import needs_promise, needs_rows
 from test_parity import CONFIGS, fresh, tokens
 from torch import Tensor
 
-from hadal.configs.models import DeepseekConfig, DenseConfig
 from hadal.errors import UserError
 from hadal.models import packed
 from hadal.models.decoder import Decoder
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.dense.config import DenseConfig
 from hadal.models.lora import LoraConfig, attach
 from hadal.models.packed import choose, pack, packed_copy, repack, resolve
 from hadal.ops import linear, quant
@@ -573,8 +574,8 @@ def test_what_is_measured_has_the_models_shapes_and_an_end() -> None:
 
 MEMORY = """
 import sys, torch
-from hadal.configs.models import Qwen2Config
 from hadal.models.build import outline
+from hadal.models.dense.config import Qwen2Config
 from hadal.models.packed import pack
 
 def peak(field):

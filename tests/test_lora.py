@@ -18,11 +18,12 @@ from torch import Tensor
 from hadal.checkpoints.adapters import load_adapter, save_adapter
 from hadal.checkpoints.load import load_model
 from hadal.checkpoints.save import save_model
-from hadal.configs.models import DeepseekConfig, ModelConfig
 from hadal.errors import UserError
 from hadal.library.open import open_model
 from hadal.models.cache import Cache
+from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
+from hadal.models.deepseek.config import DeepseekConfig
 from hadal.models.lora import LoraConfig, adapted_modules, attach, base_state, merge
 
 FAMILIES = ["qwen2", "qwen2-untied-yarn", "qwen3-biased", "llama", "llama3", "v2-lite", "v2", "v3"]

@@ -19,10 +19,10 @@ from test_resume import killed_ends_as_whole
 from torch import Tensor
 
 from hadal.cli import main
-from hadal.configs.models import DenseConfig
 from hadal.engine import LLM, Engine, SamplingParams
 from hadal.models.build import build
 from hadal.models.decoder import Decoder
+from hadal.models.dense.config import DenseConfig
 from hadal.models.lora import LoraConfig, LoraExperts, LoraLinear, attach, merge
 from hadal.models.packed import merged_copy, packed_bytes, packed_copy
 from hadal.tasks import BUILT_IN

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 import hadal
 from hadal.cli import main
-from hadal.configs.models import from_dict
 from hadal.library.info import model_info
 from hadal.library.shipped import names, shipped
+from hadal.models.families import from_dict
 
 DISTILLED = {  # parameters of the released files, as the hub counts them
     "r1-distill-qwen-1.5b": 1_777_088_000,

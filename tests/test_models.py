@@ -19,12 +19,14 @@ from torch import Tensor
 
 from hadal.checkpoints.load import load_model
 from hadal.checkpoints.save import save_model
-from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
-from hadal.configs.rope import YarnScaling
 from hadal.errors import UserError
 from hadal.models.build import build
+from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
-from hadal.models.deepseek import Deepseek, routers, update_router_biases
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.deepseek.network import Deepseek
+from hadal.models.deepseek.router import routers, update_router_biases
+from hadal.models.dense.config import DenseConfig
 from hadal.ops.attention import plain_swiglu, swiglu
 from hadal.ops.experts import grouped_linear, loop_linear, plain_experts, routed_experts, takes_grouped
 from hadal.ops.norm import (
@@ -39,6 +41,7 @@ from hadal.ops.norm import (
     rotate,
     rotate_pairs,
 )
+from hadal.ops.rope import YarnScaling
 from hadal.train.corpus import Batch
 from hadal.train.losses import pretraining_loss
 from hadal.train.optim import Optimizer, OptimizerConfig

@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig, Qwen2Config
 from hadal.cost import memory
 from hadal.engine import LLM, Sample, SamplingParams
 from hadal.machine.memory import resident_memory
 from hadal.models.build import build
+from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.dense.config import DenseConfig, Qwen2Config
 from hadal.models.lora import LoraConfig, adapter_size, attach
 from hadal.models.packed import merged_copy
 from hadal.recipe.config import Recipe, read_recipe

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.models.build import build
+from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.dense.config import DenseConfig
 from hadal.train.optim import Optimizer, OptimizerConfig, orthogonalise
 
 SMALL = (61, 32, 2, 4)

@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hadal.configs.models import DenseConfig
 from hadal.engine import LLM
 from hadal.errors import UserError
 from hadal.models.build import build
 from hadal.models.decoder import Decoder
+from hadal.models.dense.config import DenseConfig
 from hadal.tasks import BUILT_IN
 from hadal.tasks.words import build_tokenizer
 from hadal.train.curriculum import Curriculum

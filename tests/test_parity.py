@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,17 @@ from torch import Tensor
 
 from hadal.checkpoints.load import load_model
 from hadal.checkpoints.save import save_model
-from hadal.configs.models import (
-    DeepseekConfig,
-    DeepseekV2Config,
-    DenseConfig,
-    LlamaConfig,
-    ModelConfig,
-    Qwen2Config,
-    from_dict,
-)
-from hadal.configs.rope import Llama3Scaling, YarnScaling
 from hadal.errors import UserError
 from hadal.models.build import build
+from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
-from hadal.models.deepseek import routers
+from hadal.models.deepseek.config import DeepseekConfig, DeepseekV2Config
+from hadal.models.deepseek.router import routers
+from hadal.models.dense.config import DenseConfig, LlamaConfig, MistralConfig, Qwen2Config, SmolLM3Config
+from hadal.models.families import from_dict
+from hadal.models.gemma3.config import Gemma3Config
 from hadal.models.names import to_released
+from hadal.ops.rope import Llama3Scaling, YarnScaling
 
 VOCABULARY, LENGTH = 97, 64
 BASE: dict[str, Any] = {"vocab_size": VOCABULARY, "num_hidden_layers": 3, "max_position_embeddings": 256}
@@ -68,6 +65,13 @@ CONFIGS: dict[str, ModelConfig] = {
     "llama3": LlamaConfig(
         **DENSE, tie_word_embeddings=False, rope_theta=500.0, rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 32)
     ),
+    "mistral": MistralConfig(**DENSE, tie_word_embeddings=False, sliding_window=9),
+    "mistral-without-window": MistralConfig(**DENSE, num_key_value_heads=3),
+    "gemma3": Gemma3Config(
+        **DENSE, num_key_value_heads=3, sliding_window=9, query_pre_attn_scalar=11, rope_local_base_freq=500.0,
+        layer_types=("sliding_attention", "full_attention", "sliding_attention"),
+    ),
+    "smollm3": SmolLM3Config(**DENSE, no_rope_layers=(1, 0, 1), attention_bias=True, rope_theta=5e6),
 }  # fmt: skip
 
 
@@ -229,8 +233,8 @@ def test_yarn_is_that_of_the_released_files(scaling: YarnScaling) -> None:
     model = build(config)
     frequencies, factor, softmax = literal_yarn(scaling, 8, 10_000.0)
     angles = torch.arange(256)[:, None] * torch.tensor(frequencies)
-    torch.testing.assert_close(model.cos, angles.cos() * factor, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(model.sin, angles.sin() * factor, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.ropes[0].cos, angles.cos() * factor, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.ropes[0].sin, angles.sin() * factor, atol=1e-5, rtol=1e-5)
     assert model.layers[0].attention.scale == pytest.approx(20**-0.5 * softmax)
 
 
@@ -283,6 +287,33 @@ def test_released_configs_are_read_with_their_unused_keys() -> None:
     assert isinstance(config, Qwen2Config) and config.head_dim == 128 and not config.tie_word_embeddings
 
 
+def test_what_newer_model_types_leave_out_is_what_transformers_takes() -> None:
+    """Mistral without the key has the first model's window, and with null none; SmolLM3 has a base of its own, Gemma 3
+    two."""
+    left_out = {
+        "mistral": ["sliding_window"],
+        "smollm3": ["no_rope_layers", "rope_theta"],
+        "gemma3": ["layer_types", "sliding_window_pattern", "rope_theta", "rope_local_base_freq"],
+    }
+    for name, keys in left_out.items():
+        data = {key: value for key, value in CONFIGS[name].to_dict().items() if key not in keys}
+        ours, theirs = from_dict(data), transformers.AutoConfig.for_model(**data)
+        ropes = theirs.rope_parameters
+        assert ours.rope_theta == ropes.get("full_attention", ropes)["rope_theta"]
+        if isinstance(ours, Gemma3Config):
+            assert ours.rope_local_base_freq == ropes["sliding_attention"]["rope_theta"]
+            kinds = [kind == "sliding_attention" for kind in theirs.layer_types]
+            assert [ours.window(layer) > 0 for layer in range(3)] == kinds
+            assert [replace(ours, num_hidden_layers=7).window(layer) for layer in range(7)] == [*[9] * 5, 0, 9]
+        elif isinstance(ours, MistralConfig):
+            assert ours.sliding_window == theirs.sliding_window == 4096
+        else:
+            assert isinstance(ours, SmolLM3Config)
+            assert [ours.turns(layer) for layer in range(3)] == [bool(one) for one in theirs.no_rope_layers]
+    none = from_dict(CONFIGS["mistral"].to_dict() | {"sliding_window": None})
+    assert isinstance(none, MistralConfig) and none.window(0) == 0
+
+
 @pytest.mark.parametrize(
     ("name", "change", "word"),
     [
@@ -297,6 +328,15 @@ def test_released_configs_are_read_with_their_unused_keys() -> None:
                                  "high_freq_factor": 4.0, "original_max_position_embeddings": 32}}, "llama3"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ("qwen2", {"attention_bias": True}, "attention_bias"),
+        ("mistral", {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}, "layer_types"),
+        ("mistral-without-window", {"attention_bias": True}, "attention_bias"),
+        ("gemma3", {"layer_types": ["full_attention"]}, "layer_types"),
+        ("gemma3", {"layer_types": ["full_attention", "linear_attention", "full_attention"]}, "linear_attention"),
+        ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "linear"),
+        ("smollm3", {"use_sliding_window": True, "sliding_window": 8}, "sliding_window"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers"),
         ("v3", {"scoring_func": "softmax"}, "scoring_func"),
         ("v3", {"topk_method": "greedy"}, "topk_method"),
         ("v2", {"topk_method": "noaux_tc"}, "topk_method"),

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.engine import LLM, Sample
 from hadal.models.build import build
+from hadal.models.config import ModelConfig
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.dense.config import DenseConfig
 from hadal.tasks import BUILT_IN, Rng
 from hadal.tasks.words import build_tokenizer
 from hadal.train.algorithms import Tokens, expert_iteration, find, names, read_options

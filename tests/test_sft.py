@@ -20,11 +20,13 @@ from tokenizer_families import write_tokenizer
 
 from hadal.checkpoints.save import save_model
 from hadal.cli import main
-from hadal.configs.models import DeepseekConfig, LlamaConfig, ModelConfig, Qwen2Config
 from hadal.cost.ledger import Ledger, totals
 from hadal.engine import LLM, SamplingParams
 from hadal.library.shipped import shipped
 from hadal.models.build import build
+from hadal.models.config import ModelConfig
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.dense.config import LlamaConfig, Qwen2Config
 from hadal.models.lora import LoraConfig
 from hadal.recipe.finetune import finetune
 from hadal.recipe.stages.sft import SftConfig

@@ -9,11 +9,11 @@ import torch
 from small_policy import allow
 from tokenizer_families import QWEN2, R1, write_tokenizer
 
-from hadal.configs.models import Qwen2Config
 from hadal.engine import LLM, Sample, SamplingParams
 from hadal.engine.replies import LocalSampler, Query
 from hadal.evaluate.suite import ask
 from hadal.models.build import build
+from hadal.models.dense.config import Qwen2Config
 from hadal.rewards import RewardConfig
 from hadal.tasks import BUILT_IN, Problem, Reward, Task
 from hadal.text.parse import TokenParser, parse_response

@@ -16,10 +16,10 @@ from real_models import QWEN, real_model
 from rich.console import Console
 from test_checkpoint_recipes import checkpoint, rows, train
 
-from hadal.configs.models import Qwen2Config
 from hadal.evaluate.statistics import proportion
 from hadal.library.record import is_grown, origin
 from hadal.models import packed
+from hadal.models.dense.config import Qwen2Config
 from hadal.recipe.chain_report import gather_chain
 from hadal.recipe.config import read_recipe
 from hadal.recipe.findings import headline, skill_finding, wilson

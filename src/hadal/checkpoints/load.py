@@ -5,7 +5,6 @@ A model is outlined without memory, then filled tensor by tensor; no second copy
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ import torch
 from torch import Tensor
 
 from hadal.checkpoints.tensors import TensorFiles, open_tensors
-from hadal.configs.models import DeepseekConfig, ModelConfig, from_dict
 from hadal.errors import UserError
 from hadal.files import read_object
 from hadal.models import float8
 from hadal.models.build import outline
+from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
-from hadal.models.names import EMBEDDING, HEAD, copies, module_prefix, to_released
+from hadal.models.families import from_dict
+from hadal.models.names import EMBEDDING, HEAD, copies, mtp_prefix, to_released
 
 
 def config_data(folder: Path) -> dict[str, Any]:
@@ -62,10 +62,9 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, keep_float8: bo
     config = from_dict(data)
     check_quantisation(folder, data)
     with open_tensors(folder) as files:
-        prefix = module_prefix(config)
+        prefix = mtp_prefix(config)
         if prefix and not any(name.startswith(prefix) for name in files.names()):
-            assert isinstance(config, DeepseekConfig)  # many tools drop the module's weights and keep the number
-            config = replace(config, num_nextn_predict_layers=0)
+            config = config.without_mtp()  # many tools drop the module's weights and keep the number
         model = outline(config)
         _check_names(files, to_released(model.state_dict(), config), config)
         if keep_float8:

@@ -17,9 +17,10 @@ from torch import Tensor
 from hadal.checkpoints.load import check_quantisation, config_data, dtype_of
 from hadal.checkpoints.safetensors import save_tensors
 from hadal.checkpoints.tensors import TensorFiles, open_tensors
-from hadal.configs.models import ModelConfig, from_dict
 from hadal.errors import UserError
 from hadal.files import put, read_object, write_bytes, write_json, write_text
+from hadal.models.config import ModelConfig
+from hadal.models.families import from_dict
 from hadal.models.names import EMBEDDING, copies, to_released
 
 SHARD_BYTES = 5_000_000_000

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from hadal.cost.flops import Shape, forward_flops, mean_context, parameters
+from hadal.cost.flops import forward_flops, mean_context, parameters
+from hadal.models.config import ModelConfig
+from hadal.models.cost import Cost, LayerCost
+from hadal.models.families import family_of
 
 MANY_LOGITS = 1 << 21
 """Logits past which `hadal.train.losses` keeps one copy of them instead of three. The quickstart's stay below."""
@@ -71,7 +73,7 @@ class Pass:
 
 
 def training_memory(
-    config: Any, value_bytes: int, passes: Iterable[Pass], checkpointed: bool = False, adapters: int = 0,
+    config: ModelConfig, value_bytes: int, passes: Iterable[Pass], checkpointed: bool = False, adapters: int = 0,
     logit_bytes: int = 4, muon: bool = False,
 ) -> Memory:  # fmt: skip
     """Memory of updates by passes of these shapes, the largest of which counts, in a dtype of `value_bytes`.
@@ -80,16 +82,16 @@ def training_memory(
     float32, masters in float32 are kept of what is trained. logit_bytes: of each logit of a chunk, what the loss holds
     at its most. muon: whether that trains the hidden matrices, and not Adam.
     """
-    s = Shape.of(config)
-    counted = parameters(s)
+    cost, counted = family_of(config).cost(config), parameters(config)
     model = counted.total + counted.mtp
     trained = adapters or model
-    tables = 2 * 4 * (s.qk_rope_head_dim if s.is_latent else s.qk_dim) // 2 * config.max_position_embeddings
+    tables = 4 * cost.rotary * config.max_position_embeddings
     masters = 4 * trained if value_bytes < 4 else 0
     matrices = (model - counted.embedding - counted.parts["head"]) if muon and not adapters else 0
     adapted = adapters > 0
     training = [
-        _activations(s, one, value_bytes, checkpointed, adapted) + _logits(s, one, value_bytes, adapted, logit_bytes)
+        _activations(cost, config.hidden_size, one, value_bytes, checkpointed, adapted)
+        + _logits(config, one, value_bytes, adapted, logit_bytes)
         for one in passes
     ]
     return Memory(
@@ -103,71 +105,51 @@ def training_memory(
     )
 
 
-def _activations(s: Shape, one: Pass, value_bytes: int, checkpointed: bool, adapted: bool) -> int:
+def _activations(
+    cost: Cost, hidden: int, one: Pass, value_bytes: int, checkpointed: bool, adapted: bool
+) -> int:
     """Bytes that a pass keeps for its backward pass, and what a layer needs for a moment."""
-    layers = s.num_hidden_layers + (s.num_nextn_predict_layers if not adapted else 0)
-    dense, moe = s.num_dense_layers, layers - s.num_dense_layers
+    layers = cost.layers if adapted else cost.layers + cost.mtp
     parts = [Pass(one.rows, one.length, one.prompt)] + ([Pass(one.prompts, one.prompt)] if one.prompts else [])
-    kept = [sum(_kept(s, part, kind, value_bytes) for part in parts) for kind in (True, False)]
+    kept = [sum(_kept(layer, part, value_bytes) for part in parts) for layer in layers]
     tokens = sum(part.tokens for part in parts)
-    whole = dense * kept[0] + moe * kept[1]
-    if checkpointed:
-        whole = layers * s.hidden_size * tokens + max(kept[0] if dense else 0, kept[1] if moe else 0)
-    shared = layers * _shared(s) * one.prompts * one.prompt
-    passing = max(part.tokens * (_moment(s, part, adapted) + part.prompt + part.length) for part in parts)
-    total = (whole + shared + 3 * s.hidden_size * tokens + passing) * value_bytes
+    whole = len(layers) * hidden * tokens + max(kept) if checkpointed else sum(kept)
+    shared = sum(layer.shared_prompt for layer in layers) * one.prompts * one.prompt
+    passing = max(
+        part.tokens * (_moment(layer, part, adapted) + part.prompt + part.length) for part in parts for layer in layers
+    )
+    total = (whole + shared + 3 * hidden * tokens + passing) * value_bytes
     return total + int(HEAP_LOSS * total)
 
 
-def _logits(s: Shape, one: Pass, value_bytes: int, adapted: bool, logit_bytes: int) -> int:
+def _logits(config: ModelConfig, one: Pass, value_bytes: int, adapted: bool, logit_bytes: int) -> int:
     """Bytes of logits at their most; where the head is trained, of its gradient beside what is kept of a chunk."""
-    count = one.tokens * s.vocab_size
+    count = one.tokens * config.vocab_size
     if count <= MANY_LOGITS:
         return 3 * logit_bytes * count
     chunk = min(count, CHUNK_LOGITS)
     narrow = value_bytes if value_bytes < 4 else 0
-    gradient = 0 if adapted else value_bytes * s.vocab_size * s.hidden_size
+    gradient = 0 if adapted else value_bytes * config.vocab_size * config.hidden_size
     return max(chunk * max(logit_bytes, 4 + narrow), chunk * (4 + narrow) + gradient)
 
 
-def _kept(s: Shape, one: Pass, dense: bool, value_bytes: int) -> int:
+def _kept(layer: LayerCost, one: Pass, value_bytes: int) -> int:
     """Values that one layer keeps of a pass for its backward pass."""
-    d, heads, tokens = s.hidden_size, s.num_attention_heads, one.tokens
     columns = one.rows * (one.prompt + one.length)  # whose keys and values are laid side by side
-    scores = heads * tokens * (one.prompt + one.length) if one.length <= PLAIN else 0  # the softmax's result
-    if s.is_latent:
-        attention = tokens * (heads * s.qk_dim + 2 * s.q_lora_rank + heads * s.value_dim + s.kv_lora_rank)
-        # before and after the norm; a copy by head; keys as many
-        attention += columns * (heads * (s.qk_dim + s.value_dim) + s.kv_lora_rank + s.qk_rope_head_dim)
-    else:
-        keys = s.num_key_value_heads or heads
-        attention = tokens * (2 * heads * s.qk_dim + ((heads + keys) * s.qk_dim if s.qk_norm else 0))
-        attention += columns * 2 * keys * s.qk_dim
-    norms = 4 * d * tokens  # each keeps what it has normed, and its result is an input that a product keeps
-    if dense:  # gate and up, silu(gate), and the product
-        return norms + attention + scores + 4 * s.intermediate_size * tokens
-    routed = s.num_experts_per_tok * (2 * d + 4 * s.moe_intermediate_size)
-    router = (4 * d + 12 * s.n_routed_experts) // value_bytes  # in float32
-    return norms + attention + scores + tokens * (routed + router + 4 * s.n_shared_experts * s.moe_intermediate_size)
+    scores = layer.heads * (one.prompt + one.length) if one.length <= PLAIN else 0  # the softmax's result
+    kept = layer.kept + layer.kept_bytes // value_bytes + scores
+    return one.tokens * kept + columns * layer.kept_columns
 
 
-def _shared(s: Shape) -> int:
-    """Values that a layer holds of a prompt's token for rows that continue it: what keys and values are views of."""
-    if s.is_latent:
-        return s.kv_lora_rank + s.qk_rope_head_dim
-    return (2 * s.num_attention_heads + 3 * (s.num_key_value_heads or s.num_attention_heads)) * s.qk_dim
-
-
-def _moment(s: Shape, one: Pass, adapted: bool) -> int:
+def _moment(layer: LayerCost, one: Pass, adapted: bool) -> int:
     """Values a token that a layer's passes make and let go of, at their most."""
-    mixture = s.num_experts_per_tok * s.moe_intermediate_size if s.n_routed_experts else 0
-    scores = s.num_attention_heads * (one.prompt + one.length if one.length <= PLAIN else BLOCK)
+    scores = layer.heads * (one.prompt + one.length if one.length <= PLAIN else BLOCK)
     # of gate and up, twice that wide: two gradients, or with adapters the frozen product, theirs and the sum
-    return max(3 * scores, (6 if adapted else 4) * max(s.intermediate_size, mixture))
+    return max(3 * scores, (6 if adapted else 4) * layer.widest)
 
 
 def training_seconds(
-    config: Any, tokens: int, length: int, rate: float, checkpointed: bool = False, adapters: bool = False
+    config: ModelConfig, tokens: int, length: int, rate: float, checkpointed: bool = False, adapters: bool = False
 ) -> float:
     """A rough time for training on `tokens` tokens in rows of `length`, at `rate` FLOP/s of matrix products.
 

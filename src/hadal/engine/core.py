@@ -55,10 +55,10 @@ class Engine:
         self.drafts = Drafts(
             self.config.speculate, self.config.draft, model, self.table, self.sampler, self.config.exact
         )
-        layers, widths = len(model.layers) + self.drafts.layers, model.cache_widths()
-        self.column_bytes = layers * sum(heads * width for heads, width in widths) * model.dtype.itemsize
+        widths = model.cache_widths(ahead=self.drafts.predictor is not None)
+        self.column_bytes = sum(heads * width for layer in widths for heads, width in layer) * model.dtype.itemsize
         budget = cache_budget(self.config.cache_bytes) // self.column_bytes
-        self.runs = Runs(budget, 1 + self.drafts.count, layers, widths, like)
+        self.runs = Runs(budget, 1 + self.drafts.count, widths, like)
         self.chunk = chunk_size(self.config.chunk, model)
         self.stable = stable_in(model) if self.config.exact else lambda count: count
         self.graphs = self._recordings()

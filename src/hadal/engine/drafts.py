@@ -18,7 +18,6 @@ from hadal.engine.sampler import Sampler
 from hadal.engine.table import Table
 from hadal.errors import UserError
 from hadal.models.decoder import Decoder
-from hadal.models.deepseek import Deepseek
 
 LONGEST, SHORTEST = 4, 2
 """Tokens at the end of a text that are looked up in it."""
@@ -51,14 +50,12 @@ class Drafts:
     def __init__(
         self, how: str | None, count: int, model: Decoder, table: Table, sampler: Sampler, exact: bool
     ) -> None:  # fmt: skip
-        self.predictor: Deepseek | None = None
+        self.predictor: Decoder | None = None
         if how == "mtp":
-            if not isinstance(model, Deepseek) or not model.config.num_nextn_predict_layers:
+            if not model.config.predicts_ahead:
                 raise UserError("The model has no module that predicts a token ahead.", "Speculate by ngram instead.")
             self.predictor = model
         self.count = {None: 0, "ngram": count, "mtp": 1}[how]
-        self.layers = 1 if self.predictor is not None else 0
-        """Layers of cache that guessing needs."""
         self.behind, self.positions, self.exact = len(model.layers), model.config.max_position_embeddings, exact
         self.table, self.sampler = table, sampler
         self.drafted = self.accepted = 0

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from hadal.engine.lanes import Lane, Pass
 from hadal.models.decoder import Decoder
-from hadal.models.deepseek import Deepseek
 from hadal.ops.exact import padded_rows
 
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
@@ -34,7 +33,7 @@ def rows_recorded(rows: int, most: int) -> int:
 
 def can_record(model: Decoder, exact: bool) -> bool:
     """Whether a step leaves the host out of it: exact experts are padded by their loads, which the host has to see."""
-    return not (exact and isinstance(model, Deepseek))
+    return not (exact and model.config.experts_per_token)
 
 
 def cuda_recorder() -> Recorder:

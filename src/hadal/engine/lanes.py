@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from hadal.models.cache import Columns
+from hadal.models.cache import Columns, Widths
 from hadal.ops.exact import COLUMNS, QUERIES
+from hadal.ops.mask import Mask
 
 STEP = 64
 FILL = 32  # columns that are made ready at once
@@ -31,21 +32,31 @@ def run_size(columns: int) -> int:
 class Lane:
     """Runs of `size` columns. Row b belongs to the sequence in slot `slots[b]`; rows behind the last are spare.
 
-    `parts` are the tensors [L, R, J, size, C] of all layers, one for each that a layer keeps (keys and values, or
-    latents and rotated keys); `layers` has them for each layer, [R, J, size, C], and as columns [R * J * size, C].
+    `parts` are the tensors [L, R, J, size, C] of all layers that keep alike, one for each that a layer keeps (keys and
+    values, or latents and rotated keys); `layers` has them for each layer, [R, J, size, C], and as columns
+    [R * J * size, C]. widths: what each layer keeps.
     `ready`: columns that hold numbers in every row in use. Columns that a row has not come to are multiplied with a
     weight of 0, which must not meet a NaN.
     """
 
-    def __init__(self, size: int, layers: int, widths: Sequence[tuple[int, int]], like: Tensor) -> None:
+    def __init__(self, size: int, widths: Sequence[Widths], like: Tensor) -> None:
         self.size, self.ready = size, 0
         self.slots = torch.empty(0, dtype=torch.long, device=like.device)
-        self.parts = [like.new_empty(layers, 0, heads, size, width) for heads, width in widths]
+        self.parts: list[Tensor] = []
+        places: dict[int, tuple[slice, int]] = {}
+        for kind in dict.fromkeys(widths):
+            alike = [layer for layer, own in enumerate(widths) if own == kind]
+            span = slice(len(self.parts), len(self.parts) + len(kind))
+            self.parts += [like.new_empty(len(alike), 0, heads, size, width) for heads, width in kind]
+            places |= {layer: (span, place) for place, layer in enumerate(alike)}
+        self.places = [places[layer] for layer in range(len(widths))]
+        """Of each layer, its parts and its place in them."""
         self._view_layers()
 
     def _view_layers(self) -> None:
         """Make the views of each layer, once: a step would take as long for them as for a norm."""
-        self.layers = [[(kept, kept.flatten(0, 2)) for kept in layer] for layer in zip(*self.parts, strict=True)]
+        own = [[part[place] for part in self.parts[span]] for span, place in self.places]
+        self.layers = [[(kept, kept.flatten(0, 2)) for kept in layer] for layer in own]
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -115,7 +126,7 @@ class Pass(Columns):
         self.spare, self.first_layer = spare, first_layer
         self.counts = [len(length) for length in lengths]
         self.at: list[Tensor] = []
-        self.masks: list[Tensor] = []
+        self.masks: list[Mask] = []
         self._places: dict[tuple[int, int], Tensor] = {}
         self._nothing: Tensor | None = None
         """What the spare rows attend to."""
@@ -125,17 +136,15 @@ class Pass(Columns):
         # Padding may reach past the last position; what it computes is read by nobody.
         return (self.start[:, None] + steps).clamp_(max=self.most - 1)
 
-    def bias(self, tokens: int, dtype: torch.dtype) -> Tensor:
+    def mask(self, tokens: int) -> Mask:
         """The first lane's mask; `attend` has each lane's own."""
         steps = torch.arange(tokens, device=self.start.device)
         self.masks, self.at, self._places = [], [], {}
         for lane, length in zip(self.lanes, self.lengths, strict=True):
             end, alike = self._extent(lane, length, tokens)
             lane.fill(end)
-            at = length[:, None] + steps
-            self.at.append(at)
-            hidden = torch.arange(end, device=length.device) > (at[0, :, None] if alike else at[:, :, None])
-            self.masks.append(torch.zeros(hidden.shape, dtype=dtype, device=at.device).masked_fill_(hidden, -torch.inf))
+            self.at.append(length[:, None] + steps)
+            self.masks.append(Mask(tokens, end, at=None if alike else self.at[-1]))
         return self.masks[0]
 
     def _extent(self, lane: Lane, length: Tensor, tokens: int) -> tuple[int, bool]:
@@ -151,14 +160,15 @@ class Pass(Columns):
         """Whoever runs the pass counts the columns: not all of them are kept."""
 
     def attend(
-        self, layer: int, form: Callable[..., Tensor], q_BTHK: Tensor, new: Sequence[Tensor], bias: Tensor, group: int
+        self, layer: int, form: Callable[..., Tensor], q_BTHK: Tensor, new: Sequence[Tensor], mask: Mask, group: int
     ) -> Tensor:
         tokens = q_BTHK.shape[1]
         if self.exact and tokens * group < QUERIES:  # the last query again, to have enough
             q_BTHK = _repeated(q_BTHK, -(-QUERIES // group))
-            self.masks = [  # of each row, as the last query looks where the real one does and not where it stands
-                _repeated(mask.expand(count, -1, -1), q_BTHK.shape[1])
-                for mask, count in zip(self.masks, self.counts, strict=True)
+        if self.masks[0].tokens != q_BTHK.shape[1]:  # the last query looks where the real one does
+            self.masks = [
+                Mask(q_BTHK.shape[1], mask.columns, at=_repeated(at, q_BTHK.shape[1]))
+                for mask, at in zip(self.masks, self.at, strict=True)
             ]
         parts, begin = [], 0
         for lane, count in enumerate(self.counts):
@@ -177,7 +187,7 @@ class Pass(Columns):
 
     def _write(self, lane: int, layer: int, new: Sequence[Tensor]) -> list[Tensor]:
         """Take in a layer's new columns of a lane; its tensors up to the last column that anyone sees."""
-        out, end = [], self.masks[lane].shape[-1]
+        out, end = [], self.masks[lane].columns
         for (kept, columns), fresh in zip(self.lanes[lane].layers[self.first_layer + layer], new, strict=True):
             heads, tokens = fresh.shape[1:3]
             if (lane, heads) not in self._places:

@@ -1,7 +1,7 @@
 """Whether this machine keeps the engine's promise that a request's bits do not depend on its company, found by trying.
 
 Linear layers are tried at their own shapes (`hadal.ops.linear.keeps_rows`). What else a token meets is tried by running
-the first and the last layer: a row alone and read in pieces, against the same row beside others and read at once.
+one layer of each kind: a row alone and read in pieces, against the same row beside others and read at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from hadal.engine.lanes import Lane, Pass, run_size
 from hadal.models.decoder import Decoder
-from hadal.models.deepseek import Deepseek
 from hadal.models.packed import PackedExperts, PackedLinear, beside, stable_in
 from hadal.ops.exact import exactly, padded_rows
 from hadal.ops.linear import FORMS, Sized, keeps_rows
@@ -38,9 +37,8 @@ def inexact(model: Decoder) -> str:
     for form, O, K in sorted(_matrices(model)):
         if not keeps_rows(form, (O, K), threads):
             return f"{form} products of {O} x {K} give a row other bits beside other rows, whatever their number"
-    kinds = dict.fromkeys((0, len(model.layers) - 1 if isinstance(model, Deepseek) else 0))
     shell = beside(model).eval()
-    shell.layers = nn.ModuleList(shell.layers[index] for index in kinds)
+    shell.layers = nn.ModuleList(shell.layers[index] for index in model.distinct_layers())
     with exactly(True):
         ids = torch.arange(ROWS * TOKENS).view(ROWS, TOKENS) % model.config.vocab_size
         pieces = [PIECE] * (TOKENS // PIECE) + [1] * (TOKENS % PIECE)
@@ -62,7 +60,7 @@ def _matrices(model: Decoder) -> set[Sized]:
 def _run(model: Decoder, ids_BT: Tensor, pieces: Sequence[int]) -> Tensor:
     """Hidden states [B, T, D] of rows that are read in pieces of so many tokens, as the engine computes them."""
     (B, T), stable = ids_BT.shape, stable_in(model)
-    lane = Lane(run_size(T), len(model.layers), model.cache_widths(), model.norm.weight)
+    lane = Lane(run_size(T), model.cache_widths(), model.norm.weight)
     lane.resize(B)
     out: list[Tensor] = []
     begin = 0

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hadal.engine.lanes import STEP, Lane, run_size
 from hadal.engine.prefix import PrefixStore
+from hadal.models.cache import Widths
 
 PADDING = 8
 """Tokens of a row in a pass over prompts come in multiples of this, so that no pass has few rows."""
@@ -28,13 +29,11 @@ class Runs:
     overhang: columns behind a sequence's last token that a pass may write to.
     """
 
-    def __init__(
-        self, budget: int, overhang: int, layers: int, widths: Sequence[tuple[int, int]], like: Tensor
-    ) -> None:
+    def __init__(self, budget: int, overhang: int, widths: Sequence[Widths], like: Tensor) -> None:
         self.budget, self.overhang = budget, overhang
         self.most = budget // STEP * STEP
         """The longest run: all that there is."""
-        self.layers, self.widths, self.like = layers, widths, like
+        self.widths, self.like = widths, like
         self.lanes: dict[int, Lane] = {}
         self.store = PrefixStore()
         self.reading: Lane | None = None
@@ -70,7 +69,7 @@ class Runs:
 
     def new_lane(self, size: int) -> Lane:
         """An empty lane that nobody knows of yet."""
-        return Lane(size, self.layers, self.widths, self.like)
+        return Lane(size, self.widths, self.like)
 
     def is_free(self, size: int) -> bool:
         """Whether nobody runs in the lane of that size, so that another can take its place."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hadal.configs.models import from_dict
 from hadal.cost.flops import (
-    Shape,
     cache_bytes,
     forward_flops,
     mean_context,
@@ -15,6 +13,8 @@ from hadal.cost.flops import (
     training_flops,
 )
 from hadal.library.find import find_config
+from hadal.models.config import ModelConfig
+from hadal.models.families import from_dict
 
 DEFAULT_CONTEXT = 4096
 FP8_BLOCK = 128 * 128  # weights that share one float32 scale, as DeepSeek stores them
@@ -24,31 +24,30 @@ def model_info(name: str, context: int | None = None) -> dict[str, Any]:
     """The figures for a model at a context, as `hadal model info --json` prints them."""
     config = from_dict(find_config(name))
     length = context or min(DEFAULT_CONTEXT, config.max_position_embeddings)
-    s = Shape.of(config)
-    counted = parameters(s)
+    counted = parameters(config)
     return {
         "model": name,
         "model_type": config.model_type,
-        "layers": s.num_hidden_layers,
-        "hidden_size": s.hidden_size,
-        "vocab_size": s.vocab_size,
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "vocab_size": config.vocab_size,
         "max_context": config.max_position_embeddings,
         "total_parameters": counted.total,
         "active_parameters": counted.active,
         "mtp_parameters": counted.mtp,
         "parameters_by_part": counted.parts,
         "context": length,
-        "flops_per_token": forward_flops(s, length),
-        "training_flops_per_token": training_flops(s, mean_context(length)),
-        "cache_bytes_per_token": int(cache_bytes(s)),
-        "plain_cache_bytes_per_token": int(plain_cache_bytes(s)),
-        "memory_bytes": memory(s),
+        "flops_per_token": forward_flops(config, length),
+        "training_flops_per_token": training_flops(config, mean_context(length)),
+        "cache_bytes_per_token": int(cache_bytes(config)),
+        "plain_cache_bytes_per_token": int(plain_cache_bytes(config)),
+        "memory_bytes": memory(config),
     }
 
 
-def memory(shape: Shape) -> dict[str, int]:
+def memory(config: ModelConfig) -> dict[str, int]:
     """Bytes of the weights by dtype, without an MTP module. In float8 embedding, head, routers and norms are bf16."""
-    counted = parameters(shape)
+    counted = parameters(config)
     kept = sum(counted.parts[part] for part in ("embedding", "head", "routers", "norms"))
     return {
         "float32": 4 * counted.total,

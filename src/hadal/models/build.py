@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from hadal.configs.models import DenseConfig, ModelConfig
+from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
-from hadal.models.dense import Dense
+from hadal.models.families import family_of
 
 
 class _Unfilled(TorchFunctionMode):
@@ -27,11 +27,7 @@ class _Unfilled(TorchFunctionMode):
 def outline(config: ModelConfig) -> Decoder:
     """A model of the config's family whose weights have shapes and no memory."""
     with torch.device("meta"), _Unfilled():
-        if isinstance(config, DenseConfig):
-            return Dense(config)
-        from hadal.models.deepseek import Deepseek
-
-        return Deepseek(config)
+        return family_of(config).network(config)
 
 
 def build(config: ModelConfig) -> Decoder:

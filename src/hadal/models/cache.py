@@ -11,6 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from hadal.ops.mask import Mask
+
+Widths = tuple[tuple[int, int], ...]
+"""(J, C) of each tensor that a layer keeps for a token, e.g. keys and values."""
+
 
 class Columns:
     """Columns so far, and where the next ones stand: what every kind of cache has in common."""
@@ -29,13 +34,13 @@ class Columns:
         raise NotImplementedError
 
     def attend(
-        self, layer: int, form: Callable[..., Tensor], q_BTHK: Tensor, new: Sequence[Tensor], bias: Tensor, group: int
+        self, layer: int, form: Callable[..., Tensor], q_BTHK: Tensor, new: Sequence[Tensor], mask: Mask, group: int
     ) -> Tensor:
-        """form(q, *columns, bias) [B, T, H * V] over a layer's columns, the `new` [B, J, T, C] ones among them.
+        """form(q, *columns, mask) [B, T, H * V] over a layer's columns, the `new` [B, J, T, C] ones among them.
 
-        group: how many queries of a token share a key head. bias: what `bias` gave for this pass.
+        group: how many queries of a token share a key head. mask: what `mask` gave for this pass.
         """
-        return form(q_BTHK, *self.update(layer, *new), bias)
+        return form(q_BTHK, *self.update(layer, *new), mask)
 
     def advance(self, tokens: int) -> None:
         """Count the columns that every layer has now written."""
@@ -46,18 +51,10 @@ class Columns:
         columns = torch.arange(self.length, self.length + tokens, device=self.start.device)
         return (columns - self.start[:, None]).clamp_(min=0)
 
-    def bias(self, tokens: int, dtype: torch.dtype) -> Tensor:
-        """Additive mask for the next `tokens` columns over all columns up to them: [B, T, S], and [T, S] for several
-        where no row has unused columns, so that it says no more than that each looks at itself and what came before.
-        """
-        end = self.length + tokens
-        column = torch.arange(end, device=self.start.device)
-        query = column[self.length :, None]
-        seen = column <= query
-        if tokens == 1 or self.start.any():  # one token: a look at `start` would cost more than it saves
-            seen = seen & (column >= self.start[:, None, None])
-            seen |= column == query  # an unused column looks at itself, so that its softmax is defined
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+    def mask(self, tokens: int) -> Mask:
+        """What the next `tokens` columns look at, of all columns up to them."""
+        padded = tokens == 1 or bool(self.start.any())  # one token: a look at `start` would cost more than it saves
+        return Mask(tokens, self.length + tokens, start=self.start if padded else None)
 
 
 class SharedPrefix(Columns):
@@ -91,19 +88,14 @@ class Continuations(Columns):
 
 
 class Cache(Columns):
-    """Per layer a tuple of tensors [B, J, capacity, C]; which ones is the architecture's business.
+    """Per layer a tuple of tensors [B, J, capacity, C] of the widths that it asks for; they live where `start` does."""
 
-    widths: (J, C) of each tensor that a layer keeps for a token, e.g. keys and values; they live where `start` does.
-    """
-
-    def __init__(
-        self, layers: int, widths: list[tuple[int, int]], start: Tensor, capacity: int, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, widths: Sequence[Widths], start: Tensor, capacity: int, dtype: torch.dtype) -> None:
         super().__init__(start)
         rows, where = len(start), start.device
         self.layers = [
-            tuple(torch.empty(rows, heads, capacity, width, dtype=dtype, device=where) for heads, width in widths)
-            for _ in range(layers)
+            tuple(torch.empty(rows, heads, capacity, width, dtype=dtype, device=where) for heads, width in layer)
+            for layer in widths
         ]
 
     def update(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:

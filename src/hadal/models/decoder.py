@@ -6,47 +6,26 @@ F feed-forward width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hadal.configs.models import ModelConfig
 from hadal.models.balance import Counted
-from hadal.models.cache import Cache, Columns
-from hadal.ops.attention import causal_bias
-from hadal.ops.norm import rms_norm, rotary_tables
+from hadal.models.blocks import Norm, RotaryTable, full_weight
+from hadal.models.cache import Cache, Columns, Widths
+from hadal.models.config import ModelConfig
+from hadal.models.families import family_of
+from hadal.ops.mask import Mask
+from hadal.ops.rope import Rope
 
-
-class Norm(nn.Module):
-    """RMSNorm with a learned weight."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x_D: Tensor) -> Tensor:
-        return rms_norm(x_D, self.weight, self.eps)
-
-
-class LowRank:
-    """A linear layer that is more than its `weight` (`hadal.models.lora`)."""
-
-    def full_weight(self) -> Tensor:
-        """The matrix that the layer stands for."""
-        raise NotImplementedError
-
-
-def full_weight(linear: nn.Linear) -> Tensor:
-    """The matrix of a linear layer, for those who multiply with it themselves."""
-    return linear.full_weight() if isinstance(linear, LowRank) else linear.weight
-
+Rotary = tuple[Tensor, Tensor]
+"""cos and sin of a pass's positions, as a family's layers take them."""
 
 _recomputing: ContextVar[bool] = ContextVar("recomputing", default=False)
 
@@ -69,14 +48,26 @@ def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[No
     return nullcontext(), _second_time()
 
 
+class Layer(nn.Module):
+    """What the decoder and the engine ask of a layer of any family.
+
+    cached: (J, C) of each tensor that it keeps of a token in the cache. rope: how it turns queries and keys; None: not
+    at all. kind: the same for layers that differ in their weights only.
+    """
+
+    def __init__(self, cached: Widths, rope: Rope | None, *kind: Hashable) -> None:
+        super().__init__()
+        self.cached, self.rope, self.kind = cached, rope, (cached, rope, *kind)
+
+
 class Decoder(nn.Module):
     """A language model as training and inference both run it; subclasses supply the layers."""
 
-    def __init__(self, config: ModelConfig, layers: nn.ModuleList, rotary_dim: int) -> None:
+    def __init__(self, config: ModelConfig, layers: Iterable[Layer]) -> None:
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = layers
+        self.layers = nn.ModuleList(layers)
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
         if not config.tie_word_embeddings:
             self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -85,13 +76,10 @@ class Decoder(nn.Module):
         self.generation = 0
         """Counts the writes to the weights: what was computed of them (kept prefixes, recordings, packed copies) is
         theirs while it stays the same."""
-        self.cos: Tensor
-        self.sin: Tensor
-        cos, sin = rotary_tables(config.max_position_embeddings, rotary_dim, config.rope_theta, config.rope_scaling)
+        ropes = dict.fromkeys(layer.rope for layer in self.each_layer() if layer.rope is not None)
+        self.ropes = nn.ModuleList(RotaryTable(config.max_position_embeddings, rope) for rope in ropes)
         self.checkpoint_activations = False
         """Keep of each layer its input alone, in training passes, and compute the rest again for the gradient."""
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
 
     def changed(self) -> None:
         """Whoever has written to the weights, or put others in their place, says so here: nothing else would tell."""
@@ -117,13 +105,32 @@ class Decoder(nn.Module):
     def device(self) -> torch.device:
         return self.norm.weight.device
 
-    def cache_widths(self) -> list[tuple[int, int]]:
-        """(J, C) of each tensor that a layer caches for a token."""
-        raise NotImplementedError
+    @property
+    def auxiliary(self) -> frozenset[str]:
+        """The losses besides the next token's that it can be trained by (`hadal.models.family`)."""
+        return family_of(self.config).auxiliary(self.config)
+
+    def each_layer(self) -> list[Layer]:
+        """The layers, which to torch are modules of any kind."""
+        return cast("list[Layer]", list(self.layers))
+
+    def distinct_layers(self) -> list[int]:
+        """The first layer of each kind: those that differ in what they compute and not only in their weights."""
+        kinds = [layer.kind for layer in self.each_layer()]
+        return [kinds.index(kind) for kind in dict.fromkeys(kinds)]
+
+    def cache_widths(self, ahead: bool = False) -> list[Widths]:
+        """Of each layer, (J, C) of every tensor that it caches for a token; ahead: and of the layers that predict
+        ahead, behind the others."""
+        return [layer.cached for layer in [*self.each_layer(), *(self.mtp_layers() if ahead else [])]]
+
+    def mtp_layers(self) -> list[Layer]:
+        """The layers of the module that predicts ahead; none here."""
+        return []
 
     def new_cache(self, start: Tensor, capacity: int) -> Cache:
         """An empty cache; start[b] unused columns at the front of row b."""
-        return Cache(len(self.layers), self.cache_widths(), start, capacity, self.dtype)
+        return Cache(self.cache_widths(), start, capacity, self.dtype)
 
     def forward(
         self,
@@ -141,20 +148,26 @@ class Decoder(nn.Module):
         `counted` changes no output: experts' loads and balance losses count the tokens that it names (all, if None).
         """
         T = ids_BT.shape[1]
-        rotary, bias = self._surroundings(T, cache, positions_BT, documents_BT)
-        x = self.embed(ids_BT)
-        for index, layer in enumerate(self.layers):
-            x = self._run(layer, x, rotary, bias, cache, index, counted)
+        tables, mask = self._surroundings(T, cache, positions_BT, documents_BT)
+        x = self.embedded(ids_BT)
+        for index, layer in enumerate(self.each_layer()):
+            x = self._run(layer, x, tables, mask, cache, index, counted)
         if cache is not None:
             cache.advance(T)
         return self.norm(x)
 
+    def embedded(self, ids_BT: Tensor) -> Tensor:
+        """What the first layer is given [B, T, D]."""
+        x: Tensor = self.embed(ids_BT)
+        return x
+
     def _run(
-        self, layer: nn.Module, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Columns | None,
+        self, layer: Layer, x_BTD: Tensor, tables: Mapping[Rope, Rotary], mask: Mask, cache: Columns | None,
         index: int, counted: Counted | None,
     ) -> Tensor:  # fmt: skip
         """One layer, checkpointed where that is asked for and possible."""
-        arguments = (x_BTD, rotary, bias, cache, index, counted)
+        rotary = None if layer.rope is None else tables[layer.rope]
+        arguments = (x_BTD, rotary, mask, cache, index, counted)
         training = self.training and torch.is_grad_enabled() and (cache is None or cache.repeatable)
         out: Tensor
         if self.checkpoint_activations and training:
@@ -165,22 +178,34 @@ class Decoder(nn.Module):
 
     def _surroundings(
         self, tokens: int, cache: Columns | None, positions_BT: Tensor | None, documents_BT: Tensor | None = None
-    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """The rotary tables of the next tokens, and what each may look at."""
-        bias = causal_bias(tokens, self.dtype, self.cos.device) if cache is None else cache.bias(tokens, self.dtype)
-        if documents_BT is not None:
-            bias = bias.masked_fill(documents_BT[:, :, None] != documents_BT[:, None, :], float("-inf"))
+    ) -> tuple[dict[Rope, Rotary], Mask]:
+        """The rotary tables of the next tokens, of every kind that layers have, and what each may look at."""
+        mask = Mask(tokens, tokens, documents=documents_BT) if cache is None else cache.mask(tokens)
         if cache is not None:
             positions_BT = cache.positions(tokens)
-        if positions_BT is None:
-            cos, sin = self.cos[:tokens, None], self.sin[:tokens, None]
-        else:
-            cos, sin = self.cos[positions_BT][:, :, None], self.sin[positions_BT][:, :, None]
-        return self.rotary(cos.to(self.dtype), sin.to(self.dtype)), bias
+        tables = cast("list[RotaryTable]", list(self.ropes))
+        return {table.rope: self.rotary(*table(tokens, positions_BT, self.dtype)) for table in tables}, mask
 
-    def rotary(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def rotary(self, cos: Tensor, sin: Tensor) -> Rotary:
         """A pass's tables [., T, 1, R/2] as the layers take them."""
         return cos, sin
+
+    def mtp_hidden(
+        self,
+        hidden_BTD: Tensor,
+        next_ids_BT: Tensor,
+        cache: Columns | None = None,
+        positions_BT: Tensor | None = None,
+        counted: Counted | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states [B, T, D] whose `logits` predict the token after the next one, where the config has a module
+        for that (`predicts_ahead`).
+
+        hidden: what `forward` gave for T positions, after the last norm; next_ids: the token that follows each.
+        With a cache of the module's own the positions continue its columns, so that it can draft while decoding.
+        """
+        raise NotImplementedError
 
     def head_weight(self) -> Tensor:
         """The head's matrix [V, D]."""

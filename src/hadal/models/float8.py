@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from hadal.models.blocks import Experts
 from hadal.models.decoder import Decoder
-from hadal.models.deepseek import Experts
+from hadal.models.families import family_of
 from hadal.ops.float8 import BLOCK, FLOAT8, Float8Stack, aligned, float8_linear
 
 
@@ -49,11 +50,12 @@ class Float8Experts(nn.Module):
 
 def places(model: Decoder) -> Iterator[tuple[str, list[str]]]:
     """Modules that may keep FP8, each with the names of its matrices in the model's state: not the head, and not what
-    attention multiplies with itself (MLA's kv_b_proj)."""
+    stays plain in the family."""
+    plain = family_of(model.config).plain
     for name, module in model.named_modules():
         if isinstance(module, Experts):
             yield name, [f"{name}.gate_up_proj", f"{name}.down_proj"]
-        elif isinstance(module, nn.Linear) and name != "head" and not name.endswith("kv_b_proj"):
+        elif isinstance(module, nn.Linear) and name != "head" and name.rpartition(".")[2] not in plain:
             yield name, [f"{name}.weight"]
 
 

@@ -18,23 +18,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hadal.configs.models import DeepseekConfig, ModelConfig
 from hadal.errors import UserError
+from hadal.models.blocks import Experts, LowRank
 from hadal.models.build import outline
-from hadal.models.decoder import Decoder, LowRank
-from hadal.models.deepseek import Experts
+from hadal.models.config import ModelConfig
+from hadal.models.decoder import Decoder
+from hadal.models.families import family_of
 from hadal.models.names import to_released
 from hadal.reading import nearest
-
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
-_FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
 class LoraConfig:
     """rank 0 is no adapters; alpha 0 stands for twice the rank; targets are last parts of released names.
 
-    Without targets a dense model is adapted in every linear layer but the head, a DeepSeek model in its attention.
+    Without targets the family says which (`Family.adapted`): a dense model is adapted in every linear layer but the
+    head, a DeepSeek model in its attention.
     """
 
     rank: int = 0
@@ -57,7 +56,7 @@ class LoraConfig:
         """The matrices to adapt in a model of this config."""
         if self.targets:
             return self.targets
-        return [*_ATTENTION] if isinstance(config, DeepseekConfig) else [*_ATTENTION, *_FEED_FORWARD]
+        return [*family_of(config).adapted]
 
 
 class LoraLinear(nn.Linear, LowRank):
@@ -262,7 +261,7 @@ def merge(model: Decoder) -> None:
             linear.weight, linear.bias = module.weight, module.bias
             plain = linear
         else:
-            plain = Experts.of(module.gate_up_proj, module.down_proj)
+            plain = Experts(module.gate_up_proj, module.down_proj)
         model.set_submodule(name, plain.train(module.training))
     model.requires_grad_(True)
     model.changed()

@@ -1,19 +1,24 @@
 """hadal's names of tensors and the released ones.
 
 Inside hadal some matrices are joined (query, key and value; gate and up; an expert layer's experts); on disk
-every tensor has its released name, so that transformers opens the folder.
+every tensor has its released name, so that transformers opens the folder. Which is which each family says.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from hadal.models.config import ModelConfig
+from hadal.models.families import family_of
+from hadal.models.family import HUGGING_FACE, Layout
 
-from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_RENAMES = [
+COMMON = [
     (r"^embed\.weight$", EMBEDDING),
     (r"^norm\.weight$", "model.norm.weight"),
     (r"^head\.weight$", HEAD),
@@ -23,18 +28,19 @@ _RENAMES = [
     (r"^layers\.(\d+)\.attention\.", r"model.layers.\1.self_attn."),
     (r"^layers\.", "model.layers."),
 ]
+"""What transformers calls the tensors of most families."""
+GATE_UP = {"gate_up_proj": {"gate_proj": 1, "up_proj": 1}}
+"""The released matrices of a joined one, with the shares of its rows that they have."""
+
+
+def _layout(config: ModelConfig) -> Layout:
+    return family_of(config).layouts[HUGGING_FACE]
 
 
 def released_name(name: str, config: ModelConfig) -> str:
     """The released name of one of hadal's tensors; of a joined matrix, with the joined part's name in it."""
-    if isinstance(config, DeepseekConfig) and name.startswith("mtp."):
-        extra = f"layers.{config.num_hidden_layers}."  # the module is numbered as one more layer
-        name = name.replace("mtp.layer.", extra).replace("mtp.head_norm", extra + "shared_head.norm")
-        name = name.replace("mtp.", extra)
-    for pattern, replacement in _RENAMES:
-        renamed = re.sub(pattern, replacement, name)
-        if renamed != name:
-            return renamed
+    for pattern, replacement in _layout(config).renames(config):
+        name = re.sub(pattern, replacement, name)
     return name
 
 
@@ -43,39 +49,36 @@ def to_released(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tens
 
     Scales of FP8 blocks divide like the matrices they belong to.
     """
+    joined = _layout(config).joined(config)
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        renamed = released_name(name, config)
-        prefix, _, kind = renamed.rpartition(".")
-        if prefix.endswith(".experts"):  # a stack of matrices
+        prefix, _, kind = released_name(name, config).rpartition(".")
+        owner, _, module = prefix.rpartition(".")
+        if module == "experts":  # a stack of matrices
             for e, matrix in enumerate(tensor):
-                matrices = matrix.chunk(2) if kind == "gate_up_proj" else [matrix]
-                for part, piece in zip(kind.removesuffix("_proj").split("_"), matrices, strict=True):
-                    out[f"{prefix}.{e}.{part}_proj.weight"] = piece
-        elif prefix.endswith("qkv_proj"):
-            assert isinstance(config, DenseConfig)
-            heads = config.num_attention_heads, config.num_key_value_heads
-            q, kv = (len(tensor) * n // (heads[0] + 2 * heads[1]) for n in heads)
-            for letter, piece in zip("qkv", tensor.split([q, kv, kv]), strict=True):
-                out[renamed.replace("qkv_proj", f"{letter}_proj")] = piece
-        elif prefix.endswith("gate_up_proj"):
-            for part, piece in zip(("gate", "up"), tensor.chunk(2), strict=True):
-                out[renamed.replace("gate_up_proj", f"{part}_proj")] = piece
+                for part, piece in _split(matrix, joined.get(kind, {kind: 1})):
+                    out[f"{prefix}.{e}.{part}.weight"] = piece
+        elif module in joined:
+            for part, piece in _split(tensor, joined[module]):
+                out[f"{owner}.{part}.{kind}"] = piece
         else:
-            out[renamed] = tensor
+            out[f"{prefix}.{kind}"] = tensor
     return out
 
 
-def module_prefix(config: ModelConfig) -> str | None:
-    """What the released names of the prediction module begin with, if the config has one."""
-    if isinstance(config, DeepseekConfig) and config.num_nextn_predict_layers:
-        return f"model.layers.{config.num_hidden_layers}."
-    return None
+def _split(matrix: Tensor, shares: Mapping[str, int]) -> Iterator[tuple[str, Tensor]]:
+    rows = [len(matrix) * share // sum(shares.values()) for share in shares.values()]
+    return zip(shares, matrix.split(rows), strict=True)
+
+
+def mtp_prefix(config: ModelConfig) -> str | None:
+    """What the released names of the module that predicts ahead begin with, if the config has one."""
+    return _layout(config).mtp(config)
 
 
 def copies(config: ModelConfig) -> dict[str, str]:
-    """Released names that hold a second copy of another tensor: the prediction module's embedding and head."""
-    prefix = module_prefix(config)
+    """Released names that hold a second copy of another tensor: the embedding and head of that module."""
+    prefix = mtp_prefix(config)
     if prefix is None:
         return {}
     head = EMBEDDING if config.tie_word_embeddings else HEAD

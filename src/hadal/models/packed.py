@@ -21,11 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hadal.configs.models import ModelConfig
 from hadal.errors import UserError
+from hadal.models.blocks import Experts
 from hadal.models.build import outline
+from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
-from hadal.models.deepseek import Experts, Router
+from hadal.models.families import family_of
 from hadal.models.lora import LoraExperts, LoraLinear, merged_matrices
 from hadal.ops import quant
 from hadal.ops.heap import give_back
@@ -141,12 +142,12 @@ def pack(model: Decoder, form: str, head: str | None = None, fast: bool = False)
     computes in bf16 for bfloat16 and in float32 otherwise; load it in the checkpoint's own dtype, so that nothing is
     ever held in a wider one. head: another form for the head; int4 models get an int8 one if nothing is said.
     fast: operators may take an order of addition that depends on how many rows there are. What attention multiplies
-    with itself (MLA's kv_b_proj) stays plain.
+    with itself (`Family.plain`) stays plain.
     """
     form = resolve(form)
     head = resolve(head or ("int8" if kind_of(form) == "int4" else form))
-    if model.cos.device.type != "cpu" and not (form.endswith(":plain") and head.endswith(":plain")):
-        raise UserError(f"{form} is a form for CPUs, and the model is on {model.cos.device}.", "Leave it plain there.")
+    if model.device.type != "cpu" and not (form.endswith(":plain") and head.endswith(":plain")):
+        raise UserError(f"{form} is a form for CPUs, and the model is on {model.device}.", "Leave it plain there.")
     compute = torch.float32 if kind_of(form) in quant.KINDS else FORMS[form].dtype
     return _pack(model, lambda _: form, head, compute, fast)
 
@@ -266,6 +267,7 @@ def _pack_modules(
     model: Decoder, form_of: Callable[[nn.Module], str], compute: torch.dtype, fast: bool
 ) -> None:
     """Replace linear layers and stacks of experts; side by side, since packing one is a loop of one thread."""
+    kept = family_of(model.config).plain
 
     def replace_one(place: tuple[nn.Module, str]) -> None:
         parent, name = place
@@ -273,7 +275,7 @@ def _pack_modules(
         if isinstance(child, Experts | LoraExperts):
             setattr(parent, name, PackedExperts(form_of(child), merged_matrices(child), fast))
         else:
-            chosen = f"{compute}:plain".removeprefix("torch.") if name == "kv_b_proj" else form_of(child)
+            chosen = f"{compute}:plain".removeprefix("torch.") if name in kept else form_of(child)
             setattr(parent, name, PackedLinear(chosen, merged_matrices(child)[0], child.bias, fast))
         del child
         give_back()
@@ -284,7 +286,7 @@ def _pack_modules(
 def _places(parent: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """Where there is something to pack, as parent and name; not the head, which may be the embedding as well."""
     for name, child in parent.named_children():
-        if isinstance(child, Router) or (isinstance(child, nn.Linear) and isinstance(parent, Decoder)):
+        if isinstance(child, nn.Linear) and isinstance(parent, Decoder):
             continue
         if isinstance(child, Experts | LoraExperts | nn.Linear):
             yield parent, name
@@ -304,7 +306,7 @@ def _cast(module: nn.Module, compute: torch.dtype) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.Embedding) and child.weight.dtype.itemsize < compute.itemsize:
             setattr(module, name, Lookup(child.weight.detach(), compute))
-        elif not isinstance(child, Router):
+        elif not getattr(child, "keeps_dtype", False):
             _cast(child, compute)
     for name, parameter in module.named_parameters(recurse=False):
         if parameter.dtype != compute:
@@ -386,8 +388,8 @@ def linear_shapes(config: ModelConfig) -> list[tuple[int, int]]:
         if isinstance(module, nn.Linear) and name != "head":
             shapes.append((module.out_features, module.in_features))
         elif isinstance(module, Experts):
-            visited = getattr(config, "num_experts_per_tok", 1)
-            shapes += [(stack.shape[1], stack.shape[2]) for stack in module.matrices() for _ in range(visited)]
+            visited = range(config.experts_per_token)
+            shapes += [(stack.shape[1], stack.shape[2]) for stack in module.matrices() for _ in visited]
     left = MEASURED
     taken: list[tuple[int, int]] = []
     for O, K in shapes:

@@ -18,33 +18,36 @@ from torch.autograd import Function
 
 from hadal.ops.exact import COLUMNS, QUERIES, SUMMED, is_exact, stable_rows
 from hadal.ops.function import run
+from hadal.ops.mask import Mask
 
 BLOCK = 64
 """Queries that `blockwise_attend` takes at a time."""
 LONG = 128
 """Passes of more queries go block by block on a CPU."""
+FUSED = 1 << 26
+"""Numbers of a mask that torch's own attention is handed at once; of more queries it takes as many as fit."""
 SMALL = 4096
 """Multiplications of a batch up to which torch has another way with bf16."""
 
 
-def attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float) -> Tensor:
+def attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, mask: Mask, scale: float, window: int = 0) -> Tensor:
     """Causal softmax attention of the last T of S positions; H query heads share J key heads (H a multiple of J).
 
-    bias: additive mask, 0 where a query may look and -inf where not, which is never past its own column S - T + t:
-    [B, T, S], or [T, S] where that is all it says, so that nothing before that column is masked. Returns
-    [B, T, H * V].
+    mask: where queries look, never past their own column S - T + t; window: and at how many columns at most, where it
+    is not 0. Returns [B, T, H * V].
     """
+    mask = mask.within(window)
     if q_BTHK.device.type == "cuda":
-        return fused_attend(q_BTHK, k_BJSK, v_BJSV, bias, scale)
+        return fused_attend(q_BTHK, k_BJSK, v_BJSV, mask, scale)
     T = q_BTHK.shape[1]
     form = single_attend if T == 1 else plain_attend if T <= LONG else blockwise_attend
     if is_exact() and not torch.is_grad_enabled():
-        return _exact_attend(form, q_BTHK, k_BJSK, v_BJSV, bias, scale)
-    return form(q_BTHK, k_BJSK, v_BJSV, bias, scale)
+        return _exact_attend(form, q_BTHK, k_BJSK, v_BJSV, mask, scale)
+    return form(q_BTHK, k_BJSK, v_BJSV, mask, scale)
 
 
 def _exact_attend(
-    form: Callable[..., Tensor], q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float
+    form: Callable[..., Tensor], q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, mask: Mask, scale: float
 ) -> Tensor:
     """The same function by `form`, and each row's bits are those it gets beside any other: few rows get company."""
     (B, T, H, K), J = q_BTHK.shape, k_BJSK.shape[1]
@@ -54,27 +57,27 @@ def _exact_attend(
         fewest = max(fewest, SMALL // (M * COLUMNS * min(K, v_BJSV.shape[-1])) + 1)
     lacking = -(-fewest // J) - B
     if lacking > 0:
-        parts = (q_BTHK, k_BJSK, v_BJSV) if bias.dim() == 2 else (q_BTHK, k_BJSK, v_BJSV, bias)
-        filled = [torch.cat([x, x[:1].expand(lacking, *x.shape[1:])]) for x in parts]
-        q_BTHK, k_BJSK, v_BJSV, bias = (*filled, bias)[:4]
-    return form(q_BTHK, k_BJSK, v_BJSV, bias, scale)[:B]
+        parts = (q_BTHK, k_BJSK, v_BJSV)
+        q_BTHK, k_BJSK, v_BJSV = (torch.cat([x, x[:1].expand(lacking, *x.shape[1:])]) for x in parts)
+        mask = mask.beside(lacking)
+    return form(q_BTHK, k_BJSK, v_BJSV, mask, scale)[:B]
 
 
-def single_attend(q_B1HK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float) -> Tensor:
+def single_attend(q_B1HK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, mask: Mask, scale: float) -> Tensor:
     """The same function as `attend` for one query a row, whose heads lie side by side: little is left to arrange."""
     B, _, H, K = q_B1HK.shape
     J, S = k_BJSK.shape[1:3]
     k_NSK, v_NSV = k_BJSK.reshape(B * J, S, K), v_BJSV.reshape(B * J, S, -1)
-    mask_N1S = bias.expand(B, J, S).reshape(B * J, 1, S)
-    scores = torch.baddbmm(mask_N1S, q_B1HK.reshape(B * J, H // J, K), _turned(k_NSK), alpha=scale)
+    bias_N1S = mask.bias(q_B1HK).expand(B, J, S).reshape(B * J, 1, S)
+    scores = torch.baddbmm(bias_N1S, q_B1HK.reshape(B * J, H // J, K), _turned(k_NSK), alpha=scale)
     return weighted_sum(_softmax(scores), v_NSV).reshape(B, 1, -1)
 
 
-def plain_attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float) -> Tensor:
+def plain_attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, mask: Mask, scale: float) -> Tensor:
     """The same function as `attend`, all T x S weights at once and left to autograd."""
     B, T, H, _ = q_BTHK.shape
     q, k, v = _by_key_head(q_BTHK, k_BJSK, v_BJSV)
-    weights = _softmax(torch.baddbmm(_mask(bias, q), q.flatten(1, 2), _turned(k), alpha=scale))
+    weights = _softmax(torch.baddbmm(_by_query(mask.bias(q), q), q.flatten(1, 2), _turned(k), alpha=scale))
     return _by_token(weighted_sum(weights, v).view(*q.shape[:3], -1), B)
 
 
@@ -127,19 +130,25 @@ def weighted_sum(weights_NMS: Tensor, values_NSV: Tensor) -> Tensor:
     return out
 
 
-def blockwise_attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float) -> Tensor:
+def blockwise_attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, mask: Mask, scale: float) -> Tensor:
     """The same function as `attend`, `BLOCK` queries at a time over the columns that these can see."""
-    return _by_token(run(_Blockwise, *_by_key_head(q_BTHK, k_BJSK, v_BJSV), bias, scale), len(q_BTHK))
+    return _by_token(run(_Blockwise, *_by_key_head(q_BTHK, k_BJSK, v_BJSV), mask, scale), len(q_BTHK))
 
 
-def fused_attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, bias: Tensor, scale: float) -> Tensor:
+def fused_attend(q_BTHK: Tensor, k_BJSK: Tensor, v_BJSV: Tensor, mask: Mask, scale: float) -> Tensor:
     """The same function as `attend` by torch's scaled_dot_product_attention."""
     T, H, J, S = *q_BTHK.shape[1:3], *k_BJSK.shape[1:3]
-    plain = bias.dim() == 2 and T == S
-    mask = None if plain else bias.view(-1, 1, T, S)
-    out = F.scaled_dot_product_attention(
-        q_BTHK.transpose(1, 2), k_BJSK, v_BJSV, mask, is_causal=plain, scale=scale, enable_gqa=H != J
-    )
+    plain = mask.is_causal and T == S
+    step = T if plain else max(FUSED // (max(mask.rows, 1) * S), BLOCK)
+    parts = [
+        F.scaled_dot_product_attention(
+            q_BTHK[:, begin : begin + step].transpose(1, 2), k_BJSK, v_BJSV,
+            None if plain else mask.bias(q_BTHK, begin, min(begin + step, T)).view(-1, 1, min(step, T - begin), S),
+            is_causal=plain, scale=scale, enable_gqa=H != J,
+        )
+        for begin in range(0, T, step)
+    ]  # fmt: skip
+    out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
     return out.transpose(1, 2).flatten(2)
 
 
@@ -157,7 +166,7 @@ def _by_token(out_NGTV: Tensor, rows: int) -> Tensor:
     return out_NGTV.view(rows, N // rows, G, T, V).permute(0, 3, 1, 2, 4).reshape(rows, T, -1)
 
 
-def _mask(bias: Tensor, q_NGTK: Tensor) -> Tensor:
+def _by_query(bias: Tensor, q_NGTK: Tensor) -> Tensor:
     """bias [T, S] or [B, T, S] as [N, G * T, S]."""
     N, G, T, _ = q_NGTK.shape
     S = bias.shape[-1]
@@ -174,52 +183,48 @@ class _Blockwise(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q_NGTK: Tensor, k_NSK: Tensor, v_NSV: Tensor, bias: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(q_NGTK, k_NSK, v_NSV, bias)
-        ctx.scale = scale
+    def forward(ctx: Any, q_NGTK: Tensor, k_NSK: Tensor, v_NSV: Tensor, mask: Mask, scale: float) -> Tensor:
+        ctx.save_for_backward(q_NGTK, k_NSK, v_NSV)
+        ctx.mask, ctx.scale = mask, scale
         out = q_NGTK.new_empty(*q_NGTK.shape[:3], v_NSV.shape[-1])
         for begin in range(0, q_NGTK.shape[2], BLOCK):
-            q, end, weights = _block_weights(q_NGTK, k_NSK, bias, scale, begin)
-            out[:, :, begin : begin + BLOCK] = weighted_sum(weights, v_NSV[:, :end]).view(*q.shape[:3], -1)
+            q, seen, weights = _block_weights(q_NGTK, k_NSK, mask, scale, begin)
+            out[:, :, begin : begin + BLOCK] = weighted_sum(weights, v_NSV[:, seen]).view(*q.shape[:3], -1)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q_NGTK, k_NSK, v_NSV, bias = ctx.saved_tensors
+        q_NGTK, k_NSK, v_NSV = ctx.saved_tensors
         wide = torch.promote_types(q_NGTK.dtype, torch.float32)
         grad_q = torch.empty_like(q_NGTK)
         grad_k, grad_v = torch.zeros_like(k_NSK, dtype=wide), torch.zeros_like(v_NSV, dtype=wide)
         for begin in range(0, q_NGTK.shape[2], BLOCK):
-            q, end, weights = _block_weights(q_NGTK, k_NSK, bias, ctx.scale, begin)
+            q, seen, weights = _block_weights(q_NGTK, k_NSK, ctx.mask, ctx.scale, begin)
             grad = grads[0][:, :, begin : begin + BLOCK].flatten(1, 2)
-            grad_v[:, :end] += torch.bmm(weights.mT, grad)
-            grad_weights = torch.bmm(grad, v_NSV[:, :end].mT)
+            grad_v[:, seen] += torch.bmm(weights.mT, grad)
+            grad_weights = torch.bmm(grad, v_NSV[:, seen].mT)
             scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(ctx.scale)
-            grad_q[:, :, begin : begin + BLOCK] = torch.bmm(scores, k_NSK[:, :end]).view(q.shape)
-            grad_k[:, :end] += torch.bmm(scores.mT, q.flatten(1, 2))
+            grad_q[:, :, begin : begin + BLOCK] = torch.bmm(scores, k_NSK[:, seen]).view(q.shape)
+            grad_k[:, seen] += torch.bmm(scores.mT, q.flatten(1, 2))
         return grad_q, grad_k.to(k_NSK.dtype), grad_v.to(v_NSV.dtype), None, None
 
 
 def _block_weights(
-    q_NGTK: Tensor, k_NSK: Tensor, bias: Tensor, scale: float, begin: int
-) -> tuple[Tensor, int, Tensor]:
-    """A block's queries [N, G, t, K], how many columns they can see, and their weights [N, G * t, columns]."""
+    q_NGTK: Tensor, k_NSK: Tensor, mask: Mask, scale: float, begin: int
+) -> tuple[Tensor, slice, Tensor]:
+    """A block's queries [N, G, t, K], the columns that they can see, and their weights [N, G * t, columns]."""
     q = q_NGTK[:, :, begin : begin + BLOCK]
     last = begin + q.shape[2]
-    end = k_NSK.shape[1] - q_NGTK.shape[2] + last
-    rows, keys = q.flatten(1, 2), _turned(k_NSK[:, :end])
-    if bias.dim() == 2:  # only the block's own columns hide anything
+    first, end = mask.span(begin, last)
+    first = first // SUMMED * SUMMED  # sums are cut there, so that what is left out changes no bit
+    rows, keys = q.flatten(1, 2), _turned(k_NSK[:, first:end])
+    if mask.is_causal:  # only the block's own columns hide anything
         scores = torch.baddbmm(rows.new_zeros(1, 1, 1), rows, keys, beta=0, alpha=scale)
-        own = slice(end - q.shape[2], end)
-        scores.view(*q.shape[:3], end)[..., own] += bias[begin:last, own]
+        own = end - q.shape[2]
+        scores.view(*q.shape[:3], end)[..., own:] += mask.bias(q, begin, last, own, end)
     else:
-        scores = torch.baddbmm(_mask(bias[..., begin:last, :end], q), rows, keys, alpha=scale)
-    return q, end, _softmax(scores)
-
-
-def causal_bias(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[T, T] additive mask: each position sees itself and what came before."""
-    return torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu_(1)
+        scores = torch.baddbmm(_by_query(mask.bias(q, begin, last, first, end), q), rows, keys, alpha=scale)
+    return q, slice(first, end), _softmax(scores)
 
 
 class _SwiGLU(Function):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from hadal.configs.rope import Llama3Scaling, RopeScaling
 from hadal.ops.function import run
+from hadal.ops.rope import Llama3Scaling, RopeScaling
 
 
 def plain_rms_norm(x_D: Tensor, weight_D: Tensor, eps: float) -> Tensor:

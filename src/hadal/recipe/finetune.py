@@ -18,7 +18,6 @@ import torch
 from hadal.checkpoints.adapters import is_adapter, save_adapter
 from hadal.checkpoints.load import load_config, load_model
 from hadal.checkpoints.save import save_model
-from hadal.configs.models import ModelConfig
 from hadal.cost.flops import parameters
 from hadal.cost.memory import PROCESS, Memory, Pass, gigabytes, training_memory, training_seconds
 from hadal.engine.sampler import forbidden_ids
@@ -29,6 +28,7 @@ from hadal.library.record import write_run
 from hadal.machine.device import pick, place
 from hadal.machine.memory import resident_memory
 from hadal.machine.speed import fastest_dtype, matmul_rates
+from hadal.models.config import ModelConfig
 from hadal.models.lora import adapter_size, attach, merge
 from hadal.reading import read_dataclass
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing

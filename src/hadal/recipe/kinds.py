@@ -6,9 +6,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.errors import UserError
 from hadal.machine.device import DEVICES
+from hadal.models.config import ModelConfig
+from hadal.models.deepseek.config import DeepseekConfig
+from hadal.models.dense.config import DenseConfig
 from hadal.models.lora import LoraConfig
 from hadal.reading import nearest
 from hadal.recipe.ranges import check_ranges

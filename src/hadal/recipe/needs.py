@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from hadal.checkpoints.load import load_config
-from hadal.configs.models import ModelConfig
 from hadal.cost.flops import cache_bytes, forward_flops, mean_context, parameters
 from hadal.cost.memory import LIBRARIES, PLAIN, PROCESS, Memory, Pass, gigabytes, training_memory, training_seconds
 from hadal.engine.config import EngineConfig
@@ -24,6 +23,7 @@ from hadal.errors import UserError
 from hadal.machine.device import free_on_gpu, pick
 from hadal.machine.memory import available_memory, resident_memory
 from hadal.machine.speed import fastest_dtype, matmul_rates
+from hadal.models.config import ModelConfig
 from hadal.models.lora import adapted_size, adapter_size
 from hadal.recipe.calibrate import Plan
 from hadal.recipe.config import CHECKPOINT, Recipe

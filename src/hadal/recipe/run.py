@@ -21,7 +21,6 @@ from torch import Tensor
 
 from hadal.checkpoints.load import load_config, load_model
 from hadal.checkpoints.save import save_model
-from hadal.configs.models import ModelConfig
 from hadal.cost.flops import forward_flops, mean_context, training_flops
 from hadal.cost.ledger import Ledger, LedgerRecord
 from hadal.cost.prices import LAPTOP
@@ -32,6 +31,7 @@ from hadal.files import JsonLines, write_json
 from hadal.library.find import find_model
 from hadal.machine.device import place
 from hadal.models.build import build
+from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
 from hadal.models.lora import LoraConfig, adapted_modules, attach, base_state
 from hadal.ops.heap import give_back

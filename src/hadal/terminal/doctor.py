@@ -205,10 +205,11 @@ def speed(torch: Any) -> Iterator[Finding]:
 
 def exactness(torch: Any) -> Finding:
     """Whether the engine's promise holds here, for a dense model and one of experts, in each dtype that is fast."""
-    from hadal.configs.models import DeepseekConfig, DenseConfig
     from hadal.engine.promise import REMEDY, inexact
     from hadal.machine.speed import fastest_dtype, matmul_rates
     from hadal.models.build import build
+    from hadal.models.deepseek.config import DeepseekConfig
+    from hadal.models.dense.config import DenseConfig
 
     dtypes = dict.fromkeys(("float32", fastest_dtype(matmul_rates(MEASURED_SECONDS / 5))))
     dense = DenseConfig(512, 896, 1, 14, 2, head_dim=64, intermediate_size=2304)

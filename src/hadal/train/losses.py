@@ -12,7 +12,6 @@ from torch.autograd import Function
 from hadal.cost.memory import CHUNK_LOGITS, MANY_LOGITS
 from hadal.models.balance import Counted
 from hadal.models.decoder import Decoder
-from hadal.models.deepseek import Deepseek
 from hadal.train.corpus import Batch, Part
 
 
@@ -39,10 +38,8 @@ def pretraining_loss(
     weight_N = weight_BT[:, 1:][wanted]
     mean = weighted_mean(-_target_logprobs(model, hidden[wanted], ids_BT[:, 1:][wanted], forbidden), weight_N)
     loss = mean * part.learnt
-    predicts_ahead = isinstance(model, Deepseek) and model.config.num_nextn_predict_layers > 0
-    if not mtp_weight or not predicts_ahead or not part.ahead:
+    if not mtp_weight or "mtp" not in model.auxiliary or not part.ahead:
         return loss, mean.detach()
-    assert isinstance(model, Deepseek)
     after = batch.ahead()
     if positions_BT is not None:
         positions_BT = positions_BT[:, :-1]

@@ -1,4 +1,4 @@
-"""The dense decoders (Qwen2, Qwen3, Llama): grouped-query attention, SwiGLU.
+"""The dense decoders (Qwen, Llama, Mistral, SmolLM3): grouped-query attention, SwiGLU.
 
 Query, key and value projections are one matrix here, gate and up another; the checkpoint layout has them
 apart (`hadal.models.names`).
@@ -11,19 +11,23 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from hadal.configs.models import DenseConfig
 from hadal.models.balance import Counted
+from hadal.models.blocks import FeedForward, Norm
 from hadal.models.cache import Columns
-from hadal.models.decoder import Decoder, Norm
-from hadal.ops.attention import attend, swiglu
+from hadal.models.decoder import Decoder, Layer, Rotary
+from hadal.models.dense.config import DenseConfig
+from hadal.ops.attention import attend
+from hadal.ops.mask import Mask
 from hadal.ops.norm import both_halves, norm_rotate, rotate
+from hadal.ops.rope import Rope
 
 
 class Attention(nn.Module):
     """Causal grouped-query attention."""
 
-    def __init__(self, config: DenseConfig) -> None:
+    def __init__(self, config: DenseConfig, window: int) -> None:
         super().__init__()
+        self.window = window
         self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
         self.width, self.eps, self.qk_norm = config.head_dim, config.rms_norm_eps, config.qk_norm
         rows = (self.heads + 2 * self.key_heads) * self.width
@@ -34,69 +38,56 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(self.heads * self.width, config.hidden_size, bias=config.attention_bias)
 
     def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: Columns | None, index: int
+        self, x_BTD: Tensor, rotary: Rotary | None, mask: Mask, cache: Columns | None, index: int
     ) -> Tensor:
         B, T, _ = x_BTD.shape
         H, J, K = self.heads, self.key_heads, self.width
         heads = self.qkv_proj(x_BTD).view(B, T, H + 2 * J, K)
         qk = heads[:, :, : H + J]
-        if self.qk_norm:
+        if rotary is None:
+            pass
+        elif self.qk_norm:
             weight_HK = torch.cat([self.q_norm.expand(H, K), self.k_norm.expand(J, K)])
             qk = norm_rotate(qk, weight_HK, *rotary, self.eps)
         else:
             qk = rotate(qk, *rotary)
         k, v = qk[:, :, H:].transpose(1, 2), heads[:, :, H + J :].transpose(1, 2)
-        q, form = qk[:, :, :H], partial(attend, scale=K**-0.5)
+        q, form = qk[:, :, :H], partial(attend, scale=K**-0.5, window=self.window)
         if cache is None:
-            return self.o_proj(form(q, k, v, bias))
-        return self.o_proj(cache.attend(index, form, q, (k, v), bias, H // J))
+            return self.o_proj(form(q, k, v, mask))
+        return self.o_proj(cache.attend(index, form, q, (k, v), mask, H // J))
 
 
-class FeedForward(nn.Module):
-    """down(silu(gate x) * up x)."""
-
-    def __init__(self, hidden: int, width: int, bias: bool = False) -> None:
-        super().__init__()
-        self.gate_up_proj = nn.Linear(hidden, 2 * width, bias=bias)
-        self.down_proj = nn.Linear(width, hidden, bias=bias)
-
-    def forward(self, x_D: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_up_proj(x_D)))
-
-
-class DenseLayer(nn.Module):
+class DenseLayer(Layer):
     """x + attention(norm x), then x + feed-forward(norm x)."""
 
-    def __init__(self, config: DenseConfig) -> None:
-        super().__init__()
+    def __init__(self, config: DenseConfig, index: int) -> None:
+        window = config.window(index)
+        rope = Rope(config.head_dim, config.rope_theta, config.rope_scaling) if config.turns(index) else None
+        super().__init__(((config.num_key_value_heads, config.head_dim),) * 2, rope, window)
         self.input_norm = Norm(config.hidden_size, config.rms_norm_eps)
-        self.attention = Attention(config)
+        self.attention = Attention(config, window)
         self.post_norm = Norm(config.hidden_size, config.rms_norm_eps)
         self.mlp = FeedForward(config.hidden_size, config.intermediate_size, config.mlp_bias)
 
     def forward(
         self,
         x_BTD: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        bias: Tensor,
+        rotary: Rotary | None,
+        mask: Mask,
         cache: Columns | None,
         index: int,
         counted: Counted | None,
     ) -> Tensor:
-        x = x_BTD + self.attention(self.input_norm(x_BTD), rotary, bias, cache, index)
+        x = x_BTD + self.attention(self.input_norm(x_BTD), rotary, mask, cache, index)
         return x + self.mlp(self.post_norm(x))
 
 
 class Dense(Decoder):
-    """Decoder of the Qwen and Llama families."""
+    """Decoder of the dense families."""
 
     def __init__(self, config: DenseConfig) -> None:
-        layers = nn.ModuleList(DenseLayer(config) for _ in range(config.num_hidden_layers))
-        super().__init__(config, layers, rotary_dim=config.head_dim)
-        self.widths = [(config.num_key_value_heads, config.head_dim)] * 2
+        super().__init__(config, (DenseLayer(config, index) for index in range(config.num_hidden_layers)))
 
-    def cache_widths(self) -> list[tuple[int, int]]:
-        return self.widths
-
-    def rotary(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def rotary(self, cos: Tensor, sin: Tensor) -> Rotary:
         return both_halves(cos, sin)

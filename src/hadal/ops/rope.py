@@ -68,6 +68,15 @@ class Llama3Scaling:
 RopeScaling = YarnScaling | Llama3Scaling
 
 
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions of `dim` channels with a base, and how they are stretched (arXiv 2104.09864)."""
+
+    dim: int
+    theta: float
+    scaling: RopeScaling | None = None
+
+
 def rope_to_dict(scaling: RopeScaling) -> dict[str, Any]:
     """The `rope_scaling` entry of config.json; `type` is the older name of `rope_type`, which released code reads."""
     numbers = {key: value for key, value in asdict(scaling).items() if value is not None}
@@ -76,8 +85,11 @@ def rope_to_dict(scaling: RopeScaling) -> dict[str, Any]:
     return {"rope_type": scaling.rope_type, "type": scaling.rope_type} | numbers
 
 
-def read_rope(data: dict[str, Any]) -> tuple[Any, RopeScaling | None]:
-    """(rope_theta, scaling) of a config.json in either form; UserError for a kind that hadal does not have."""
+def read_rope(data: dict[str, Any], default: float = 10_000.0) -> tuple[Any, RopeScaling | None]:
+    """(rope_theta, scaling) of a config.json in either form; UserError for a kind that hadal does not have.
+
+    default: the base where none is given.
+    """
     rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise UserError(f"config.json has the rope scaling {rope!r}.", "It must be an object.")
@@ -107,4 +119,4 @@ def read_rope(data: dict[str, Any]) -> tuple[Any, RopeScaling | None]:
                 )
         if isinstance(scaling, Llama3Scaling) and scaling.high_freq_factor <= scaling.low_freq_factor:
             raise UserError("config.json: rope_scaling.high_freq_factor must be above low_freq_factor.")
-    return 10_000.0 if theta is None else theta, scaling
+    return default if theta is None else theta, scaling
