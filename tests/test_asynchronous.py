@@ -17,7 +17,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 MODEL = make("dense")
 PARAMS = SamplingParams(max_tokens=60, ignore_eos=True, seed=1, n=2)
 PROMPTS = prompts_of([5, 200, 30, 90, 7, 8])
-PLACES = ["add", "_admit", "_read", "_start", "_decode", "_note", "_finish", "progress", "has_work"]
+PLACES = ["add", "scheduler._admit", "runner._read", "runner.start", "runner._decode", "outputs._note",
+          "outputs.finish", "progress", "has_work"]  # fmt: skip
 
 
 def engine(**config: Any) -> Engine:
@@ -51,6 +52,12 @@ class Gate:
             step()
 
         engine.step = held  # type: ignore[method-assign]
+
+
+def owner(engine: Engine, place: str) -> tuple[object, str]:
+    """The part of an engine that a place is a method of, and the method's name."""
+    *parts, name = place.split(".")
+    return (getattr(engine, parts[0]) if parts else engine), name
 
 
 def is_empty(engine: Engine) -> bool:
@@ -102,7 +109,8 @@ def test_closing_at_any_phase_of_some_request_ends_all(phase: str) -> None:
 @pytest.mark.parametrize("place", PLACES)
 def test_a_fault_anywhere_reaches_every_caller(place: str, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
     own = engine()
-    calls, right = 0, getattr(own, place)
+    part, name = owner(own, place)
+    calls, right = 0, getattr(part, name)
 
     def faulty(*arguments: Any, **more: Any) -> Any:
         nonlocal calls
@@ -111,14 +119,14 @@ def test_a_fault_anywhere_reaches_every_caller(place: str, after: int, monkeypat
             raise RuntimeError("a fault")
         return right(*arguments, **more)
 
-    monkeypatch.setattr(own, place, faulty)
+    monkeypatch.setattr(part, name, faulty)
     with AsyncEngine(own) as asynchronous:
         results = asyncio.run(everyone(asynchronous))
         assert all(isinstance(result, (RuntimeError, Closed, int)) for result in results), results
         assert any("a fault" in str(result) for result in results)
         if place == "add":  # a request's own fault is nobody else's
             assert results[:after] == [120] * after and all(isinstance(r, RuntimeError) for r in results[after:])
-            monkeypatch.setattr(own, place, right)
+            monkeypatch.setattr(part, name, right)
             assert asyncio.run(read(asynchronous, PROMPTS[0])) == 120
         else:
             with pytest.raises(Closed, match="RuntimeError: a fault"):
@@ -132,8 +140,8 @@ def test_a_fault_while_others_are_ended_keeps_nobody_waiting(monkeypatch: pytest
     def faulty(*arguments: Any) -> None:
         raise RuntimeError("a fault")
 
-    for place in ("_decode", "abort"):
-        monkeypatch.setattr(own, place, faulty)
+    for place in ("runner._decode", "abort"):
+        monkeypatch.setattr(*owner(own, place), faulty)
     with AsyncEngine(own) as asynchronous:
         results = asyncio.run(everyone(asynchronous))
     assert [type(result) for result in results] == [RuntimeError] * len(PROMPTS)
@@ -179,9 +187,9 @@ def test_a_prompt_that_nobody_waits_for_is_read_no_further() -> None:
     own = engine()
     request = own.add(PROMPTS[1], PARAMS, 0)
     own.step()
-    assert own.reading is not None
+    assert own.scheduler.reading is not None
     own.abort(request)
-    assert request.done and own.reading is None and is_empty(own)
+    assert request.done and own.scheduler.reading is None and is_empty(own)
 
 
 def test_a_caller_whose_loop_is_gone_takes_nobody_along() -> None:

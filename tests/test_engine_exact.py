@@ -204,14 +204,14 @@ def test_attention_whose_rows_know_each_other_is_found(monkeypatch: pytest.Monke
 def test_sequences_that_are_put_off_lose_nothing(model: Decoder, alone: list[RequestOutput]) -> None:
     llm = LLM(model, TOKENIZER, EngineConfig(cache_bytes=small(model, 700), room=16))
     put_off = 0
-    original = llm.engine._put_off
+    original = llm.engine.scheduler._put_off
 
     def counted() -> None:
         nonlocal put_off
         put_off += 1
         original()
 
-    llm.engine._put_off = counted  # type: ignore[method-assign]
+    llm.engine.scheduler._put_off = counted  # type: ignore[method-assign]
     long = replace(PARAMS, max_tokens=150)
     together = llm.generate(PROMPTS, long)
     assert put_off > 0
@@ -237,7 +237,8 @@ def test_a_prompt_that_is_being_read_takes_memory_and_makes_way(model: Decoder) 
     while engine.has_work():
         engine.step()
         waited.append(len(engine.waiting))
-        lanes = [*engine.runs.lanes.values(), *([engine.reading.lane] if engine.reading is not None else [])]
+        reading = engine.scheduler.reading
+        lanes = [*engine.runs.lanes.values(), *([reading.lane] if reading is not None else [])]
         assert engine.runs.used() == sum(lane.rows * lane.size for lane in lanes) <= engine.runs.budget
     assert 1 in waited[waited.index(0) :], "it was put back"
     alone = LLM(model, TOKENIZER).generate([short, long], [first.params, second.params])
@@ -330,7 +331,8 @@ def check_books(engine: Engine) -> None:
         assert len(lane) <= lane.rows
         if len(lane):
             assert int(table.length[lane.slots].max()) <= lane.size
-    lanes = [*engine.runs.lanes.values(), *([engine.reading.lane] if engine.reading is not None else [])]
+    reading = engine.scheduler.reading
+    lanes = [*engine.runs.lanes.values(), *([reading.lane] if reading is not None else [])]
     assert engine.runs.used() == sum(lane.rows * lane.size for lane in lanes)
     assert engine.runs.used() <= engine.runs.budget
     assert engine.runs.used() + engine.runs.store.columns <= engine.runs.budget or len(engine.runs.store) == 0

@@ -84,7 +84,7 @@ def test_what_was_begun_with_other_weights_is_not_kept() -> None:
         request = llm.engine.add(PROMPT, PARAMS, 0)
         for _ in range(steps):
             llm.engine.step()
-        assert (llm.engine.reading is not None) == (steps == 1) and not request.done
+        assert (llm.engine.scheduler.reading is not None) == (steps == 1) and not request.done
         shaken(optimizer)
         while llm.engine.has_work():
             llm.engine.step()

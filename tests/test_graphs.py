@@ -15,8 +15,8 @@ from hadal.engine.graphs import AFTER, KEPT, Graphs, rows_recorded
 
 
 def recorded(llm: LLM) -> Graphs:
-    assert llm.engine.graphs is not None
-    return llm.engine.graphs
+    assert llm.engine.runner.graphs is not None
+    return llm.engine.runner.graphs
 
 
 @pytest.mark.parametrize("speculate", [None, "ngram"])
@@ -41,7 +41,7 @@ def test_a_recorded_step_changes_no_bit(speculate: str | None, threads: int) -> 
 
 def test_experts_are_recorded_where_the_host_need_not_see_their_loads() -> None:
     model = make("deepseek").double()  # not exact: rounding must not decide between tokens
-    assert LLM(model, TOKENIZER, EngineConfig(graphs=True)).engine.graphs is None
+    assert LLM(model, TOKENIZER, EngineConfig(graphs=True)).engine.runner.graphs is None
     llm = LLM(model, TOKENIZER, EngineConfig(graphs=True, exact=False))
     plain = LLM(model, TOKENIZER, EngineConfig(exact=False))
     tokens, expected = (

@@ -84,12 +84,17 @@ class Graphs:
         self.model, self.positions, self.exact, self.stable, self.record = model, positions, exact, stable, record
         self.shapes: OrderedDict[tuple[int, ...], _Shape] = OrderedDict()
         self.weights: list[int] = []
+        self.generation = -1
 
-    def refresh(self, moved: bool = False) -> None:
-        """Forget what was recorded, where weights lie elsewhere now: those that were written to in place are read.
+    def follow(self, generation: int, moved: bool = False) -> None:
+        """Forget what was recorded, where weights of a new generation lie elsewhere: those that were written to in
+        place are read.
 
         moved: packed matrices do, which are no parameters.
         """
+        if generation == self.generation:
+            return
+        self.generation = generation
         weights = [tensor.data_ptr() for tensor in (*self.model.parameters(), *self.model.buffers())]
         if moved or weights != self.weights:
             self.weights = weights

@@ -1,7 +1,8 @@
-"""What waits to be read, and what is being read."""
+"""What passes from the scheduler to the runner, and from it to the outputs: prompts, running sequences, logits."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence as List
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,3 +39,22 @@ class Reading:
     last: Tensor  # hidden [P, D] of each row's last token, once read
     generation: int  # of the weights, when it began
     own: bool  # whether the lane is a run as its only sequence needs one, and it can go on there
+
+
+@dataclass(frozen=True)
+class Decode:
+    """All running sequences, for one token more of each."""
+
+    lanes: List[Lane]
+    slots: Tensor  # slots [N], lane by lane
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a pass gives N sequences, of which each had its last token read and T - 1 that were guessed behind it."""
+
+    slots: Tensor  # slots [N]
+    begin: Tensor  # columns [N] that each had before these tokens
+    guessed: Tensor  # tokens [N, T - 1], -1 for none
+    hidden: Tensor  # hidden [N, T, D]
+    logits: Tensor  # logits [N, T, V]; rows behind them are padding

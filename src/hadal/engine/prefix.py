@@ -24,6 +24,8 @@ class PrefixStore:
 
     def __init__(self) -> None:
         self.blocks: OrderedDict[bytes, list[Tensor]] = OrderedDict()
+        self.generation = -1
+        """Of the weights that the blocks were computed with."""
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -72,6 +74,12 @@ class PrefixStore:
         while self.columns > max(columns, 0):
             self.blocks.popitem(last=False)
 
+    def follow(self, generation: int) -> None:
+        """Forget everything where the weights are of another generation."""
+        if generation != self.generation:
+            self.clear()
+            self.generation = generation
+
     def clear(self) -> None:
-        """Forget everything: the weights have changed."""
+        """Forget everything."""
         self.blocks.clear()
