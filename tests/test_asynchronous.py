@@ -62,7 +62,7 @@ def owner(engine: Engine, place: str) -> tuple[object, str]:
 
 def is_empty(engine: Engine) -> bool:
     engine.release()
-    return not engine.has_work() and engine.runs.used() == 0 and len(engine.table.free) == len(engine.table.sequences)
+    return not engine.has_work() and engine.kv.used() == 0 and len(engine.table.free) == len(engine.table.sequences)
 
 
 def test_closing_ends_those_that_run_are_read_wait_and_were_not_let_in_yet() -> None:
@@ -88,7 +88,7 @@ def test_closing_ends_those_that_run_are_read_wait_and_were_not_let_in_yet() -> 
     asynchronous.close()
 
 
-@pytest.mark.parametrize("phase", ["queued", "reading", ""])
+@pytest.mark.parametrize("phase", ["queued", "prefill", ""])
 def test_closing_at_any_phase_of_some_request_ends_all(phase: str) -> None:
     own = engine()
     asynchronous = AsyncEngine(own)
@@ -147,7 +147,7 @@ def test_a_fault_while_others_are_ended_keeps_nobody_waiting(monkeypatch: pytest
     assert [type(result) for result in results] == [RuntimeError] * len(PROMPTS)
 
 
-@pytest.mark.parametrize("phase", ["not let in", "queued", "reading", ""])
+@pytest.mark.parametrize("phase", ["not let in", "queued", "prefill", ""])
 def test_who_leaves_at_any_phase_frees_what_was_held(phase: str) -> None:
     own = engine()
     gate = Gate(own)
@@ -187,9 +187,9 @@ def test_a_prompt_that_nobody_waits_for_is_read_no_further() -> None:
     own = engine()
     request = own.add(PROMPTS[1], PARAMS, 0)
     own.step()
-    assert own.scheduler.reading is not None
+    assert own.scheduler.prefill is not None
     own.abort(request)
-    assert request.done and own.scheduler.reading is None and is_empty(own)
+    assert request.done and own.scheduler.prefill is None and is_empty(own)
 
 
 def test_a_caller_whose_loop_is_gone_takes_nobody_along() -> None:

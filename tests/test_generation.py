@@ -19,8 +19,8 @@ from tokenizer_families import write_tokenizer
 from hadal.cli import main
 from hadal.configs.models import Qwen2Config
 from hadal.engine import LLM, EngineConfig, SamplingParams, core
-from hadal.engine.prefix import BLOCK, PrefixStore
-from hadal.engine.runs import Runs
+from hadal.engine.kv.pool import Pool
+from hadal.engine.kv.prefix import BLOCK, PrefixCache
 from hadal.errors import UserError
 from hadal.evaluate.suite import ask
 from hadal.models.checkpoint import build, load_model, save_model
@@ -84,11 +84,11 @@ def test_what_was_begun_with_other_weights_is_not_kept() -> None:
         request = llm.engine.add(PROMPT, PARAMS, 0)
         for _ in range(steps):
             llm.engine.step()
-        assert (llm.engine.scheduler.reading is not None) == (steps == 1) and not request.done
+        assert (llm.engine.scheduler.prefill is not None) == (steps == 1) and not request.done
         shaken(optimizer)
         while llm.engine.has_work():
             llm.engine.step()
-        assert len(llm.engine.runs.store) == 0
+        assert len(llm.engine.kv.prefix) == 0
         assert llm.generate([PROMPT], PARAMS)[0].outputs == sampled(model)
 
 
@@ -297,7 +297,7 @@ def test_training_does_not_know_of_the_prefix_store_of_memory_nor_of_a_stop(
     found: list[dict[str, bytes]] = []
     room: list[bool] = []
 
-    def counted(self: Runs, columns: int, right: Any = Runs.make_room) -> bool:
+    def counted(self: Pool, columns: int, right: Any = Pool.reclaim) -> bool:
         room.append(right(self, columns))
         return room[-1]
 
@@ -314,9 +314,9 @@ def test_training_does_not_know_of_the_prefix_store_of_memory_nor_of_a_stop(
         (folder / "recipe.toml").write_text(RECIPE)
         with monkeypatch.context() as patch:
             if way == "without":  # and a machine with hardly any memory, where samples wait for each other
-                patch.setattr(PrefixStore, "find", lambda self, keys: 0)
+                patch.setattr(PrefixCache, "find", lambda self, keys: 0)
                 patch.setattr(core, "cache_budget", lambda wanted: 300 * 2 * 16 * 4)
-                patch.setattr(Runs, "make_room", counted)
+                patch.setattr(Pool, "reclaim", counted)
             if way == "stopped":
                 for stage in ("rl", "student"):
                     with monkeypatch.context() as stopping:

@@ -43,7 +43,7 @@ class Piece:
     """New tokens of one sample of a request; output: the whole, with the last piece only.
 
     logprobs, top_logprobs: of these tokens, where the request asked for them. phase: two pieces without tokens come
-    first, one when the request has been let in and one when its prompt begins to be read.
+    first, one when the request has been let in and one when its prefill begins.
     """
 
     index: int
@@ -51,7 +51,7 @@ class Piece:
     output: RequestOutput | None = None
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[dict[int, float]] = field(default_factory=list)
-    phase: Literal["", "queued", "reading"] = ""
+    phase: Literal["", "queued", "prefill"] = ""
 
 
 @dataclass
@@ -62,7 +62,7 @@ class _Caller:
     loop: asyncio.AbstractEventLoop
     queue: asyncio.Queue[Piece | BaseException]
     given: list[int] = field(default_factory=list)
-    reading: bool = False
+    prefilling: bool = False
     due: float = 0.0
 
 
@@ -236,9 +236,9 @@ class AsyncEngine:
         waiting = {job.request.number for job in self.engine.waiting}
         for number, caller in list(self._callers.items()):
             request = caller.request
-            if not caller.reading and number not in waiting:
-                caller.reading = True
-                news.append((caller, Piece(0, [], phase="reading")))
+            if not caller.prefilling and number not in waiting:
+                caller.prefilling = True
+                news.append((caller, Piece(0, [], phase="prefill")))
             if now < caller.due and not request.done:
                 continue
             pieces = [piece for sequence in request.sequences if (piece := self._new(caller, sequence)).token_ids]

@@ -1,8 +1,8 @@
 """The engine: `step` schedules, runs the model, and takes the outputs.
 
-A prompt is read once for all its samples, in chunks, in a lane of its own; then each sample gets a run in a lane and
-they decode together. In exact mode (the default) neither company nor memory changes a single bit of what a request
-gets. Read first: `scheduler.py`, `runner.py`, `outputs.py`; then `runs.py`, who holds how much of the cache.
+A prompt is prefilled once for all its samples, in chunks; then each sample gets a row of the KV cache and they decode
+together. In exact mode (the default) neither company nor memory changes a single bit of what a request gets.
+Read first: `scheduler.py`, `runner.py`, `outputs.py`; then `kv/pool.py`, who holds how much of the cache.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import torch
 
 from hadal.cost.memory import gigabytes
 from hadal.engine.config import EngineConfig
-from hadal.engine.drafts import Drafts
-from hadal.engine.jobs import Job
-from hadal.engine.lanes import run_size
+from hadal.engine.kv.buckets import bucket_size
+from hadal.engine.kv.pool import Pool
 from hadal.engine.memory import cache_budget
 from hadal.engine.outputs import Outputs
 from hadal.engine.params import SamplingParams
 from hadal.engine.promise import inexact
 from hadal.engine.request import Request, Sequence
 from hadal.engine.runner import Runner
-from hadal.engine.runs import Runs
 from hadal.engine.sampler import Sampler, forbidden_ids
 from hadal.engine.scheduler import Scheduler
+from hadal.engine.speculation import Drafts
 from hadal.engine.table import Table
 from hadal.engine.weights import Weights
+from hadal.engine.work import Job
 from hadal.errors import UserError
 from hadal.models.decoder import Decoder
 from hadal.text.length import TooLong
@@ -50,25 +50,25 @@ class Engine:
             self.config.speculate, self.config.draft, model, self.table, self.sampler, self.config.exact
         )
         layers, widths = len(model.layers) + self.drafts.layers, model.cache_widths()
-        self.column_bytes = layers * sum(heads * width for heads, width in widths) * model.dtype.itemsize
-        budget = cache_budget(self.config.cache_bytes) // self.column_bytes
-        self.runs = Runs(budget, 1 + self.drafts.count, layers, widths, like)
-        self.scheduler = Scheduler(self.config, tokenizer, self.weights, self.runs, self.table)
+        self.token_bytes = layers * sum(heads * width for heads, width in widths) * model.dtype.itemsize
+        budget = cache_budget(self.config.cache_bytes) // self.token_bytes
+        self.kv = Pool(budget, 1 + self.drafts.count, layers, widths, like)
+        self.scheduler = Scheduler(self.config, tokenizer, self.weights, self.kv, self.table)
         self.runner = Runner(self.config, self.weights, self.table, self.drafts, self.scheduler.start)
         self.outputs = Outputs(
-            self.config, tokenizer, self.weights, self.runs, self.table, self.sampler, self.drafts
+            self.config, tokenizer, self.weights, self.kv, self.table, self.sampler, self.drafts
         )
         self._requests = 0
 
     @property
     def waiting(self) -> deque[Job]:
-        """What waits to be read, in order."""
+        """What waits for its prefill, in order."""
         return self.scheduler.waiting
 
     @property
     def longest(self) -> int:
         """The most tokens that a request can have, prompt and answer: what the model reads, or the cache holds."""
-        return max(min(self.context, self.runs.longest()), 0)
+        return max(min(self.context, self.kv.longest()), 0)
 
     def inexact(self) -> str:
         """Why a request's bits may depend on its company here, in words; empty where exactness is promised."""
@@ -76,10 +76,10 @@ class Engine:
 
     def budget(self) -> str:
         """The memory of the cache in words, and what it holds of one request or of all."""
-        holds = max(self.runs.longest(), 0)
+        holds = max(self.kv.longest(), 0)
         share = "" if self.config.cache_bytes is not None else ", half of what is free"
         less = f", fewer than the {self.context:,} that the model reads" if holds < self.context else ""
-        return f"The cache may take {gigabytes(self.runs.budget * self.column_bytes)}{share}: {holds:,} tokens{less}."
+        return f"The cache may take {gigabytes(self.kv.budget * self.token_bytes)}{share}: {holds:,} tokens{less}."
 
     # ---------------------------------------------------------------------------------- requests
 
@@ -101,18 +101,18 @@ class Engine:
 
     def _limit(self, length: int, params: SamplingParams) -> int:
         """How many tokens a sample may have; UserError where the cache does not hold them."""
-        holds = self.runs.longest()
+        holds = self.kv.longest()
         left = self.context - length
         wanted = left if params.max_tokens is None else min(params.max_tokens, left)
         needed = length + (1 if params.max_tokens is None else wanted)
         if needed > holds:
             cause = f"The prompt has {length:,} tokens"
             cause += "" if params.max_tokens is None else f" and max_tokens is {params.max_tokens:,}"
-            room = gigabytes(self.runs.budget * self.column_bytes)
-            enough = run_size(needed + self.runs.overhang)
+            size = gigabytes(self.kv.budget * self.token_bytes)
+            enough = bucket_size(needed + self.kv.lookahead)
             raise TooLong(
-                f"{cause}: the cache of {room} holds {max(holds, 0):,} for a request.",
-                f"Ask for less, or free memory for a cache of {gigabytes(enough * self.column_bytes)}.",
+                f"{cause}: the cache of {size} holds {max(holds, 0):,} for a request.",
+                f"Ask for less, or free memory for a cache of {gigabytes(enough * self.token_bytes)}.",
                 "prompt" if params.max_tokens is None or length >= holds else "max_tokens",
                 of_memory=True,
             )
@@ -158,12 +158,12 @@ class Engine:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Read a chunk of prompts, or generate a token for each running sequence; by turns where both wait."""
+        """Prefill a chunk of prompts, or decode a token for each running sequence; by turns where both wait."""
         work = self.scheduler.schedule()
         computed = self.runner.run(work)
         self.outputs.process(computed)
 
     def release(self) -> None:
-        """Give back the memory of runs, where nothing is under way."""
+        """Give back the memory of rows, where nothing is under way."""
         if not self.has_work():
-            self.runs.lanes.clear()
+            self.kv.buckets.clear()

@@ -1,4 +1,4 @@
-"""From logits to samples: a token for each sequence, which guesses were right, who has come to an end and how."""
+"""From logits to samples: a token for each sequence, which drafts are accepted, who has come to an end and how."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from hadal.engine.config import EngineConfig
-from hadal.engine.drafts import Drafts
-from hadal.engine.jobs import Computed
-from hadal.engine.prefix import PrefixStore
+from hadal.engine.kv.pool import Pool
+from hadal.engine.kv.prefix import PrefixCache
 from hadal.engine.request import Finish, Sample, Sequence
-from hadal.engine.runs import Runs
 from hadal.engine.sampler import Choice, Sampler
+from hadal.engine.speculation import Drafts
 from hadal.engine.table import Table
 from hadal.engine.weights import Weights
+from hadal.engine.work import Computed
 from hadal.text.tokenizer import Tokenizer
 
 
@@ -21,22 +21,22 @@ class Outputs:
     """Chooses tokens and notes them, and makes samples of the sequences that end."""
 
     def __init__(
-        self, config: EngineConfig, tokenizer: Tokenizer, weights: Weights, runs: Runs, table: Table,
+        self, config: EngineConfig, tokenizer: Tokenizer, weights: Weights, kv: Pool, table: Table,
         sampler: Sampler, drafts: Drafts,
     ) -> None:  # fmt: skip
         self.config, self.tokenizer, self.weights = config, tokenizer, weights
-        self.runs, self.table, self.sampler, self.drafts = runs, table, sampler, drafts
+        self.kv, self.table, self.sampler, self.drafts = kv, table, sampler, drafts
         self.ends = torch.tensor(sorted(tokenizer.eos_ids), device=table.device)
         self._top: dict[int, list[dict[int, float]]] = {}
 
     def process(self, computed: Computed | None) -> None:
-        """Draw the next token of every sequence, and those behind guesses that were right."""
+        """Draw the next token of every sequence, and those behind drafts that are accepted."""
         if computed is None:
             return
-        slots, guessed = computed.slots, computed.guessed
-        N, T = len(slots), guessed.shape[1] + 1
+        slots, drafts = computed.slots, computed.drafts
+        N, T = len(slots), drafts.shape[1] + 1
         checked = torch.ones_like(slots)
-        # All sequences are asked for one token, and those that were guessed right for the next.
+        # All sequences get one token, and those whose draft is accepted the next.
         rows = torch.arange(N, device=slots.device)
         alive: Tensor | slice = slice(N)
         for place in range(T):
@@ -46,12 +46,12 @@ class Outputs:
             tokens, gone = self._advance(slots[alive], computed.logits[alive, place])
             if place + 1 == T:
                 break
-            right = (guessed[alive, place] == tokens) & ~gone
+            right = (drafts[alive, place] == tokens) & ~gone
             self.drafts.accepted += int(right.sum())
             alive = going = rows[alive][right]
             if len(going) == 0:
                 break
-        self.drafts.predict(self.runs, slots, computed.hidden, computed.begin, checked)
+        self.drafts.predict(self.kv, slots, computed.hidden, computed.begin, checked)
 
     def progress(self, sequence: Sequence, begin: int) -> tuple[list[int], list[float], list[dict[int, float]]]:
         """A running sequence's tokens from a place on, and their log-probabilities where these are wanted."""
@@ -97,8 +97,8 @@ class Outputs:
         ended = torch.isin(choice.tokens, self.ends) & table.ends[slots]
         full = table.made[slots] >= table.limit[slots]
         gone = ended | full | choice.broken | choice.empty
-        careful = table.careful[slots]
-        stopped = self._stopped(slots, careful & ~gone) if bool(careful.any()) else {}
+        on_host = table.on_host[slots]
+        stopped = self._stopped(slots, on_host & ~gone) if bool(on_host.any()) else {}
         if stopped:
             gone[list(stopped)] = True
         rows = gone.nonzero()[:, 0].tolist()
@@ -108,7 +108,7 @@ class Outputs:
         leaving[slots[gone]] = True
         if self.config.keep_replies:
             self._keep_replies(leaving)
-        self.runs.drop(leaving, table.length)
+        self.kv.drop(leaving, table.length)
         known = (slots, ended, choice.broken, choice.empty)
         facts = zip(rows, *(fact[rows].tolist() for fact in known), strict=True)
         for row, slot, ended_, broken, empty in facts:
@@ -143,14 +143,14 @@ class Outputs:
         return out
 
     def _keep_replies(self, leaving: Tensor) -> None:
-        """Keep the blocks of sequences that end, for the turn that follows."""
-        for lane in self.runs.busy():
-            for row in leaving[lane.slots].nonzero()[:, 0].tolist():
-                sequence = self.table.sequences[int(lane.slots[row])]
+        """Put the blocks of sequences that end into the prefix cache, for the turn that follows."""
+        for bucket in self.kv.busy():
+            for row in leaving[bucket.slots].nonzero()[:, 0].tolist():
+                sequence = self.table.sequences[int(bucket.slots[row])]
                 assert sequence is not None
                 if sequence.generation != self.weights.generation:
                     continue
                 tokens = sequence.request.prompt + self.table.generated(sequence)
-                keys = PrefixStore.keys(tokens[: int(self.table.length[sequence.slot])], sequence.request.salt)
-                self.runs.store.write(keys, lane, row)
-        self.runs.make_room(0)
+                keys = PrefixCache.keys(tokens[: int(self.table.length[sequence.slot])], sequence.request.salt)
+                self.kv.prefix.write(keys, bucket, row)
+        self.kv.reclaim(0)

@@ -119,7 +119,7 @@ class SamplingParams:
         return cls(**settings)
 
     @property
-    def edits_logits(self) -> bool:
+    def processes_logits(self) -> bool:
         """Whether logits change with what was generated or by token."""
         penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0.0, 0.0, 1.0)
         return penalties or bool(self.logit_bias) or self.allowed is not None

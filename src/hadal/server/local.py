@@ -120,7 +120,7 @@ class LocalModel(Model):
             try:
                 async for piece in pieces:
                     if piece.phase:
-                        yield Phase(piece.phase)
+                        yield Phase("reading" if piece.phase == "prefill" else "queued")
                     for delta in readers[piece.index].read(piece):
                         yield delta
                     if piece.output is not None:

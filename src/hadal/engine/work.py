@@ -8,14 +8,14 @@ from functools import cached_property
 
 from torch import Tensor
 
-from hadal.engine.lanes import Lane
-from hadal.engine.prefix import PrefixStore
+from hadal.engine.kv.buckets import Bucket
+from hadal.engine.kv.prefix import PrefixCache
 from hadal.engine.request import Request, Sequence
 
 
 @dataclass
 class Job:
-    """Tokens to read for some sequences: a prompt for all its samples, or all that one put off had."""
+    """Tokens to prefill for some sequences: a prompt for all its samples, or all that one had when it was preempted."""
 
     request: Request
     sequences: list[Sequence]
@@ -24,37 +24,37 @@ class Job:
 
     @cached_property
     def keys(self) -> list[bytes]:
-        """Of its full blocks in the prefix store."""
-        return PrefixStore.keys(self.tokens, self.request.salt)
+        """Of its full blocks in the prefix cache."""
+        return PrefixCache.keys(self.tokens, self.request.salt)
 
 
 @dataclass
-class Reading:
-    """Jobs whose tokens are being read together."""
+class Prefill:
+    """Jobs whose tokens are read together, in chunks, in a bucket of their own."""
 
     jobs: list[Job]
-    lane: Lane
-    done: Tensor  # columns [P] that are read
-    total: Tensor  # columns [P] to read
+    bucket: Bucket
+    done: Tensor  # tokens [P] that are read
+    total: Tensor  # tokens [P] to read
     last: Tensor  # hidden [P, D] of each row's last token, once read
     generation: int  # of the weights, when it began
-    own: bool  # whether the lane is a run as its only sequence needs one, and it can go on there
+    in_place: bool  # whether the bucket has the size that its only sequence needs, and it can decode there
 
 
 @dataclass(frozen=True)
 class Decode:
     """All running sequences, for one token more of each."""
 
-    lanes: List[Lane]
-    slots: Tensor  # slots [N], lane by lane
+    buckets: List[Bucket]
+    slots: Tensor  # slots [N], bucket by bucket
 
 
 @dataclass(frozen=True)
 class Computed:
-    """What a pass gives N sequences, of which each had its last token read and T - 1 that were guessed behind it."""
+    """What a forward pass gives N sequences, each for its last token and the T - 1 draft tokens behind it."""
 
     slots: Tensor  # slots [N]
-    begin: Tensor  # columns [N] that each had before these tokens
-    guessed: Tensor  # tokens [N, T - 1], -1 for none
+    begin: Tensor  # tokens [N] that each had in the cache before these
+    drafts: Tensor  # tokens [N, T - 1], -1 for none
     hidden: Tensor  # hidden [N, T, D]
     logits: Tensor  # logits [N, T, V]; rows behind them are padding
