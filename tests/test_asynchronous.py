@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 MODEL = make("dense")
 PARAMS = SamplingParams(max_tokens=60, ignore_eos=True, seed=1, n=2)
 PROMPTS = prompts_of([5, 200, 30, 90, 7, 8])
-PLACES = ["add", "scheduler._admit", "runner._read", "runner.start", "runner._decode", "outputs._note",
+PLACES = ["submit", "scheduler._admit", "runner._read", "runner.start", "runner._decode", "outputs._note",
           "outputs.finish", "progress", "has_work"]  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def test_a_fault_anywhere_reaches_every_caller(place: str, after: int, monkeypat
         results = asyncio.run(everyone(asynchronous))
         assert all(isinstance(result, (RuntimeError, Closed, int)) for result in results), results
         assert any("a fault" in str(result) for result in results)
-        if place == "add":  # a request's own fault is nobody else's
+        if place == "submit":  # a request's own fault is nobody else's
             assert results[:after] == [120] * after and all(isinstance(r, RuntimeError) for r in results[after:])
             monkeypatch.setattr(part, name, right)
             assert asyncio.run(read(asynchronous, PROMPTS[0])) == 120
@@ -216,7 +216,7 @@ def test_who_is_told_that_it_has_begun_may_fail() -> None:
             raise ValueError("not I")
 
         with pytest.raises(ValueError, match="not I"):
-            async for _ in asynchronous.generate(PROMPTS[1], PARAMS, started=started):
+            async for _ in asynchronous.stream(own.prepare(PROMPTS[1], PARAMS), started=started):
                 pass
 
     with AsyncEngine(own) as asynchronous:

@@ -32,6 +32,7 @@ from hadal.models.packed import pack, packed_copy, repack
 from hadal.recipe import run as run_module
 from hadal.recipe.run import Run
 from hadal.rewards import RewardConfig
+from hadal.rollout import Query, sample_all
 from hadal.tasks import BUILT_IN
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.optim import Optimizer, OptimizerConfig
@@ -342,11 +343,11 @@ def test_where_the_context_cuts_samples_it_is_said_once() -> None:
         tokenizer=TOKENIZER, view=SimpleNamespace(note=said.append), cut_told=False, count_sampled=lambda *counts: None
     )
     llm = run_module._BookedLLM(make("dense"), run)
-    llm.generate([[20] * 500, [20] * 3], replace(PARAMS, max_tokens=12))
+    sample_all(llm, [Query(prompt, replace(PARAMS, max_tokens=12)) for prompt in ([20] * 500, [20] * 3)])
     assert said == []
     for _ in range(2):
-        (output,) = llm.generate([[20] * 505], replace(PARAMS, max_tokens=12, ignore_eos=True))
-        assert {len(sample.token_ids) for sample in output.outputs} == {7}
+        (samples,) = sample_all(llm, [Query([20] * 505, replace(PARAMS, max_tokens=12, ignore_eos=True))])
+        assert {len(sample.token_ids) for sample in samples} == {7}
     assert said == ["Samples are of at most 7 tokens where a prompt leaves no more: the model reads 512."]
 
 
@@ -356,7 +357,7 @@ def test_a_recipe_stops_where_memory_cannot_hold_a_sample(monkeypatch: pytest.Mo
     run = SimpleNamespace(tokenizer=TOKENIZER, cut_told=False, count_sampled=lambda *counts: None)
     llm = run_module._BookedLLM(make("dense"), run)
     with pytest.raises(UserError, match="max_tokens is 6: the cache"):
-        llm.generate([[20] * 10, [20] * 190], PARAMS)
+        sample_all(llm, [Query(prompt, PARAMS) for prompt in ([20] * 10, [20] * 190)])
 
 
 def test_a_question_longer_than_the_context_is_one_line() -> None:

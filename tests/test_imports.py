@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "hadal"
-ROOMS = ["errors", "spinning", "environment", "files", "configs", "ops", "models", "text", "cost", "sandbox", "tasks",
-         "rewards", "engine", "evaluate", "train", "recipe", "terminal", "server", "cli"]  # fmt: skip
-WITHOUT_TORCH = ("errors", "spinning", "environment", "files", "configs", "cost", "cli")
+ROOMS = ["errors", "spinning", "environment", "files", "configs", "ops", "models", "text", "cost", "sandbox", "rollout",
+         "tasks", "rewards", "engine", "evaluate", "train", "recipe", "terminal", "server", "cli"]  # fmt: skip
+WITHOUT_TORCH = ("errors", "spinning", "environment", "files", "configs", "cost", "rollout", "cli")
 
 
 def imported(tree: ast.AST, package: tuple[str, ...]) -> Iterator[str]:

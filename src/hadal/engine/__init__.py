@@ -18,8 +18,8 @@ from hadal.engine.asynchronous import AsyncEngine, Busy, Closed
 from hadal.engine.config import EngineConfig
 from hadal.engine.core import Engine
 from hadal.engine.llm import LLM
-from hadal.engine.params import SamplingParams
-from hadal.engine.request import RequestOutput, Sample
+from hadal.engine.request import RequestOutput
+from hadal.rollout import Sample, SamplingParams
 from hadal.text.length import TooLong
 
 __all__ = [

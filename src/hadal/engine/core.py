@@ -18,9 +18,8 @@ from hadal.engine.kv.buckets import bucket_size
 from hadal.engine.kv.pool import Pool
 from hadal.engine.memory import cache_budget
 from hadal.engine.outputs import Outputs
-from hadal.engine.params import SamplingParams
 from hadal.engine.promise import inexact
-from hadal.engine.request import Request, Sequence
+from hadal.engine.request import Prepared, Request, Sequence
 from hadal.engine.runner import Runner
 from hadal.engine.sampler import Sampler, forbidden_ids
 from hadal.engine.scheduler import Scheduler
@@ -30,6 +29,7 @@ from hadal.engine.weights import Weights
 from hadal.engine.work import Job
 from hadal.errors import UserError
 from hadal.models.decoder import Decoder
+from hadal.rollout import SamplingParams
 from hadal.text.length import TooLong
 from hadal.text.tokenizer import Tokenizer
 
@@ -53,7 +53,7 @@ class Engine:
         self.token_bytes = layers * sum(heads * width for heads, width in widths) * model.dtype.itemsize
         budget = cache_budget(self.config.cache_bytes) // self.token_bytes
         self.kv = Pool(budget, 1 + self.drafts.count, layers, widths, like)
-        self.scheduler = Scheduler(self.config, tokenizer, self.weights, self.kv, self.table)
+        self.scheduler = Scheduler(self.config, self.weights, self.kv, self.table)
         self.runner = Runner(self.config, self.weights, self.table, self.drafts, self.scheduler.start)
         self.outputs = Outputs(
             self.config, tokenizer, self.weights, self.kv, self.table, self.sampler, self.drafts
@@ -83,21 +83,41 @@ class Engine:
 
     # ---------------------------------------------------------------------------------- requests
 
-    def add(self, prompt: List[int], params: SamplingParams, seed: int, salt: str = "") -> Request:
-        """Queue a request. UserError for one that cannot be answered; salt keeps prefixes of users apart.
+    def prepare(self, prompt: List[int], params: SamplingParams) -> Prepared:
+        """A prompt, checked and ready for `submit`. UserError for what cannot be answered. From any thread.
 
-        What it asks for it gets, however little memory there is: it waits for its turn, and where it would not fit
-        alone it is refused. The end of the model's context ends it too, and without max_tokens that of the cache.
+        What a request asks for it gets, however little memory there is: it waits for its turn, and where it would not
+        fit alone it is refused. The end of the model's context ends it too, and without max_tokens that of the cache.
         """
         prompt = list(prompt)
         if params.thinking and not self.tokenizer.in_thought(prompt):
             prompt.append(self.tokenizer.think_id)
-        self.check(prompt, params)
+        vocabulary = self.model.config.vocab_size
+        if not prompt:
+            raise UserError("The prompt is empty.", "Give it at least one token.")
+        if not all(isinstance(i, int) and 0 <= i < vocabulary for i in prompt):
+            raise UserError(f"The prompt holds ids outside of 0 to {vocabulary - 1}.", "Is it another model's?")
+        if len(prompt) >= self.context:
+            cause = f"The prompt has {len(prompt)} tokens, the model reads {self.context}."
+            raise TooLong(cause, "Shorten it.", "prompt")
+        for name, ids in (("logit_bias", params.logit_bias or {}), ("stop_token_ids", params.stop_token_ids)):
+            if not all(isinstance(i, int) and 0 <= i < vocabulary for i in ids):
+                raise UserError(f"{name} holds ids outside of 0 to {vocabulary - 1}.", "Is it another model's?")
+        if params.thinking_budget is not None:
+            _ = self.tokenizer.end_think_id  # says so where there is none
         limit = self._limit(len(prompt), params)
+        return Prepared(prompt, params, limit, self.tokenizer.in_thought(prompt))
+
+    def submit(self, prepared: Prepared, seed: int, salt: str = "", wanted: List[int] | None = None) -> Request:
+        """Queue a request for the samples that are wanted, None for all; salt keeps prefixes of users apart."""
         self._requests += 1
-        request = Request(self._requests, prompt, params, seed, limit, salt)
-        self.waiting.append(Job(request, list(request.sequences), prompt))
+        request = Request(self._requests, prepared, seed, salt, wanted)
+        self.waiting.append(Job(request, list(request.sequences), request.prompt))
         return request
+
+    def add(self, prompt: List[int], params: SamplingParams, seed: int, salt: str = "") -> Request:
+        """`submit` what `prepare` makes of a prompt."""
+        return self.submit(self.prepare(prompt, params), seed, salt)
 
     def _limit(self, length: int, params: SamplingParams) -> int:
         """How many tokens a sample may have; UserError where the cache does not hold them."""
@@ -117,23 +137,6 @@ class Engine:
                 of_memory=True,
             )
         return min(wanted, holds - length)
-
-    def check(self, prompt: List[int], params: SamplingParams) -> None:
-        """UserError for a prompt that the model cannot read, and for settings that do not fit it. From any thread."""
-        vocabulary = self.model.config.vocab_size
-        if not prompt:
-            raise UserError("The prompt is empty.", "Give it at least one token.")
-        if not all(isinstance(i, int) and 0 <= i < vocabulary for i in prompt):
-            raise UserError(f"The prompt holds ids outside of 0 to {vocabulary - 1}.", "Is it another model's?")
-        if len(prompt) >= self.context:
-            cause = f"The prompt has {len(prompt)} tokens, the model reads {self.context}."
-            raise TooLong(cause, "Shorten it.", "prompt")
-        for name, ids in (("logit_bias", params.logit_bias or {}), ("stop_token_ids", params.stop_token_ids)):
-            if not all(isinstance(i, int) and 0 <= i < vocabulary for i in ids):
-                raise UserError(f"{name} holds ids outside of 0 to {vocabulary - 1}.", "Is it another model's?")
-        if params.thinking_budget is not None:
-            _ = self.tokenizer.end_think_id  # says so where there is none
-        self._limit(len(prompt), params)
 
     def abort(self, request: Request) -> None:
         """Drop what is left of a request."""

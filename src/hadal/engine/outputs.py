@@ -8,13 +8,14 @@ from torch import Tensor
 from hadal.engine.config import EngineConfig
 from hadal.engine.kv.pool import Pool
 from hadal.engine.kv.prefix import PrefixCache
-from hadal.engine.request import Finish, Sample, Sequence
+from hadal.engine.request import Sequence
 from hadal.engine.sampler import Choice, Sampler
 from hadal.engine.speculation import Drafts
 from hadal.engine.table import Table
 from hadal.engine.weights import Weights
 from hadal.engine.work import Computed
-from hadal.text.tokenizer import Tokenizer
+from hadal.rollout import Finish, Sample
+from hadal.text.tokenizer import THINK, Tokenizer
 
 
 class Outputs:
@@ -64,20 +65,22 @@ class Outputs:
 
     def finish(self, sequence: Sequence, how: Finish, text: str | None = None, error: str = "") -> None:
         """Make the sample of a sequence that has ended and free its slot. text: in front of its stop text."""
-        table, slot = self.table, sequence.slot
+        table, slot, request = self.table, sequence.slot, sequence.request
         if slot < 0:
-            sequence.sample = Sample([], [], "", how, error=error)
+            sequence.sample = Sample([], [], "", how, error=error, prompt_ids=request.prompt)
             return
         made = int(table.made[slot])
         tokens = table.generated(sequence)
-        params = sequence.request.params
-        logprobs = table.logprobs[slot, :made].tolist() if params.logprobs is not None else []
+        logprobs = table.logprobs[slot, :made].tolist() if request.params.logprobs is not None else []
         if text is None:
             ended = how == "stop" and bool(tokens) and tokens[-1] in self.tokenizer.eos_ids
             text = self.tokenizer.decode(tokens[:-1] if ended else tokens, special=True)
         forced = table.forced[slot, :made].nonzero()[:, 0].tolist()
         top = self._top.pop(slot, [])
-        sequence.sample = Sample(tokens, logprobs, text, how, top, forced, error, sequence.generation)
+        opening = THINK if request.in_thought else ""
+        sequence.sample = Sample(
+            tokens, logprobs, text, how, top, forced, error, sequence.generation, request.prompt, opening
+        )
         table.drop(sequence)
 
     # ---------------------------------------------------------------------------------- one token more

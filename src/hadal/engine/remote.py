@@ -1,4 +1,4 @@
-"""Any server that speaks OpenAI's chat completions, as a `Sampler`: threads, connections that stay open, retries.
+"""Any server that speaks OpenAI's chat completions, as a `Rollout`: threads, connections that stay open, retries.
 
 A thought is found in `reasoning_content` (DeepSeek, SGLang, llama.cpp), in `reasoning` (vLLM, OpenRouter) or in
 <think> tags of the content. Each sample is a request of its own, since not every server has `n`.
@@ -19,8 +19,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any
 
-from hadal.engine.replies import Query, Reply
 from hadal.errors import UserError
+from hadal.rollout import Query, Sample
 from hadal.text.tokenizer import END_THINK, THINK
 
 KEY = "HADAL_API_KEY"
@@ -47,8 +47,8 @@ class _Failed(Exception):
         self.after = after
 
 
-class RemoteSampler:
-    """Asks a server, `connections` requests at once.
+class RemoteRollout:
+    """Asks a server, `connections` requests at once. It gives text alone.
 
     url: as OpenAI's clients want it (`https://api.deepseek.com`, `http://localhost:8000/v1`; a bare host is tried with
     /v1 as well). key_from: the environment variable that holds the key, if there is one. Each request is tried up to
@@ -56,6 +56,9 @@ class RemoteSampler:
     server. patient: where nobody listens at the beginning it is waited for in the same way; otherwise that is an error
     at once. note: is told of a failure that will be tried again.
     """
+
+    gives_ids = gives_logprobs = takes_weights = False
+    context = None
 
     def __init__(
         self, url: str, model: str, key_from: str = KEY, connections: int = 16, attempts: int = 8,
@@ -83,12 +86,12 @@ class RemoteSampler:
 
     # ---------------------------------------------------------------------------------- the protocol
 
-    def sample(self, queries: Iterable[Query]) -> Iterator[tuple[int, int, Reply]]:
-        """As `Sampler.sample`. UserError where the server cannot be reached, refuses, or fails again and again."""
-        asked = ((number, index, query) for number, query in enumerate(queries) for index in query.wanted)
+    def sample(self, queries: Iterable[Query]) -> Iterator[tuple[int, int, Sample]]:
+        """As `Rollout.sample`. UserError where the server cannot be reached, refuses, or fails again and again."""
+        asked = ((number, index, query) for number, query in enumerate(queries) for index in query.indices)
         self._stopped.clear()
         self._reach()
-        waiting: dict[Future[Reply], tuple[int, int]] = {}
+        waiting: dict[Future[Sample], tuple[int, int]] = {}
         with ThreadPoolExecutor(self.connections, thread_name_prefix="hadal-remote") as threads:
             try:
                 while True:
@@ -135,34 +138,33 @@ class RemoteSampler:
         self.note(f"{self.url}: {reason}; again in {pause:.0f} s")
         return self._stopped.wait(pause)
 
-    def _answer(self, query: Query, index: int) -> Reply:
+    def _answer(self, query: Query, index: int) -> Sample:
         params = query.params
-        assert params.seed is not None
         body: dict[str, Any] = {
             "model": self.model, "temperature": params.temperature, "top_p": params.top_p,
-            "max_tokens": params.max_tokens, "seed": (params.seed + index) % (1 << 31), "stream": False,
+            "max_tokens": params.max_tokens, "stream": False,
         }  # fmt: skip
+        body |= {"seed": (params.seed + index) % (1 << 31)} if params.seed is not None else {}
         body |= {"stop": list(params.stop)} if params.stop else {}
-        if isinstance(query.prompt, str):
-            path, body = "/completions", body | {"prompt": query.prompt}
+        if (messages := query.messages) is not None:
+            path, body = "/chat/completions", body | {"messages": messages} | _thinking(params.thinking)
         else:
-            path, body = "/chat/completions", body | {"messages": [dict(m) for m in query.prompt]}
-            body |= _thinking(params.thinking)
+            path, body = "/completions", body | {"prompt": query.prompt}
         try:
             return self._tried(path, body)
         except _Refused as error:
             if not self.answered:
                 raise UserError(f"{self.url} refuses: {error}.", "See its documentation for what it takes.") from None
-            return Reply("", 0, "error", str(error))
+            return Sample([], [], "", "error", error=str(error))
 
-    def _tried(self, path: str, body: Mapping[str, Any]) -> Reply:
-        """The reply, after as many attempts as it takes. Raises _Refused, UserError."""
+    def _tried(self, path: str, body: Mapping[str, Any]) -> Sample:
+        """The sample, after as many attempts as it takes. Raises _Refused, UserError."""
         reason = ""
         for attempt in range(self.attempts):
             try:
-                reply = read_reply(self._post(path, json.dumps(body).encode()))
+                sample = read_sample(self._post(path, json.dumps(body).encode()))
                 self.answered = True
-                return reply
+                return sample
             except _Failed as error:
                 reason, least = str(error), error.after
             if attempt + 1 < self.attempts and self._pause(attempt, reason, least):
@@ -243,7 +245,7 @@ def _thinking(thinking: bool | None) -> dict[str, Any]:
     return {"chat_template_kwargs": switches, "thinking": {"type": "enabled" if thinking else "disabled"}}
 
 
-def read_reply(answer: Any) -> Reply:
+def read_sample(answer: Any) -> Sample:
     """What a completion says, with its thought in tags. Raises _Failed where it is none."""
     try:
         choice = answer["choices"][0]
@@ -265,7 +267,7 @@ def read_reply(answer: Any) -> Reply:
     if thought is not None:
         closed = END_THINK if text or not cut else ""  # cut off within the thought
         text = f"{THINK}{thought}{closed}{text}"
-    return Reply(text, tokens, "length" if cut else "stop")
+    return Sample([], [], text, "length" if cut else "stop", counted=tokens)
 
 
 def _told(text: bytes) -> str:

@@ -19,17 +19,13 @@ from hadal.engine.request import Request, Sequence
 from hadal.engine.table import Table
 from hadal.engine.weights import Weights
 from hadal.engine.work import Decode, Job, Prefill
-from hadal.text.tokenizer import Tokenizer
 
 
 class Scheduler:
     """The queue of waiting jobs, the prompts in prefill, and whose turn it is."""
 
-    def __init__(
-        self, config: EngineConfig, tokenizer: Tokenizer, weights: Weights, kv: Pool, table: Table
-    ) -> None:
-        self.config, self.tokenizer, self.weights = config, tokenizer, weights
-        self.kv, self.table = kv, table
+    def __init__(self, config: EngineConfig, weights: Weights, kv: Pool, table: Table) -> None:
+        self.config, self.weights, self.kv, self.table = config, weights, kv, table
         self.waiting: deque[Job] = deque()
         self.prefill: Prefill | None = None
         self._prefilled_last = False
@@ -179,7 +175,7 @@ class Scheduler:
         new = [sequence for sequence in sequences if sequence.slot < 0]
         for sequence in new:
             sequence.generation = prefill.generation
-        self.table.add(new, [self.tokenizer.in_thought(sequence.request.prompt) for sequence in new])
+        self.table.add(new)
         slots = torch.tensor([sequence.slot for sequence in sequences], device=self.table.device)
         source = torch.tensor(rows, device=self.table.device)
         tokens = int(prefill.total[source].max())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hadal.engine.params import SamplingParams
 from hadal.engine.request import Sequence
+from hadal.rollout import SamplingParams
 
 NO_BUDGET = 1 << 62
 """More tokens than there are."""
@@ -50,13 +50,13 @@ class Table:
     ends: Tensor  # whether an end token ends it
     on_host: Tensor  # whether Python looks at it at every step: its logits are processed or its text is watched
 
-    def add(self, sequences: list[Sequence], in_thought: list[bool]) -> None:
-        """Slots for new sequences; in_thought: whether their prompts have opened a thought."""
+    def add(self, sequences: list[Sequence]) -> None:
+        """Slots for new sequences."""
         if not sequences:
             return
         if len(self.free) < len(sequences):
             self._grow(max(len(sequences), len(self.sequences)))
-        rows = [_row(sequence, opened) for sequence, opened in zip(sequences, in_thought, strict=True)]
+        rows = [_row(sequence) for sequence in sequences]
         for sequence in sequences:
             sequence.slot = self.free.pop()
             self.sequences[sequence.slot] = sequence
@@ -108,13 +108,13 @@ def needs_host(p: SamplingParams) -> bool:
     return p.processes_logits or bool(p.stop) or bool(p.stop_token_ids) or bool(p.logprobs)
 
 
-def _row(sequence: Sequence, in_thought: bool) -> dict[str, float]:
+def _row(sequence: Sequence) -> dict[str, float]:
     """What a sequence's slot holds before its first token."""
     request, p = sequence.request, sequence.request.params
     return {
         "length": 0, "made": 0, "draft": -1, "limit": request.limit, "key": sequence.key, "temperature": p.temperature,
         "top_p": p.top_p, "top_k": min(p.top_k, NO_BUDGET), "min_p": p.min_p,
         "budget": NO_BUDGET if p.thinking_budget is None else min(p.thinking_budget, NO_BUDGET),
-        "thought": 0 if in_thought else -1, "mode": 0 if p.logprobs is None else MODES[p.logprobs_of],
+        "thought": 0 if request.in_thought else -1, "mode": 0 if p.logprobs is None else MODES[p.logprobs_of],
         "no_think": p.thinking is False, "ends": not p.ignore_eos, "on_host": needs_host(p),
     }  # fmt: skip
