@@ -25,7 +25,7 @@ Start = Callable[[Prefill], tuple[Tensor, Tensor]]
 
 
 class Runner:
-    """Pool what the scheduler has chosen; hidden states and logits come out."""
+    """Runs what the scheduler has chosen; hidden states and logits come out."""
 
     def __init__(
         self, config: EngineConfig, weights: Weights, table: Table, drafts: Drafts, start: Start

@@ -19,6 +19,7 @@ from hadal.engine.table import Table
 from hadal.errors import UserError
 from hadal.models.decoder import Decoder
 from hadal.models.deepseek import Deepseek
+from hadal.ops.exact import exactly
 
 LONGEST, SHORTEST = 4, 2
 """Tokens at the end of a text that are looked up in it."""
@@ -107,7 +108,8 @@ class Drafts:
         begin = torch.where(known, begin_N[row.clamp(min=0)], table.length[running])
         place = (table.made[running] - count)[:, None] + torch.arange(T, device=running.device)
         following = table.tokens[running[:, None], place.clamp(0, table.tokens.shape[1] - 1)]
-        out = self.prefill(buckets, begin.split([len(bucket) for bucket in buckets]), hidden, following)
-        logits = self.predictor.logits(out[torch.arange(len(running), device=running.device), count - 1])
+        with exactly(self.exact):
+            out = self.prefill(buckets, begin.split([len(bucket) for bucket in buckets]), hidden, following)
+            logits = self.predictor.logits(out[torch.arange(len(running), device=running.device), count - 1])
         draft = self.sampler.choose(table, running, logits).tokens
         table.draft[running] = torch.where(known, draft, table.draft[running])
