@@ -20,10 +20,10 @@ def answer(engine: Engine, queries: Iterable[Query]) -> Iterator[tuple[int, int,
     coming = enumerate(queries)
     running: dict[int, tuple[Request, list[Sequence]]] = {}
     faulty: list[tuple[int, Query, Sample, UserError]] = []  # given out when another query was found to be sound
-    more, sound = True, False
+    more, sound, asked = True, False, 0
     try:
         while True:
-            while more and sum(len(rows) for _, rows in running.values()) < 2 * engine.config.rows:
+            while more and asked < 2 * engine.config.rows:
                 number, query = next(coming, (0, None))
                 if query is None:
                     more = False
@@ -34,7 +34,7 @@ def answer(engine: Engine, queries: Iterable[Query]) -> Iterator[tuple[int, int,
                     prepared = engine.prepare(prompt, params)
                     request = engine.submit(prepared, new_seed(params), wanted=query.indices)
                     running[number] = request, list(request.sequences)
-                    sound = True
+                    sound, asked = True, asked + len(request.sequences)
                 except UserError as error:
                     if isinstance(error, TooLong) and error.of_memory:
                         raise
@@ -52,6 +52,7 @@ def answer(engine: Engine, queries: Iterable[Query]) -> Iterator[tuple[int, int,
                 for row in [row for row in rows if row.sample is not None]:
                     assert row.sample is not None
                     rows.remove(row)
+                    asked -= 1
                     yield number, row.index, row.sample
                 if not rows:
                     del running[number]
