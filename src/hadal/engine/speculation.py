@@ -1,7 +1,7 @@
 """Speculative decoding: draft tokens, of which one forward pass checks several.
 
-A draft is accepted when it equals the token that is drawn at its place anyway, so what a request gets is the same with
-and without.
+A draft is accepted (`outputs.py`) when it equals the token that is drawn at its place anyway, so what a request gets is
+the same with and without.
 """
 
 from __future__ import annotations

@@ -103,10 +103,10 @@ class Rollout(Protocol):
 
 
 class Scorer(Protocol):
-    """Judges responses by what a model says of them. The `Rollout` that it asks is handed to it."""
+    """Says what responses are worth, by a model that it asks: the `Rollout` that it is made with."""
 
-    def score(self, prompt: str, samples: Sequence[Sample], judge: Rollout) -> list[float]:
-        """A number for each sample of a prompt."""
+    def score(self, question: str, gold: str, responses: Sequence[str]) -> list[float]:
+        """A number for each response to a question, in full; gold: the right answer, empty where nobody knows it."""
 
 
 def require(rollout: Rollout, who: str, ids: bool = False, logprobs: bool = False, weights: bool = False) -> None:
