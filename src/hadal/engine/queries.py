@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from hadal.engine.core import Engine
 from hadal.engine.request import Request, Sequence
@@ -67,7 +68,8 @@ def encode(tokenizer: Tokenizer, query: Query) -> tuple[list[int], SamplingParam
     if (messages := query.messages) is not None:
         return tokenizer.chat(messages, query.params.thinking), query.params
     if not isinstance(query.prompt, str):
-        return [index for index in query.prompt if isinstance(index, int)], query.params
+        ids: list[Any] = list(query.prompt)  # the engine checks them
+        return ids, query.params
     prompt = tokenizer.encode(query.prompt)
     with suppress(UserError):  # Qwen has no token for the beginning
         prompt.insert(0, tokenizer.bos_id)

@@ -138,9 +138,8 @@ class Scheduler:
         self.prefill = None
         fresh = [self._join(prefill, size, who) for size, who in sorted(self._placed(prefill).items())]
         self.kv.prefill = None
-        slots, rows = zip(*fresh, strict=True) if fresh else ((), ())
         none = prefill.total.new_empty(0)
-        return torch.cat([none, *slots]), torch.cat([none, *rows])
+        return torch.cat([none, *(slots for slots, _ in fresh)]), torch.cat([none, *(rows for _, rows in fresh)])
 
     def _placed(self, prefill: Prefill) -> dict[int, list[tuple[Sequence, int]]]:
         """The sequences that fit, each with its prompt's row, by the size of their own; the rest waits in front.
