@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 MODEL = make("dense")
 PARAMS = SamplingParams(max_tokens=60, ignore_eos=True, seed=1, n=2)
 PROMPTS = prompts_of([5, 200, 30, 90, 7, 8])
-PLACES = ["submit", "scheduler._admit", "runner._read", "runner.start", "runner._decode", "outputs._note",
+PLACES = ["submit", "scheduler._admit", "runner._prefill", "runner.start", "runner._decode", "outputs._note",
           "outputs.finish", "progress", "has_work"]  # fmt: skip
 
 

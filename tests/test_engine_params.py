@@ -476,11 +476,11 @@ def test_when_too_many_wait_new_ones_are_turned_away_and_a_closed_engine_says_so
         assert any(isinstance(result, Busy) for result in results)
         assert any(isinstance(result, int) for result in results)
 
-        async def bad() -> None:
-            async for _ in asynchronous.generate([], params):
+        async def ask(prompt: list[int]) -> None:
+            async for _ in asynchronous.generate(prompt, params):
                 pass
 
         with pytest.raises(UserError, match="empty"):
-            asyncio.run(bad())
+            asyncio.run(ask([]))
     with pytest.raises(UserError, match="closed"):
-        asyncio.run(bad())
+        asyncio.run(ask(PROMPT))
