@@ -200,13 +200,14 @@ def beside_the_cases(
     """Of one form: a long prompt's speed, and the mismatch of sampler and trainer."""
     long = prompts(1, 64 if args.quick else min(1024, config.max_position_embeddings // 2), config.vocab_size)
     one = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
-    settings = llm.engine.config
-    llm.engine.config = replace(settings, keep_prompts=False)
+    scheduler = llm.engine.scheduler
+    settings = scheduler.config
+    scheduler.config = replace(settings, keep_prompts=False)
     sides = {"hadal": hadal_call(llm, long, one)}
     if peer is not None:
         sides["peer"] = peer_call(peer, long, one)
     medians = {side: statistics.median(v) for side, v in interleave(sides, 0.0, turns).items()}
-    llm.engine.config = settings
+    scheduler.config = settings
     shown = ", ".join(f"{side} {len(long[0]) / seconds:.0f} tokens/s" for side, seconds in medians.items())
     print(f"{name:10}prompt of {len(long[0])} to the first token: {shown}", flush=True)
     written: list[dict[str, Any]] = [{"model": name, "case": "prompt", "seconds": medians, "tokens": len(long[0])}]

@@ -197,7 +197,8 @@ class Hadal:
         self.task.difficulties = range(plan.level, plan.level + 1)
         self.config = RLConfig("grpo", prompts=plan.prompts, samples=plan.samples, max_tokens=plan.cap)
         self.clock = Clock()
-        self.llm.generate = timed(lambda: self.clock, "sampling", self.llm.generate)  # type: ignore[method-assign]
+        drawn = timed(lambda: self.clock, "sampling", lambda queries, sample=self.llm.sample: list(sample(queries)))
+        self.llm.sample = lambda queries: iter(drawn(queries))  # type: ignore[method-assign]
         self.step = 0
 
     def update(self) -> Clock:

@@ -63,7 +63,7 @@ prompts = [llm.tokenizer.chat([{"role": "user", "content": q}], True) for q in q
 params = [SamplingParams(**settings, seed=i, max_tokens=most, thinking=True) for i in range(streams)]
 llm.generate(prompts[:2], params[:2])
 for _ in sys.stdin:  # a turn for each line
-    llm.engine.runs.store.clear()
+    llm.engine.kv.prefix.clear()
     began = time.perf_counter()
     out = llm.generate(prompts, params)
     tokens = sum(len(o.outputs[0].token_ids) for o in out)

@@ -17,7 +17,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 MODEL = make("dense")
 PARAMS = SamplingParams(max_tokens=60, ignore_eos=True, seed=1, n=2)
 PROMPTS = prompts_of([5, 200, 30, 90, 7, 8])
-PLACES = ["add", "_admit", "_read", "_start", "_decode", "_note", "_finish", "progress", "has_work"]
+PLACES = ["submit", "scheduler._admit", "runner._prefill", "runner.start", "runner._decode", "outputs._note",
+          "outputs.finish", "progress", "has_work"]  # fmt: skip
 
 
 def engine(**config: Any) -> Engine:
@@ -53,9 +54,15 @@ class Gate:
         engine.step = held  # type: ignore[method-assign]
 
 
+def owner(engine: Engine, place: str) -> tuple[object, str]:
+    """The part of an engine that a place is a method of, and the method's name."""
+    *parts, name = place.split(".")
+    return (getattr(engine, parts[0]) if parts else engine), name
+
+
 def is_empty(engine: Engine) -> bool:
     engine.release()
-    return not engine.has_work() and engine.runs.used() == 0 and len(engine.table.free) == len(engine.table.sequences)
+    return not engine.has_work() and engine.kv.used() == 0 and len(engine.table.free) == len(engine.table.sequences)
 
 
 def test_closing_ends_those_that_run_are_read_wait_and_were_not_let_in_yet() -> None:
@@ -81,7 +88,7 @@ def test_closing_ends_those_that_run_are_read_wait_and_were_not_let_in_yet() -> 
     asynchronous.close()
 
 
-@pytest.mark.parametrize("phase", ["queued", "reading", ""])
+@pytest.mark.parametrize("phase", ["queued", "prefill", ""])
 def test_closing_at_any_phase_of_some_request_ends_all(phase: str) -> None:
     own = engine()
     asynchronous = AsyncEngine(own)
@@ -102,7 +109,8 @@ def test_closing_at_any_phase_of_some_request_ends_all(phase: str) -> None:
 @pytest.mark.parametrize("place", PLACES)
 def test_a_fault_anywhere_reaches_every_caller(place: str, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
     own = engine()
-    calls, right = 0, getattr(own, place)
+    part, name = owner(own, place)
+    calls, right = 0, getattr(part, name)
 
     def faulty(*arguments: Any, **more: Any) -> Any:
         nonlocal calls
@@ -111,14 +119,14 @@ def test_a_fault_anywhere_reaches_every_caller(place: str, after: int, monkeypat
             raise RuntimeError("a fault")
         return right(*arguments, **more)
 
-    monkeypatch.setattr(own, place, faulty)
+    monkeypatch.setattr(part, name, faulty)
     with AsyncEngine(own) as asynchronous:
         results = asyncio.run(everyone(asynchronous))
         assert all(isinstance(result, (RuntimeError, Closed, int)) for result in results), results
         assert any("a fault" in str(result) for result in results)
-        if place == "add":  # a request's own fault is nobody else's
+        if place == "submit":  # a request's own fault is nobody else's
             assert results[:after] == [120] * after and all(isinstance(r, RuntimeError) for r in results[after:])
-            monkeypatch.setattr(own, place, right)
+            monkeypatch.setattr(part, name, right)
             assert asyncio.run(read(asynchronous, PROMPTS[0])) == 120
         else:
             with pytest.raises(Closed, match="RuntimeError: a fault"):
@@ -132,14 +140,14 @@ def test_a_fault_while_others_are_ended_keeps_nobody_waiting(monkeypatch: pytest
     def faulty(*arguments: Any) -> None:
         raise RuntimeError("a fault")
 
-    for place in ("_decode", "abort"):
-        monkeypatch.setattr(own, place, faulty)
+    for place in ("runner._decode", "abort"):
+        monkeypatch.setattr(*owner(own, place), faulty)
     with AsyncEngine(own) as asynchronous:
         results = asyncio.run(everyone(asynchronous))
     assert [type(result) for result in results] == [RuntimeError] * len(PROMPTS)
 
 
-@pytest.mark.parametrize("phase", ["not let in", "queued", "reading", ""])
+@pytest.mark.parametrize("phase", ["not let in", "queued", "prefill", ""])
 def test_who_leaves_at_any_phase_frees_what_was_held(phase: str) -> None:
     own = engine()
     gate = Gate(own)
@@ -179,9 +187,9 @@ def test_a_prompt_that_nobody_waits_for_is_read_no_further() -> None:
     own = engine()
     request = own.add(PROMPTS[1], PARAMS, 0)
     own.step()
-    assert own.reading is not None
+    assert own.scheduler.prefill is not None
     own.abort(request)
-    assert request.done and own.reading is None and is_empty(own)
+    assert request.done and own.scheduler.prefill is None and is_empty(own)
 
 
 def test_a_caller_whose_loop_is_gone_takes_nobody_along() -> None:
@@ -208,7 +216,7 @@ def test_who_is_told_that_it_has_begun_may_fail() -> None:
             raise ValueError("not I")
 
         with pytest.raises(ValueError, match="not I"):
-            async for _ in asynchronous.generate(PROMPTS[1], PARAMS, started=started):
+            async for _ in asynchronous.stream(own.prepare(PROMPTS[1], PARAMS), started=started):
                 pass
 
     with AsyncEngine(own) as asynchronous:

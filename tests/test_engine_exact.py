@@ -18,10 +18,10 @@ from promised import needs_promise, needs_rows
 from hadal.checkpoints.save import save_model
 from hadal.engine import LLM, EngineConfig, RequestOutput, SamplingParams, TooLong
 from hadal.engine.core import Engine
-from hadal.engine.lanes import run_size
-from hadal.engine.prefix import BLOCK
+from hadal.engine.kv.buckets import bucket_size
+from hadal.engine.kv.pool import Pool
+from hadal.engine.kv.prefix import BLOCK
 from hadal.engine.request import Request
-from hadal.engine.runs import Runs
 from hadal.models.build import build
 from hadal.models.decoder import Decoder
 from hadal.models.deepseek.config import DeepseekConfig
@@ -75,10 +75,10 @@ PROMPTS = prompts_of([3, 40, 150, 5, 90])
 PARAMS = SamplingParams(max_tokens=45, seed=3, n=2, logprobs=0, ignore_eos=True)
 
 
-def small(model: Decoder, columns: int) -> int:
-    """Bytes for a cache of so many columns."""
+def small(model: Decoder, tokens: int) -> int:
+    """Bytes for a cache of so many tokens."""
     width = sum(heads * channels for heads, channels in model.cache_widths()[0])
-    return columns * (len(model.layers) + 1) * width * 4
+    return tokens * (len(model.layers) + 1) * width * 4
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_alone_it_is_what_a_loop_without_a_cache_draws(model: Decoder, alone: li
     ids=lambda c: f"chunk{c.chunk}-rows{c.rows}-{c.speculate}",
 )
 @pytest.mark.parametrize("threads", [2])
-def test_company_chunks_hits_and_guesses_change_no_bit(
+def test_company_chunks_hits_and_drafts_change_no_bit(
     model: Decoder, alone: list[RequestOutput], config: EngineConfig, threads: int
 ) -> None:
     if config.speculate == "mtp" and not isinstance(model.config, DeepseekConfig):
@@ -203,20 +203,20 @@ def test_attention_whose_rows_know_each_other_is_found(monkeypatch: pytest.Monke
             assert "attention" in Engine(model, TOKENIZER).inexact()
 
 
-def test_sequences_that_are_put_off_lose_nothing(model: Decoder, alone: list[RequestOutput]) -> None:
-    llm = LLM(model, TOKENIZER, EngineConfig(cache_bytes=small(model, 700), room=16))
-    put_off = 0
-    original = llm.engine._put_off
+def test_sequences_that_are_preempted_lose_nothing(model: Decoder, alone: list[RequestOutput]) -> None:
+    llm = LLM(model, TOKENIZER, EngineConfig(cache_bytes=small(model, 700), reserve=16))
+    preempted = 0
+    original = llm.engine.scheduler._preempt
 
     def counted() -> None:
-        nonlocal put_off
-        put_off += 1
+        nonlocal preempted
+        preempted += 1
         original()
 
-    llm.engine._put_off = counted  # type: ignore[method-assign]
+    llm.engine.scheduler._preempt = counted  # type: ignore[method-assign]
     long = replace(PARAMS, max_tokens=150)
     together = llm.generate(PROMPTS, long)
-    assert put_off > 0
+    assert preempted > 0
     for prompt, output in zip(PROMPTS, together, strict=True):
         (single,) = LLM(model, TOKENIZER, EngineConfig(cache_bytes=small(model, 700))).generate([prompt], long)
         assert output.outputs == single.outputs
@@ -226,10 +226,10 @@ def test_sequences_that_are_put_off_lose_nothing(model: Decoder, alone: list[Req
 
 
 def test_a_prompt_that_is_being_read_takes_memory_and_makes_way(model: Decoder) -> None:
-    """The only sequence that runs moves to a longer run while a long prompt is read: the two do not fit."""
+    """The only sequence that runs moves to a longer row while a long prompt is in prefill: the two do not fit."""
     short, long = prompts_of([40, 300])
-    columns = 700 * Engine(model, TOKENIZER).column_bytes
-    engine = Engine(model, TOKENIZER, EngineConfig(cache_bytes=columns, room=16, chunk=8))
+    cache = 700 * Engine(model, TOKENIZER).token_bytes
+    engine = Engine(model, TOKENIZER, EngineConfig(cache_bytes=cache, reserve=16, chunk=8))
     params = SamplingParams(max_tokens=200, ignore_eos=True, temperature=0)
     first = engine.add(short, params, 0)
     for _ in range(80):
@@ -239,22 +239,23 @@ def test_a_prompt_that_is_being_read_takes_memory_and_makes_way(model: Decoder) 
     while engine.has_work():
         engine.step()
         waited.append(len(engine.waiting))
-        lanes = [*engine.runs.lanes.values(), *([engine.reading.lane] if engine.reading is not None else [])]
-        assert engine.runs.used() == sum(lane.rows * lane.size for lane in lanes) <= engine.runs.budget
+        prefill = engine.scheduler.prefill
+        buckets = [*engine.kv.buckets.values(), *([prefill.bucket] if prefill is not None else [])]
+        assert engine.kv.used() == sum(bucket.rows * bucket.size for bucket in buckets) <= engine.kv.budget
     assert 1 in waited[waited.index(0) :], "it was put back"
     alone = LLM(model, TOKENIZER).generate([short, long], [first.params, second.params])
     assert [first.output().outputs, second.output().outputs] == [output.outputs for output in alone]
 
 
-def test_guesses_are_taken_where_text_repeats() -> None:
-    """A text in a circle: the look-up guesses right, and fewer passes give the same tokens."""
+def test_drafts_are_accepted_where_text_repeats() -> None:
+    """A text in a circle: the look-up drafts right, and fewer passes give the same tokens."""
     model = make("dense")
     prompt = prompts_of([6])[0] * 8
     params = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
-    plain, guessing = LLM(model, TOKENIZER), LLM(model, TOKENIZER, EngineConfig(speculate="ngram"))
-    (expected,), (output,) = plain.generate([prompt], params), guessing.generate([prompt], params)
+    plain, drafting = LLM(model, TOKENIZER), LLM(model, TOKENIZER, EngineConfig(speculate="ngram"))
+    (expected,), (output,) = plain.generate([prompt], params), drafting.generate([prompt], params)
     assert output.outputs == expected.outputs
-    assert guessing.engine.drafts.drafted >= guessing.engine.drafts.accepted > 0
+    assert drafting.engine.drafts.drafted >= drafting.engine.drafts.accepted > 0
 
 
 def test_new_weights_are_noticed() -> None:
@@ -297,8 +298,8 @@ def test_rows_are_padded_to_where_they_keep_their_bits(shape: tuple[int, int], t
             assert torch.equal(torch.nn.functional.linear(rows, weight)[:n], whole[:n]), n
 
 
-def test_runs_come_in_few_sizes_that_waste_little() -> None:
-    sizes = [run_size(n) for n in range(1, 5000)]
+def test_buckets_come_in_few_sizes_that_waste_little() -> None:
+    sizes = [bucket_size(n) for n in range(1, 5000)]
     assert all(n <= size < max(1.5 * n, n + 64) for n, size in enumerate(sizes, 1))
     assert sizes == sorted(sizes) and len(set(sizes)) < 16
 
@@ -318,37 +319,38 @@ EVENTS = st.lists(
 
 
 def check_books(engine: Engine) -> None:
-    """Every slot is free or taken by one sequence, every run is owned by one, and memory is inside the budget."""
+    """Every slot is free or taken by one sequence, every row is owned by one, and memory is inside the budget."""
     table = engine.table
     taken = [slot for slot, sequence in enumerate(table.sequences) if sequence is not None]
     assert sorted(taken + table.free) == list(range(len(table.sequences)))
     assert len(set(table.free)) == len(table.free)
-    owned = [slot for lane in engine.runs.lanes.values() for slot in lane.slots.tolist()]
+    owned = [slot for bucket in engine.kv.buckets.values() for slot in bucket.slots.tolist()]
     assert len(set(owned)) == len(owned) and set(owned) <= set(taken)
     for slot in taken:
         sequence = table.sequences[slot]
         assert sequence is not None and sequence.slot == slot and sequence.sample is None
-    for lane in engine.runs.lanes.values():
-        assert len(lane) <= lane.rows
-        if len(lane):
-            assert int(table.length[lane.slots].max()) <= lane.size
-    lanes = [*engine.runs.lanes.values(), *([engine.reading.lane] if engine.reading is not None else [])]
-    assert engine.runs.used() == sum(lane.rows * lane.size for lane in lanes)
-    assert engine.runs.used() <= engine.runs.budget
-    assert engine.runs.used() + engine.runs.store.columns <= engine.runs.budget or len(engine.runs.store) == 0
+    for bucket in engine.kv.buckets.values():
+        assert len(bucket) <= bucket.rows
+        if len(bucket):
+            assert int(table.length[bucket.slots].max()) <= bucket.size
+    prefill = engine.scheduler.prefill
+    buckets = [*engine.kv.buckets.values(), *([prefill.bucket] if prefill is not None else [])]
+    assert engine.kv.used() == sum(bucket.rows * bucket.size for bucket in buckets)
+    assert engine.kv.used() <= engine.kv.budget
+    assert engine.kv.used() + engine.kv.prefix.tokens <= engine.kv.budget or len(engine.kv.prefix) == 0
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    events=EVENTS, columns=st.integers(500, 3000), chunk=st.sampled_from([8, 64, 512]), ngram=st.booleans(),
-    room=st.sampled_from([8, 300]),
+    events=EVENTS, capacity=st.integers(500, 3000), chunk=st.sampled_from([8, 64, 512]), ngram=st.booleans(),
+    reserve=st.sampled_from([8, 300]),
 )  # fmt: skip
 def test_in_any_order_of_events_nothing_leaks_and_every_request_ends(
-    events: list[tuple[object, ...]], columns: int, chunk: int, ngram: bool, room: int
+    events: list[tuple[object, ...]], capacity: int, chunk: int, ngram: bool, reserve: int
 ) -> None:
     model = MODEL
     config = EngineConfig(
-        cache_bytes=columns * 2 * 2 * 2 * 16 * 4, chunk=chunk, rows=7, keep_replies=True, room=room,
+        cache_bytes=capacity * 2 * 2 * 2 * 16 * 4, chunk=chunk, rows=7, keep_replies=True, reserve=reserve,
         speculate="ngram" if ngram else None,
     )  # fmt: skip
     engine = Engine(model, TOKENIZER, config)
@@ -384,51 +386,51 @@ def test_in_any_order_of_events_nothing_leaks_and_every_request_ends(
             if sample.finish_reason == "length":
                 assert len(sample.token_ids) == min(request.params.max_tokens or 0, CONTEXT - len(request.prompt))
     engine.release()
-    engine.runs.store.clear()
-    assert engine.runs.used() == 0 and len(engine.table.free) == len(engine.table.sequences)
+    engine.kv.prefix.clear()
+    assert engine.kv.used() == 0 and len(engine.table.free) == len(engine.table.sequences)
 
 
 MODEL = make("dense")
 
 
 def test_runs_move_in_parts_where_not_all_fit_twice() -> None:
-    """Four full runs of 64 move to runs of 128, where there is memory for four of those and half of one."""
-    runs = Runs(4 * 128 + 64, 1, layers=2, widths=[(1, 3)], like=torch.zeros(1))
-    lane = runs.lane(64)
-    lane.resize(4)
-    source = runs.new_lane(64)
+    """Four full rows of 64 move to rows of 128, where there is memory for four of those and half of one."""
+    pool = Pool(4 * 128 + 64, 1, layers=2, widths=[(1, 3)], like=torch.zeros(1))
+    bucket = pool.bucket(64)
+    bucket.resize(4)
+    source = pool.new_bucket(64)
     source.resize(4)
     source.fill(64)
     for part in source.parts:
         part[:] = torch.arange(4.0).view(1, 4, 1, 1, 1)
-    lane.join(torch.tensor([3, 0, 2, 1]), source, torch.arange(4), 64)
-    assert runs.grow(torch.full((4,), 64))
-    (moved,) = runs.busy()
-    assert moved.size == 128 and sorted(moved.slots.tolist()) == [0, 1, 2, 3] and runs.used() == 4 * 128
+    bucket.join(torch.tensor([3, 0, 2, 1]), source, torch.arange(4), 64)
+    assert pool.grow(torch.full((4,), 64))
+    (moved,) = pool.busy()
+    assert moved.size == 128 and sorted(moved.slots.tolist()) == [0, 1, 2, 3] and pool.used() == 4 * 128
     for row, slot in enumerate(moved.slots.tolist()):
         assert bool((moved.parts[0][:, row, :, :64] == [3, 0, 2, 1].index(slot)).all())
-    runs.budget -= 128
-    runs.lanes.clear()
-    lane = runs.lane(64)
-    lane.resize(4)
-    lane.join(torch.tensor([3, 0, 2, 1]), source, torch.arange(4), 64)
-    assert not runs.grow(torch.full((4,), 64)), "one of them has to be put off"
-    assert runs.used() <= runs.budget and runs.running == 4
+    pool.budget -= 128
+    pool.buckets.clear()
+    bucket = pool.bucket(64)
+    bucket.resize(4)
+    bucket.join(torch.tensor([3, 0, 2, 1]), source, torch.arange(4), 64)
+    assert not pool.grow(torch.full((4,), 64)), "one of them has to be preempted"
+    assert pool.used() <= pool.budget and pool.running == 4
 
 
-def test_a_lane_that_grows_row_by_row_is_seldom_copied_and_never_past_the_budget() -> None:
+def test_a_bucket_that_grows_row_by_row_is_seldom_copied_and_never_past_the_budget() -> None:
     def sizes(budget: int) -> list[int]:
-        runs = Runs(budget, 1, layers=1, widths=[(1, 1)], like=torch.zeros(1))
-        lane, source = runs.lane(64), runs.new_lane(64)
+        pool = Pool(budget, 1, layers=1, widths=[(1, 1)], like=torch.zeros(1))
+        bucket, source = pool.bucket(64), pool.new_bucket(64)
         source.resize(1)
         found = []
         for slot in range(100):
-            assert runs.make_room(64)
-            runs.reserve(lane, 1)
-            lane.join(torch.tensor([slot]), source, torch.tensor([0]), 8)
-            assert runs.used() <= budget
-            found.append(lane.rows)
+            assert pool.reclaim(64)
+            pool.reserve(bucket, 1)
+            bucket.join(torch.tensor([slot]), source, torch.tensor([0]), 8)
+            assert pool.used() <= budget
+            found.append(bucket.rows)
         return found
 
     assert len(set(sizes(1000 * 64))) < 15, "with a copy for each new row the time grows with its square"
-    assert sizes(100 * 64)[-1] == 100, "the last rows fit where there is room for just as many"
+    assert sizes(100 * 64)[-1] == 100, "the last rows fit where there is memory for just as many"

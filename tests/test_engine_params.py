@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hadal.engine import LLM, AsyncEngine, Busy, Engine, EngineConfig, SamplingParams, TooLong
-from hadal.engine.drafts import look_up
 from hadal.engine.sampling import inverse_draw, keep_min_p, keep_top_k, keep_top_p
+from hadal.engine.speculation import look_up
 from hadal.errors import UserError
 from hadal.models.build import build
 from hadal.models.decoder import Decoder
@@ -361,8 +361,8 @@ def test_logits_that_leave_float32_when_divided_are_no_numbers_either() -> None:
 
 
 def test_a_prompt_that_memory_cannot_hold_is_refused_and_not_waited_for() -> None:
-    engine = Engine(LLM_.model, TOKENIZER, EngineConfig(cache_bytes=200 * engine_column()))
-    assert engine.longest == engine.runs.longest() == 191
+    engine = Engine(LLM_.model, TOKENIZER, EngineConfig(cache_bytes=200 * engine_token_bytes()))
+    assert engine.longest == engine.kv.longest() == 191
     assert f"191 tokens, fewer than the {CONTEXT}" in engine.budget()
     with pytest.raises(TooLong, match="The prompt has 195 tokens: the cache") as refused:
         engine.add([20] * 195, replace(GREEDY, max_tokens=None), 0)
@@ -373,11 +373,11 @@ def test_a_prompt_that_memory_cannot_hold_is_refused_and_not_waited_for() -> Non
 
 
 @pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize("room", [8, 300])
-def test_what_fits_alone_is_given_in_full(n: int, room: int) -> None:
+@pytest.mark.parametrize("reserve", [8, 300])
+def test_what_fits_alone_is_given_in_full(n: int, reserve: int) -> None:
     """Two requests of all that the cache holds for one, and a short one, wait for each other and lose no token."""
     params = SamplingParams(max_tokens=None, ignore_eos=True, seed=1, n=n)
-    config = EngineConfig(cache_bytes=200 * engine_column(), room=room)
+    config = EngineConfig(cache_bytes=200 * engine_token_bytes(), reserve=reserve)
     engine = Engine(LLM_.model, TOKENIZER, config)
     holds = engine.longest
     requests = [engine.add([20 + i] * 60, replace(params, max_tokens=most), 1) for i, most in enumerate((None, 131))
@@ -385,7 +385,7 @@ def test_what_fits_alone_is_given_in_full(n: int, room: int) -> None:
     requests.append(engine.add([30, 31], replace(params, max_tokens=9), 1))
     while engine.has_work():
         engine.step()
-        assert engine.runs.used() <= engine.runs.budget
+        assert engine.kv.used() <= engine.kv.budget
     assert [len(sample.token_ids) for sample in requests[0].output().outputs] == [holds - 60] * n
     assert [len(sample.token_ids) for sample in requests[-1].output().outputs] == [9] * n
     whole = LLM(LLM_.model, TOKENIZER).generate([r.prompt for r in requests], [r.params for r in requests])
@@ -394,8 +394,8 @@ def test_what_fits_alone_is_given_in_full(n: int, room: int) -> None:
             assert sample.token_ids == expected.token_ids[: len(sample.token_ids)]
 
 
-def engine_column() -> int:
-    return Engine(LLM_.model, TOKENIZER).column_bytes
+def engine_token_bytes() -> int:
+    return Engine(LLM_.model, TOKENIZER).token_bytes
 
 
 def test_a_checkpoints_own_settings_are_the_defaults(tmp_path: Any) -> None:
@@ -476,11 +476,11 @@ def test_when_too_many_wait_new_ones_are_turned_away_and_a_closed_engine_says_so
         assert any(isinstance(result, Busy) for result in results)
         assert any(isinstance(result, int) for result in results)
 
-        async def bad() -> None:
-            async for _ in asynchronous.generate([], params):
+        async def ask(prompt: list[int]) -> None:
+            async for _ in asynchronous.generate(prompt, params):
                 pass
 
         with pytest.raises(UserError, match="empty"):
-            asyncio.run(bad())
+            asyncio.run(ask([]))
     with pytest.raises(UserError, match="closed"):
-        asyncio.run(bad())
+        asyncio.run(ask(PROMPT))

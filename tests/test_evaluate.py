@@ -19,8 +19,6 @@ from test_rl import grown
 
 from hadal.checkpoints.save import save_model
 from hadal.cli import main
-from hadal.engine import SamplingParams
-from hadal.engine.replies import LocalSampler, Query
 from hadal.errors import UserError
 from hadal.evaluate import statistics
 from hadal.evaluate.fewshot import FewShot
@@ -29,6 +27,7 @@ from hadal.evaluate.run import Subject, evaluate
 from hadal.evaluate.samples import Progress, Settings, choose_problems, read_evaluation
 from hadal.evaluate.statistics import compare, consensus, intervals, pass_at_k, sign_flip
 from hadal.files import append_line
+from hadal.rollout import Query, SamplingParams
 from hadal.tasks import Problem, load_tasks
 from hadal.tasks.choice import GPQA
 from hadal.tasks.code import MBPP
@@ -411,7 +410,7 @@ def test_what_was_killed_carries_on_and_ends_the_same(model: str, task: str, tmp
 
 def test_an_answer_that_the_context_ends_is_told_before(tmp_path: Path) -> None:
     llm, told = grown()[0], []
-    asked = Subject("small", {"kind": "weights", "name": "small"}, lambda say: LocalSampler(llm))
+    asked = Subject("small", {"kind": "weights", "name": "small"}, lambda say: llm)
     settings = Settings(samples=1, problems=1, max_tokens=llm.engine.context + 1)
     evaluate(asked, ["letters"], settings, tmp_path / "out", say=told.append)
     assert told == [f"The model reads {llm.engine.context:,} tokens, question and answer: "
@@ -437,14 +436,14 @@ def test_a_question_that_is_too_long_costs_its_own_and_all_of_them_are_an_error(
     llm = grown()[0]
     params = SamplingParams(max_tokens=4, seed=3, n=3)
     long, short = (Query([{"role": "user", "content": text}], params, [0, 2]) for text in ("e " * 9000, "How many e?"))
-    found = {(n, i): reply for n, i, reply in LocalSampler(llm).sample([long, short])}
+    found = {(n, i): reply for n, i, reply in llm.sample([long, short])}
     assert found.keys() == {(n, i) for n in (0, 1) for i in (0, 2)}
-    assert found[0, 0].finish == "error" and "tokens" in found[0, 0].error
+    assert found[0, 0].finish_reason == "error" and "tokens" in found[0, 0].error
     # Sample 2 is the same whichever others are wanted.
     (whole,) = llm.generate([llm.tokenizer.chat(short.prompt)], params)  # type: ignore[arg-type]
     assert [found[1, i].text for i in (0, 2)] == [whole.outputs[i].text for i in (0, 2)]
     with pytest.raises(UserError, match="tokens"):
-        list(LocalSampler(llm).sample([long, long]))
+        list(llm.sample([long, long]))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hadal.engine.kv.buckets import Bucket
 from promised import needs_promise
 from test_engine_exact import PARAMS, PROMPTS, TOKENIZER, VOCABULARY
 
@@ -16,7 +17,6 @@ from hadal.checkpoints.load import load_model
 from hadal.checkpoints.save import save_model
 from hadal.cost.flops import cache_bytes, forward_flops, parameters
 from hadal.engine import LLM, EngineConfig
-from hadal.engine.lanes import Lane
 from hadal.models.build import build
 from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
@@ -147,15 +147,15 @@ def test_a_window_is_cheaper_only_where_it_hides_something() -> None:
 
 def test_layers_of_different_widths_lie_in_one_lane() -> None:
     wide, narrow = ((2, 8), (2, 6)), ((1, 4),)
-    lane = Lane(64, [wide, narrow, wide, narrow, narrow], torch.zeros(1))
-    lane.resize(3)
-    assert [[tuple(kept.shape) for kept, _ in layer] for layer in lane.layers] == [
+    bucket = Bucket(64, [wide, narrow, wide, narrow, narrow], torch.zeros(1))
+    bucket.resize(3)
+    assert [[tuple(kept.shape) for kept, _ in layer] for layer in bucket.layers] == [
         [(3, heads, 64, width) for heads, width in kind] for kind in (wide, narrow, wide, narrow, narrow)
     ]
-    for number, layer in enumerate(lane.layers):
+    for number, layer in enumerate(bucket.layers):
         for _, columns in layer:
             columns.fill_(number)
-    assert [float(kept.mean()) for layer in lane.layers for kept, _ in layer] == [0, 0, 1, 2, 2, 3, 4]
+    assert [float(kept.mean()) for layer in bucket.layers for kept, _ in layer] == [0, 0, 1, 2, 2, 3, 4]
 
 
 def test_every_kind_of_layer_is_tried_for_the_promise() -> None:

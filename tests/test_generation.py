@@ -21,8 +21,8 @@ from hadal.checkpoints.load import load_model
 from hadal.checkpoints.save import save_model
 from hadal.cli import main
 from hadal.engine import LLM, EngineConfig, SamplingParams, core
-from hadal.engine.prefix import BLOCK, PrefixStore
-from hadal.engine.runs import Runs
+from hadal.engine.kv.pool import Pool
+from hadal.engine.kv.prefix import BLOCK, PrefixCache
 from hadal.errors import UserError
 from hadal.evaluate.suite import ask
 from hadal.models.build import build
@@ -35,6 +35,7 @@ from hadal.models.packed import pack, packed_copy, repack
 from hadal.recipe import run as run_module
 from hadal.recipe.run import Run
 from hadal.rewards import RewardConfig
+from hadal.rollout import Query, sample_all
 from hadal.tasks import BUILT_IN
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.optim import Optimizer, OptimizerConfig
@@ -87,11 +88,11 @@ def test_what_was_begun_with_other_weights_is_not_kept() -> None:
         request = llm.engine.add(PROMPT, PARAMS, 0)
         for _ in range(steps):
             llm.engine.step()
-        assert (llm.engine.reading is not None) == (steps == 1) and not request.done
+        assert (llm.engine.scheduler.prefill is not None) == (steps == 1) and not request.done
         shaken(optimizer)
         while llm.engine.has_work():
             llm.engine.step()
-        assert len(llm.engine.runs.store) == 0
+        assert len(llm.engine.kv.prefix) == 0
         assert llm.generate([PROMPT], PARAMS)[0].outputs == sampled(model)
 
 
@@ -300,7 +301,7 @@ def test_training_does_not_know_of_the_prefix_store_of_memory_nor_of_a_stop(
     found: list[dict[str, bytes]] = []
     room: list[bool] = []
 
-    def counted(self: Runs, columns: int, right: Any = Runs.make_room) -> bool:
+    def counted(self: Pool, columns: int, right: Any = Pool.reclaim) -> bool:
         room.append(right(self, columns))
         return room[-1]
 
@@ -317,9 +318,9 @@ def test_training_does_not_know_of_the_prefix_store_of_memory_nor_of_a_stop(
         (folder / "recipe.toml").write_text(RECIPE)
         with monkeypatch.context() as patch:
             if way == "without":  # and a machine with hardly any memory, where samples wait for each other
-                patch.setattr(PrefixStore, "find", lambda self, keys: 0)
+                patch.setattr(PrefixCache, "find", lambda self, keys: 0)
                 patch.setattr(core, "cache_budget", lambda wanted: 300 * 2 * 16 * 4)
-                patch.setattr(Runs, "make_room", counted)
+                patch.setattr(Pool, "reclaim", counted)
             if way == "stopped":
                 for stage in ("rl", "student"):
                     with monkeypatch.context() as stopping:
@@ -345,11 +346,11 @@ def test_where_the_context_cuts_samples_it_is_said_once() -> None:
         tokenizer=TOKENIZER, view=SimpleNamespace(note=said.append), cut_told=False, count_sampled=lambda *counts: None
     )
     llm = run_module._BookedLLM(make("dense"), run)
-    llm.generate([[20] * 500, [20] * 3], replace(PARAMS, max_tokens=12))
+    sample_all(llm, [Query(prompt, replace(PARAMS, max_tokens=12)) for prompt in ([20] * 500, [20] * 3)])
     assert said == []
     for _ in range(2):
-        (output,) = llm.generate([[20] * 505], replace(PARAMS, max_tokens=12, ignore_eos=True))
-        assert {len(sample.token_ids) for sample in output.outputs} == {7}
+        (samples,) = sample_all(llm, [Query([20] * 505, replace(PARAMS, max_tokens=12, ignore_eos=True))])
+        assert {len(sample.token_ids) for sample in samples} == {7}
     assert said == ["Samples are of at most 7 tokens where a prompt leaves no more: the model reads 512."]
 
 
@@ -359,7 +360,7 @@ def test_a_recipe_stops_where_memory_cannot_hold_a_sample(monkeypatch: pytest.Mo
     run = SimpleNamespace(tokenizer=TOKENIZER, cut_told=False, count_sampled=lambda *counts: None)
     llm = run_module._BookedLLM(make("dense"), run)
     with pytest.raises(UserError, match="max_tokens is 6: the cache"):
-        llm.generate([[20] * 10, [20] * 190], PARAMS)
+        sample_all(llm, [Query(prompt, PARAMS) for prompt in ([20] * 10, [20] * 190)])
 
 
 def test_a_question_longer_than_the_context_is_one_line() -> None:

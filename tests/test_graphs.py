@@ -1,6 +1,6 @@
 """Recorded steps give what steps give: run here without a GPU, where a recording is a step done again.
 
-What this shows is everything but the recording itself: fixed tensors, whole runs, rows that nobody holds, and when a
+What this shows is everything but the recording itself: fixed tensors, whole rows, rows that nobody holds, and when a
 recording is made and forgotten.
 """
 
@@ -15,8 +15,8 @@ from hadal.engine.graphs import AFTER, KEPT, Graphs, rows_recorded
 
 
 def recorded(llm: LLM) -> Graphs:
-    assert llm.engine.graphs is not None
-    return llm.engine.graphs
+    assert llm.engine.runner.graphs is not None
+    return llm.engine.runner.graphs
 
 
 @pytest.mark.parametrize("speculate", [None, "ngram"])
@@ -36,12 +36,12 @@ def test_a_recorded_step_changes_no_bit(speculate: str | None, threads: int) -> 
     shapes = recorded(llm).shapes.values()
     assert sum(shape.seen - AFTER for shape in shapes if shape.replay) > 20
     assert all((shape.seen > AFTER) == (shape.replay is not None) for shape in shapes)
-    assert not any(shape.lanes for shape in shapes), "a recording holds memory of lanes"
+    assert not any(shape.buckets for shape in shapes), "a recording holds memory of buckets"
 
 
 def test_experts_are_recorded_where_the_host_need_not_see_their_loads() -> None:
     model = make("deepseek").double()  # not exact: rounding must not decide between tokens
-    assert LLM(model, TOKENIZER, EngineConfig(graphs=True)).engine.graphs is None
+    assert LLM(model, TOKENIZER, EngineConfig(graphs=True)).engine.runner.graphs is None
     llm = LLM(model, TOKENIZER, EngineConfig(graphs=True, exact=False))
     plain = LLM(model, TOKENIZER, EngineConfig(exact=False))
     tokens, expected = (
@@ -77,9 +77,9 @@ def test_rows_come_in_few_sizes_and_few_shapes_are_kept() -> None:
     assert rows_recorded(5, 6) == 6, "not more rows than there is memory for"
     llm = LLM(make("dense"), TOKENIZER, EngineConfig(graphs=True))
     graphs = recorded(llm)
-    (lane,) = [llm.engine.runs.lane(64)]
+    (bucket,) = [llm.engine.kv.bucket(64)]
     for rows in range(1, KEPT + 20):
-        lane.resize(rows)
-        lane.slots = torch.arange(rows)
-        graphs.run([lane], torch.ones(rows, 1, dtype=torch.long), [torch.zeros(rows, dtype=torch.long)])
+        bucket.resize(rows)
+        bucket.slots = torch.arange(rows)
+        graphs.run([bucket], torch.ones(rows, 1, dtype=torch.long), [torch.zeros(rows, dtype=torch.long)])
     assert len(graphs.shapes) == KEPT

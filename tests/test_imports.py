@@ -12,12 +12,14 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "hadal"
 ROOMS = [
     "errors", "files", "rng", "http", "reading", "machine", "ops", "models", "text", "checkpoints", "cost",
-    "library", "sandbox", "tasks", "rewards", "engine", "evaluate", "train", "recipe", "terminal", "server", "cli",
+    "library", "sandbox", "rollout", "tasks", "rewards", "engine", "evaluate", "train", "recipe", "terminal", "server",
+    "cli",
 ]  # fmt: skip
 WITHOUT_TORCH = (
     "errors", "files", "rng", "http", "reading", "machine/__init__", "machine/environment", "machine/spinning",
     "machine/cores", "machine/memory", "checkpoints/__init__", "checkpoints/header", "cost",
-    "library/__init__", "library/find", "library/hub", "library/info", "library/record", "library/shipped", "cli",
+    "library/__init__", "library/find", "library/hub", "library/info", "library/record", "library/shipped", "rollout",
+    "cli",
 )  # fmt: skip
 """Rooms, and files of rooms."""
 

@@ -14,10 +14,9 @@ import pytest
 from local_server import LocalServer
 
 from hadal.cli import main
-from hadal.engine import SamplingParams
-from hadal.engine.remote import RemoteSampler
-from hadal.engine.replies import Query, Reply
+from hadal.engine.remote import RemoteRollout
 from hadal.errors import UserError
+from hadal.rollout import Query, Sample, SamplingParams
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -93,9 +92,9 @@ def query(text: str = "What?", samples: int = 1, **settings: Any) -> Query:
     return Query([{"role": "user", "content": text}], params, range(samples))
 
 
-def ask(url: str, *queries: Query, **settings: Any) -> dict[tuple[int, int], Reply]:
-    sampler = RemoteSampler(url, "r1", **{"first_wait": 0.01, **settings})
-    return {(number, index): reply for number, index, reply in sampler.sample(queries)}
+def ask(url: str, *queries: Query, **settings: Any) -> dict[tuple[int, int], Sample]:
+    remote = RemoteRollout(url, "r1", **{"first_wait": 0.01, **settings})
+    return {(number, index): reply for number, index, reply in remote.sample(queries)}
 
 
 @pytest.mark.parametrize(
@@ -115,7 +114,7 @@ def test_thoughts_are_found_where_servers_put_them(
     answer: Answer, text: str, tokens: int | None, finish: str, serve: Callable[..., Server]
 ) -> None:
     (reply,) = ask(serve(lambda _: answer).url, query()).values()
-    assert (reply.text, reply.tokens, reply.finish) == (text, tokens, finish)
+    assert (reply.text, reply.tokens, reply.finish_reason) == (text, tokens, finish)
 
 
 def test_what_is_asked(serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +201,7 @@ def test_one_question_that_is_refused_costs_only_its_own(serve: Callable[..., Se
     server = serve(lambda b: (400, {}, b"too long") if len(b["messages"][0]["content"]) > 9 else completion("7"))
     replies = ask(server.url, query(), query("a long question"), query(), connections=1)
     assert [replies[i, 0].text for i in range(3)] == ["7", "", "7"]
-    assert replies[1, 0].finish == "error" and "too long" in replies[1, 0].error
+    assert replies[1, 0].finish_reason == "error" and "too long" in replies[1, 0].error
 
 
 def test_an_endpoint_is_measured_and_carries_on_when_it_comes_back(

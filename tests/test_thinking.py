@@ -9,12 +9,12 @@ import torch
 from small_policy import allow
 from tokenizer_families import QWEN2, R1, write_tokenizer
 
-from hadal.engine import LLM, Sample, SamplingParams
-from hadal.engine.replies import LocalSampler, Query
+from hadal.engine import LLM
 from hadal.evaluate.suite import ask
 from hadal.models.build import build
 from hadal.models.dense.config import Qwen2Config
 from hadal.rewards import RewardConfig
+from hadal.rollout import Query, Sample, SamplingParams
 from hadal.tasks import BUILT_IN, Problem, Reward, Task
 from hadal.text.parse import TokenParser, parse_response
 from hadal.text.tokenizer import Tokenizer
@@ -74,11 +74,13 @@ def test_the_share_that_thinks_is_told_by_what_a_response_says(form: str, tmp_pa
     texts = ["<think>a b</think> c", "<think>d", "e f", "<think>\n</think>g"]
     if opened:  # the mark stands in the prompt; what is never closed is thought as well
         texts = ["a b</think> c", "d", "</think>e f", "\n</think>g"]
-    samples = [Sample(spelled(text), [-1.0] * len(spelled(text)), text, "stop") for text in texts]
     problem = Problem("How many?", "1", meta={"task": "letters", "difficulty": 1})
     prompt = own.chat([{"role": "user", "content": problem.prompt}])
+    samples = [
+        Sample(spelled(text), [-1.0] * len(spelled(text)), text, "stop", opening=own.opening(prompt)) for text in texts
+    ]
     rewards = [Reward(0.0, {"accuracy": 0.0}, "")] * 4
-    group = Group("letters", problem, prompt, samples, rewards, own.opening(prompt))
+    group = Group("letters", problem, prompt, samples, rewards)
     optimizer = Optimizer(llm.model, OptimizerConfig(muon_lr=0.0))
     result = train_on(llm, optimizer, Batch([group], torch.zeros(1, 4), 0.0), RLConfig(algorithm="grpo"), 0, 0)
     assert result.metrics["thinking_share"] == 0.5
@@ -103,7 +105,7 @@ def test_a_thought_that_the_chat_form_opens_and_nobody_closes_is_no_answer(form:
     assert [float(v.right) for vs in verdicts for v in vs] == [expected] * 4
     assert [v.thinks for vs in verdicts for v in vs] == [OPENED[form]] * 4
     queries = [Query([{"role": "user", "content": p.prompt}], params, range(2)) for p in problems]
-    replies = [reply.text for _, _, reply in LocalSampler(llm).sample(queries)]
+    replies = [sample.response for _, _, sample in llm.sample(queries)]
     assert [parse_response(text).thinks for text in replies] == [OPENED[form]] * 4
 
 

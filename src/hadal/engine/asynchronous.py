@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from hadal.engine.core import Engine
-from hadal.engine.llm import new_seed
-from hadal.engine.params import SamplingParams
-from hadal.engine.request import Request, RequestOutput, Sequence
+from hadal.engine.queries import new_seed
+from hadal.engine.request import Prepared, Request, RequestOutput, Sequence
 from hadal.errors import UserError
+from hadal.rollout import SamplingParams
 
 
 class Busy(UserError):
@@ -43,7 +43,7 @@ class Piece:
     """New tokens of one sample of a request; output: the whole, with the last piece only.
 
     logprobs, top_logprobs: of these tokens, where the request asked for them. phase: two pieces without tokens come
-    first, one when the request has been let in and one when its prompt begins to be read.
+    first, one when the request has been let in and one when its prefill begins.
     """
 
     index: int
@@ -51,7 +51,7 @@ class Piece:
     output: RequestOutput | None = None
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[dict[int, float]] = field(default_factory=list)
-    phase: Literal["", "queued", "reading"] = ""
+    phase: Literal["", "queued", "prefill"] = ""
 
 
 @dataclass
@@ -62,7 +62,7 @@ class _Caller:
     loop: asyncio.AbstractEventLoop
     queue: asyncio.Queue[Piece | BaseException]
     given: list[int] = field(default_factory=list)
-    reading: bool = False
+    prefilling: bool = False
     due: float = 0.0
 
 
@@ -115,19 +115,21 @@ class AsyncEngine:
             self._wake.notify()
         self._thread.join()
 
-    async def generate(
-        self, prompt: List[int], params: SamplingParams, salt: str = "",
-        started: Callable[[Request], None] | None = None,
-    ) -> AsyncGenerator[Piece]:  # fmt: skip
+    def generate(self, prompt: List[int], params: SamplingParams, salt: str = "") -> AsyncGenerator[Piece]:
+        """`stream` what `Engine.prepare` makes of a prompt. UserError for a request that cannot be answered."""
+        return self.stream(self.engine.prepare(prompt, params), salt)
+
+    async def stream(
+        self, prepared: Prepared, salt: str = "", started: Callable[[Request], None] | None = None
+    ) -> AsyncGenerator[Piece]:
         """The tokens of a prompt's samples as they are drawn. Leaving the iterator, or cancelling, ends the request.
 
-        UserError for a request that cannot be answered, `Busy` where too many wait. started: is given the request,
-        for `answer_now`.
+        `Busy` where too many wait. started: is given the request, for `answer_now`.
         """
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
         added: Future[_Caller] = Future()
-        self._order(lambda: self._add(prompt, params, salt, loop, queue, added), added)
+        self._order(lambda: self._add(prepared, salt, loop, queue, added), added)
         try:
             caller = await asyncio.wrap_future(added)
         except asyncio.CancelledError:  # who leaves now may have been let in already
@@ -169,7 +171,7 @@ class AsyncEngine:
             self._order(order)
 
     def _add(
-        self, prompt: List[int], params: SamplingParams, salt: str, loop: asyncio.AbstractEventLoop,
+        self, prepared: Prepared, salt: str, loop: asyncio.AbstractEventLoop,
         queue: asyncio.Queue[Piece | BaseException], added: Future[_Caller],
     ) -> None:  # fmt: skip
         self._coming.discard(added)
@@ -178,11 +180,11 @@ class AsyncEngine:
         try:
             if len(self.engine.waiting) >= self.most_waiting:
                 raise Busy(f"{self.most_waiting} requests are waiting.", "Try again in a while.")
-            request = self.engine.add(prompt, params, new_seed(params), salt)
+            request = self.engine.submit(prepared, new_seed(prepared.params), salt)
         except Exception as error:  # the engine holds nothing of it: the fault is this caller's alone
             added.set_exception(error)
             return
-        caller = _Caller(request, loop, queue, [0] * params.n)
+        caller = _Caller(request, loop, queue, [0] * prepared.params.n)
         self._callers[request.number] = caller
         added.set_result(caller)
 
@@ -236,9 +238,9 @@ class AsyncEngine:
         waiting = {job.request.number for job in self.engine.waiting}
         for number, caller in list(self._callers.items()):
             request = caller.request
-            if not caller.reading and number not in waiting:
-                caller.reading = True
-                news.append((caller, Piece(0, [], phase="reading")))
+            if not caller.prefilling and number not in waiting:
+                caller.prefilling = True
+                news.append((caller, Piece(0, [], phase="prefill")))
             if now < caller.due and not request.done:
                 continue
             pieces = [piece for sequence in request.sequences if (piece := self._new(caller, sequence)).token_ids]

@@ -1,7 +1,7 @@
 """Decoding by recorded steps: on a GPU a step's kernels are recorded once for a shape and then started by one call.
 
 A step of a small batch is a few hundred short kernels, and starting them one by one from Python takes longer than they
-run. A recording has fixed addresses and shapes, so it takes whole runs (not the columns that anyone has come to) and
+run. A recording has fixed addresses and shapes, so it takes whole rows (not the tokens that anyone has come to) and
 numbers of rows in few sizes; rows that no sequence holds compute what nobody reads. What a recording saves is paid for
 by a shape's first steps, so only a shape that comes again is recorded.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from hadal.engine.lanes import Lane, Pass
+from hadal.engine.kv.buckets import Bucket, CacheView
 from hadal.models.decoder import Decoder
 from hadal.ops.exact import padded_rows
 
@@ -54,11 +54,11 @@ def cuda_recorder() -> Recorder:
     return record
 
 
-class WholeRuns(Pass):
-    """A pass over whole runs and the first `counts` rows of each lane, nothing of which the host has to look at."""
+class WholeRows(CacheView):
+    """A pass over the first `counts` rows of each bucket at their whole length, so that the host looks at nothing."""
 
-    def _extent(self, lane: Lane, length: Tensor, tokens: int) -> tuple[int, bool]:
-        return lane.size, False
+    def _extent(self, bucket: Bucket, length: Tensor, tokens: int) -> tuple[int, bool]:
+        return bucket.size, False
 
 
 class _Shape:
@@ -67,7 +67,7 @@ class _Shape:
     def __init__(self) -> None:
         self.seen = 0
         self.replay: Callable[[], None] | None = None
-        self.lanes: Sequence[Lane] = ()  # only while it works: memory of lanes must not be held
+        self.buckets: Sequence[Bucket] = ()  # only while it works: memory of buckets must not be held
         self.ids: Tensor
         self.length: Tensor
         self.hidden: Tensor
@@ -75,7 +75,7 @@ class _Shape:
 
 
 class Graphs:
-    """The recordings of an engine's decoding, by where its lanes lie and how many rows they have."""
+    """The recordings of an engine's decoding, by where its buckets lie and how many rows they have."""
 
     def __init__(
         self, model: Decoder, positions: int, exact: bool, stable: Callable[[int], int], record: Recorder
@@ -83,24 +83,30 @@ class Graphs:
         self.model, self.positions, self.exact, self.stable, self.record = model, positions, exact, stable, record
         self.shapes: OrderedDict[tuple[int, ...], _Shape] = OrderedDict()
         self.weights: list[int] = []
+        self.generation = -1
 
-    def refresh(self, moved: bool = False) -> None:
-        """Forget what was recorded, where weights lie elsewhere now: those that were written to in place are read.
+    def follow(self, generation: int, moved: bool = False) -> None:
+        """Forget what was recorded, where weights of a new generation lie elsewhere: those that were written to in
+        place are read.
 
         moved: packed matrices do, which are no parameters.
         """
+        if generation == self.generation:
+            return
+        self.generation = generation
         weights = [tensor.data_ptr() for tensor in (*self.model.parameters(), *self.model.buffers())]
         if moved or weights != self.weights:
             self.weights = weights
             self.shapes.clear()
 
-    def run(self, lanes: Sequence[Lane], ids_NT: Tensor, lengths: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
-        """Hidden states [N, T, D] and logits [N, T, V] of a step over all rows of the lanes, by a recording.
+    def run(self, buckets: Sequence[Bucket], ids_NT: Tensor, lengths: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
+        """Hidden states [N, T, D] and logits [N, T, V] of a step over all rows of the buckets, by a recording.
 
         None where there is none yet, and the step has to go without.
         """
-        counts = [rows_recorded(len(lane), lane.rows) for lane in lanes]
-        key = (ids_NT.shape[1], *(n for lane, count in zip(lanes, counts, strict=True) for n in (*_lies(lane), count)))
+        counts = [rows_recorded(len(bucket), bucket.rows) for bucket in buckets]
+        lie = (n for bucket, count in zip(buckets, counts, strict=True) for n in (*_lies(bucket), count))
+        key = (ids_NT.shape[1], *lie)
         shape = self.shapes.setdefault(key, _Shape())
         self.shapes.move_to_end(key)
         if len(self.shapes) > KEPT:
@@ -108,14 +114,14 @@ class Graphs:
         shape.seen += 1
         if shape.seen <= AFTER:
             return None
-        for lane in lanes:
-            lane.fill(lane.size)
-        shape.lanes = lanes
+        for bucket in buckets:
+            bucket.fill(bucket.size)
+        shape.buckets = buckets
         if shape.replay is None:
             rows, tokens = sum(counts), ids_NT.shape[1]
             rows = padded_rows(rows, tokens, self.stable)
             shape.ids, shape.length = ids_NT.new_zeros(rows, tokens), lengths[0].new_zeros(rows)
-        # Row by row where each lane's begin.
+        # Row by row where each bucket's begin.
         begins = [sum(counts[:i]) for i in range(len(counts))]
         at = torch.cat(
             [torch.arange(b, b + len(n), device=ids_NT.device) for b, n in zip(begins, lengths, strict=True)]
@@ -125,18 +131,18 @@ class Graphs:
         if shape.replay is None:
             shape.replay = self.record(lambda: self._step(shape, counts))
         shape.replay()
-        shape.lanes = ()
+        shape.buckets = ()
         return shape.hidden[at], shape.logits[at]
 
     def _step(self, shape: _Shape, counts: list[int]) -> None:
         rows = len(shape.ids)
         used = sum(counts)
         lengths = list(shape.length[:used].split(counts))
-        columns = WholeRuns(shape.lanes, lengths, self.positions, self.exact, rows - used)
-        shape.hidden = self.model(shape.ids, columns)
+        view = WholeRows(shape.buckets, lengths, self.positions, self.exact, rows - used)
+        shape.hidden = self.model(shape.ids, view)
         shape.logits = self.model.logits(shape.hidden.flatten(0, 1)).view(*shape.ids.shape, -1)
 
 
-def _lies(lane: Lane) -> tuple[int, ...]:
-    """Where a lane's memory is and how it is laid out."""
-    return (lane.size, lane.rows, *(part.data_ptr() for part in lane.parts))
+def _lies(bucket: Bucket) -> tuple[int, ...]:
+    """Where a bucket's memory is and how it is laid out."""
+    return (bucket.size, bucket.rows, *(part.data_ptr() for part in bucket.parts))

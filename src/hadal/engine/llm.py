@@ -1,10 +1,9 @@
-"""Prompts in, samples out: the engine as rollouts, evaluation, chat and scripts use it."""
+"""Prompts in, samples out: the engine as scripts use it, and as the `Rollout` that RL and evaluation ask."""
 
 from __future__ import annotations
 
 import json
-import secrets
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from hadal.checkpoints.adapters import is_adapter
 from hadal.checkpoints.tensors import stored_dtype, stored_in_float8
 from hadal.engine.config import EngineConfig
 from hadal.engine.core import Engine
-from hadal.engine.params import SamplingParams
 from hadal.engine.promise import REMEDY
-from hadal.engine.request import Request, RequestOutput, Sample
+from hadal.engine.queries import answer, new_seed
+from hadal.engine.request import Request, RequestOutput
 from hadal.errors import UserError
 from hadal.library.find import find_model
 from hadal.library.open import open_model
@@ -24,6 +23,7 @@ from hadal.machine.device import pick
 from hadal.models.decoder import Decoder
 from hadal.models.packed import choose, pack
 from hadal.ops.float8 import multiplies
+from hadal.rollout import Query, Sample, SamplingParams
 from hadal.text.tokenizer import Tokenizer
 
 WORTH_PACKING = 20_000_000
@@ -33,7 +33,12 @@ Prompt = str | Sequence[int] | Mapping[str, Any]
 
 
 class LLM:
-    """A model, its tokenizer, and the engine that samples from them."""
+    """A model, its tokenizer, and the engine that samples from them: a `hadal.rollout.Rollout`.
+
+    The engine runs the trainer's own modules, so it samples from new weights as soon as they are there.
+    """
+
+    gives_ids = gives_logprobs = takes_weights = True
 
     def __init__(
         self, model: Decoder, tokenizer: Tokenizer, config: EngineConfig | None = None,
@@ -92,6 +97,15 @@ class LLM:
             form = choice.form
         pack(model, form, fast=config is not None and not config.exact)
         return cls(model, tokenizer, config, defaults)
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model reads, prompt and response."""
+        return self.engine.context
+
+    def sample(self, queries: Iterable[Query]) -> Iterator[tuple[int, int, Sample]]:
+        """As `Rollout.sample`."""
+        return answer(self.engine, queries)
 
     @property
     def forbidden(self) -> torch.Tensor:
@@ -213,8 +227,3 @@ def _is_one(prompts: object) -> bool:
     if isinstance(prompts, str | Mapping):
         return True
     return isinstance(prompts, Sequence) and bool(prompts) and all(isinstance(i, int) for i in prompts)
-
-
-def new_seed(params: SamplingParams) -> int:
-    """The seed that was asked for, or one that nobody knows."""
-    return secrets.randbits(63) if params.seed is None else params.seed

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hadal.engine.lanes import Lane, Pass, run_size
+from hadal.engine.kv.buckets import Bucket, CacheView, bucket_size
 from hadal.models.decoder import Decoder
 from hadal.models.packed import PackedExperts, PackedLinear, beside, stable_in
 from hadal.ops.exact import exactly, padded_rows
 from hadal.ops.linear import FORMS, Sized, keeps_rows
 
-ROWS, TOKENS, PIECE = 2, 149, 48  # more columns than attention adds up in one piece; the last five are decoded
+ROWS, TOKENS, PIECE = 2, 149, 48  # more tokens than attention adds up in one piece; the last five are decoded
 REMEDY = (
     "leave MKL_CBWR unset, and call hadal.machine.environment.prepare() where a program of yours imports torch itself; "
     "for bfloat16 on a CPU with AMX, set ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16"
@@ -60,14 +60,14 @@ def _matrices(model: Decoder) -> set[Sized]:
 def _run(model: Decoder, ids_BT: Tensor, pieces: Sequence[int]) -> Tensor:
     """Hidden states [B, T, D] of rows that are read in pieces of so many tokens, as the engine computes them."""
     (B, T), stable = ids_BT.shape, stable_in(model)
-    lane = Lane(run_size(T), model.cache_widths(), model.norm.weight)
-    lane.resize(B)
+    bucket = Bucket(bucket_size(T), model.cache_widths(), model.norm.weight)
+    bucket.resize(B)
     out: list[Tensor] = []
     begin = 0
     for part in ids_BT.split(list(pieces), 1):
         tokens = part.shape[1]
         spare = padded_rows(B, tokens, stable) - B
-        columns = Pass([lane], [torch.full((B,), begin)], model.config.max_position_embeddings, True, spare)
-        out.append(model(torch.cat([part, part.new_zeros(spare, tokens)]), columns)[:B])
+        view = CacheView([bucket], [torch.full((B,), begin)], model.config.max_position_embeddings, True, spare)
+        out.append(model(torch.cat([part, part.new_zeros(spare, tokens)]), view)[:B])
         begin += tokens
     return torch.cat(out, 1)

@@ -1,4 +1,4 @@
-"""Any server that speaks OpenAI's chat completions, as a `Sampler`: many requests side by side, retries.
+"""Any server that speaks OpenAI's chat completions, as a `Rollout`: many requests side by side, retries.
 
 A thought is found in `reasoning_content` (DeepSeek, SGLang, llama.cpp), in `reasoning` (vLLM, OpenRouter) or in
 <think> tags of the content. Each sample is a request of its own, since not every server has `n`.
@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any
 
 from hadal import http
-from hadal.engine.replies import Query, Reply
 from hadal.errors import UserError
+from hadal.rollout import Query, Sample
 from hadal.text.tokenizer import END_THINK, THINK
 
 KEY = "HADAL_API_KEY"
@@ -32,8 +32,8 @@ class _Refused(Exception):
     """The server says that the request itself is wrong."""
 
 
-class RemoteSampler:
-    """Asks a server, `connections` requests at once.
+class RemoteRollout:
+    """Asks a server, `connections` requests at once. It gives text alone.
 
     url: as OpenAI's clients want it (`https://api.deepseek.com`, `http://localhost:8000/v1`; a bare host is tried with
     /v1 as well). key_from: the environment variable that holds the key, if there is one. Each request is tried up to
@@ -41,6 +41,9 @@ class RemoteSampler:
     server. patient: where nobody listens at the beginning it is waited for in the same way; otherwise that is an error
     at once. note: is told of a failure that will be tried again.
     """
+
+    gives_ids = gives_logprobs = takes_weights = False
+    context = None
 
     def __init__(
         self, url: str, model: str, key_from: str = KEY, connections: int = 16, attempts: int = 8,
@@ -59,11 +62,11 @@ class RemoteSampler:
         self.first_wait, self.timeout, self.patient, self.note = first_wait, timeout, patient, note
         self.answered = False
 
-    def sample(self, queries: Iterable[Query]) -> Iterator[tuple[int, int, Reply]]:
-        """As `Sampler.sample`. UserError where the server cannot be reached, refuses, or fails again and again."""
-        asked = ((number, index, query) for number, query in enumerate(queries) for index in query.wanted)
+    def sample(self, queries: Iterable[Query]) -> Iterator[tuple[int, int, Sample]]:
+        """As `Rollout.sample`. UserError where the server cannot be reached, refuses, or fails again and again."""
+        asked = ((number, index, query) for number, query in enumerate(queries) for index in query.indices)
         headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        waiting: dict[Future[Reply], tuple[int, int]] = {}
+        waiting: dict[Future[Sample], tuple[int, int]] = {}
         with http.Client(headers=headers, timeout=self.timeout, connections=self.connections) as client:
             client.submit(self._reach).result()
             while True:
@@ -95,40 +98,39 @@ class RemoteSampler:
     def _again(self, line: str) -> None:
         self.note(f"{self.url}: {line}")
 
-    async def _answer(self, pool: http.Pool, query: Query, index: int) -> Reply:
+    async def _answer(self, pool: http.Pool, query: Query, index: int) -> Sample:
         params = query.params
-        assert params.seed is not None
         body: dict[str, Any] = {
             "model": self.model, "temperature": params.temperature, "top_p": params.top_p,
-            "max_tokens": params.max_tokens, "seed": (params.seed + index) % (1 << 31), "stream": False,
+            "max_tokens": params.max_tokens, "stream": False,
         }  # fmt: skip
+        body |= {"seed": (params.seed + index) % (1 << 31)} if params.seed is not None else {}
         body |= {"stop": list(params.stop)} if params.stop else {}
-        if isinstance(query.prompt, str):
-            path, body = "/completions", body | {"prompt": query.prompt}
+        if (messages := query.messages) is not None:
+            path, body = "/chat/completions", body | {"messages": messages} | _thinking(params.thinking)
         else:
-            path, body = "/chat/completions", body | {"messages": [dict(m) for m in query.prompt]}
-            body |= _thinking(params.thinking)
+            path, body = "/completions", body | {"prompt": query.prompt}
         try:
-            reply = await http.tried(
+            sample = await http.tried(
                 lambda: self._post(pool, path, body), self.attempts, self.first_wait, self._again
             )
         except _Refused as error:
             if not self.answered:
                 raise UserError(f"{self.url} refuses: {error}.", "See its documentation for what it takes.") from None
-            return Reply("", 0, "error", str(error))
+            return Sample([], [], "", "error", error=str(error))
         except http.Failed as error:
             raise UserError(
                 f"{self.url} failed {self.attempts} times in a row ({error}).", "The same command carries on from here."
             ) from None
         self.answered = True
-        return reply
+        return sample
 
-    async def _post(self, pool: http.Pool, path: str, body: Mapping[str, Any]) -> Reply:
+    async def _post(self, pool: http.Pool, path: str, body: Mapping[str, Any]) -> Sample:
         """What the server answers. Raises Failed, _Refused, UserError."""
         answer = await pool.send("POST", f"{self._host}{self._base or ''}{path}", body)
         if answer.status == 200:
             try:
-                return read_reply(answer.json())
+                return read_sample(answer.json())
             except ValueError:
                 raise http.Failed(f"its answer is not JSON ({http.shown(answer.body)})") from None
         if answer.passing:
@@ -152,7 +154,7 @@ def _thinking(thinking: bool | None) -> dict[str, Any]:
     return {"chat_template_kwargs": switches, "thinking": {"type": "enabled" if thinking else "disabled"}}
 
 
-def read_reply(answer: Any) -> Reply:
+def read_sample(answer: Any) -> Sample:
     """What a completion says, with its thought in tags. Raises Failed where it is none."""
     try:
         choice = answer["choices"][0]
@@ -175,4 +177,4 @@ def read_reply(answer: Any) -> Reply:
     if thought is not None:
         closed = END_THINK if text or not cut else ""  # cut off within the thought
         text = f"{THINK}{thought}{closed}{text}"
-    return Reply(text, tokens, "length" if cut else "stop")
+    return Sample([], [], text, "length" if cut else "stop", counted=tokens)

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence as List
+from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Literal
 
-from hadal.engine.params import SamplingParams
-
-Finish = Literal["stop", "length", "abort", "error"]
+from hadal.rollout import Sample, SamplingParams
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One response. logprobs: of its tokens, where the request asked for them; finish_reason: how it ended."""
+class Prepared:
+    """A prompt that an engine has checked (`Engine.prepare`), and how it is to be answered."""
 
-    token_ids: list[int]
-    logprobs: list[float]
-    text: str
-    finish_reason: Finish
-    top_logprobs: list[dict[int, float]] = field(default_factory=list)
-    """At each place the likeliest tokens, where the request asked for them."""
-    forced: list[int] = field(default_factory=list)
-    """Places of tokens that the model did not choose: the end of a thought whose budget was used up."""
-    error: str = ""
-    generation: int = field(default=0, compare=False)
-    """Of the weights (`Decoder.generation`) that its prompt was read with."""
+    prompt: list[int]
+    params: SamplingParams
+    limit: int
+    """Tokens that a sample may have."""
+    in_thought: bool
+    """Whether the prompt opens a thought."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +48,16 @@ class Sequence:
 
 
 class Request:
-    """A prompt and how to answer it."""
+    """A prompt and how to answer it. wanted: which of its params.n samples are, None for all."""
 
     def __init__(
-        self, number: int, prompt: list[int], params: SamplingParams, seed: int, limit: int, salt: str = ""
+        self, number: int, prepared: Prepared, seed: int, salt: str = "", wanted: List[int] | None = None
     ) -> None:
         self.number = number  # in the order of arrival
-        self.prompt, self.params, self.seed, self.limit, self.salt = prompt, params, seed, limit, salt
-        self.digest = blake2b(f"{seed} {prompt}".encode(), digest_size=16).digest()
-        self.sequences = [Sequence(self, index) for index in range(params.n)]
+        self.prompt, self.params, self.limit = prepared.prompt, prepared.params, prepared.limit
+        self.in_thought, self.seed, self.salt = prepared.in_thought, seed, salt
+        self.digest = blake2b(f"{seed} {self.prompt}".encode(), digest_size=16).digest()
+        self.sequences = [Sequence(self, index) for index in (range(self.params.n) if wanted is None else wanted)]
         self.cached = 0
 
     @property

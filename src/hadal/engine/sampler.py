@@ -61,27 +61,27 @@ class Sampler:
         broken = ~(logits_NV.amax(-1).abs() < LARGEST)  # nor is NaN
         if bool(broken.any()):
             logits_NV[broken] = 0.0
-        edited = logits_NV
+        processed = logits_NV
         empty = torch.zeros_like(broken)
         top: dict[int, dict[int, float]] = {}
-        careful = table.careful[slots]
-        if bool(careful.any()):
-            edited, top = self._careful(table, slots, logits_NV, careful.nonzero()[:, 0].tolist())
-            if edited is not logits_NV:
-                empty = edited.amax(-1) == -torch.inf
-                edited[empty] = 0.0
+        on_host = table.on_host[slots]
+        if bool(on_host.any()):
+            processed, top = self._processed(table, slots, logits_NV, on_host.nonzero()[:, 0].tolist())
+            if processed is not logits_NV:
+                empty = processed.amax(-1) == -torch.inf
+                processed[empty] = 0.0
         rows = max(AT_ONCE // logits_NV.shape[1], 1) if logits_NV.device.type == "cpu" else len(slots)
-        parts = zip(slots.split(rows), logits_NV.split(rows), edited.split(rows), strict=True)
+        parts = zip(slots.split(rows), logits_NV.split(rows), processed.split(rows), strict=True)
         tokens, forced, logprobs = map(torch.cat, zip(*(self._chosen(table, *part) for part in parts), strict=True))
         return Choice(tokens, logprobs, forced, broken, empty & ~broken, top)
 
-    def _chosen(self, table: Table, slots: Tensor, logits_NV: Tensor, edited_NV: Tensor) -> tuple[Tensor, ...]:
+    def _chosen(self, table: Table, slots: Tensor, logits_NV: Tensor, processed_NV: Tensor) -> tuple[Tensor, ...]:
         """Tokens [N], whether a thought's budget forced them, and their log-probabilities."""
-        tokens, weights = self._draw(table, slots, edited_NV)
+        tokens, weights = self._draw(table, slots, processed_NV)
         thought = table.thought[slots]
         forced = (thought >= table.budget[slots]) & (tokens != self.end_think) & (thought >= 0)
         tokens = torch.where(forced, self.end_think, tokens)
-        return tokens, forced, self._logprobs(table.mode[slots], tokens, logits_NV, edited_NV, weights)
+        return tokens, forced, self._logprobs(table.mode[slots], tokens, logits_NV, processed_NV, weights)
 
     def account(self, table: Table, slots: Tensor, tokens: Tensor) -> None:
         """Count thoughts' tokens: from the one after `<think>` up to `</think>`."""
@@ -116,14 +116,14 @@ class Sampler:
 
     @staticmethod
     def _logprobs(
-        mode_N: Tensor, tokens_N: Tensor, logits_NV: Tensor, edited_NV: Tensor, weights_NV: Tensor | None
+        mode_N: Tensor, tokens_N: Tensor, logits_NV: Tensor, processed_NV: Tensor, weights_NV: Tensor | None
     ) -> Tensor:
         """Log-probabilities [N] of the tokens in the distribution that each row asked for; 0 where it asked for none.
 
         A greedy row's sampled distribution is taken at temperature 1, after penalties and bias.
         """
         out = torch.zeros(len(tokens_N), device=tokens_N.device)
-        for mode, logits in ((MODES["model"], logits_NV), (MODES["sampled"], edited_NV)):
+        for mode, logits in ((MODES["model"], logits_NV), (MODES["sampled"], processed_NV)):
             rows = (mode_N == mode).nonzero()[:, 0]
             if len(rows) == 0:
                 continue
@@ -137,11 +137,11 @@ class Sampler:
                 out[rows] = torch.log_softmax(chosen, -1).gather(1, at)[:, 0].float()
         return out
 
-    def _careful(
+    def _processed(
         self, table: Table, slots: Tensor, logits_NV: Tensor, rows: list[int]
     ) -> tuple[Tensor, dict[int, dict[int, float]]]:
         """Logits after penalties, bias and masks, and the likeliest tokens where they are wanted."""
-        edited = logits_NV
+        processed = logits_NV
         top: dict[int, dict[int, float]] = {}
         for row in rows:
             sequence = table.sequences[int(slots[row])]
@@ -149,13 +149,13 @@ class Sampler:
             if sequence.request.params.logprobs:
                 value, index = torch.log_softmax(logits_NV[row], -1).topk(sequence.request.params.logprobs)
                 top[row] = dict(zip(index.tolist(), value.tolist(), strict=True))
-            if sequence.request.params.edits_logits:
-                edited = logits_NV.clone() if edited is logits_NV else edited
-                edited[row] = self._edited(sequence, table.generated(sequence), logits_NV[row])
-        return edited, top
+            if sequence.request.params.processes_logits:
+                processed = logits_NV.clone() if processed is logits_NV else processed
+                processed[row] = self._process(sequence, table.generated(sequence), logits_NV[row])
+        return processed, top
 
     @staticmethod
-    def _edited(sequence: Sequence, generated: list[int], logits_V: Tensor) -> Tensor:
+    def _process(sequence: Sequence, generated: list[int], logits_V: Tensor) -> Tensor:
         request, params = sequence.request, sequence.request.params
         ids = torch.tensor(generated, dtype=torch.long, device=logits_V.device)
         counts = ids.bincount(minlength=len(logits_V))

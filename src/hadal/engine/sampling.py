@@ -1,7 +1,7 @@
 """From logits to tokens: filters and the draw.
 
 A token is a fixed function of the filtered distribution, the request's key and the position, so it does not
-matter what else is in the batch, or whether the token was guessed before it was computed.
+matter what else is in the batch, or whether the token was a draft before it was computed.
 """
 
 from __future__ import annotations

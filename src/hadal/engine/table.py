@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hadal.engine.params import SamplingParams
 from hadal.engine.request import Sequence
+from hadal.rollout import SamplingParams
 
 NO_BUDGET = 1 << 62
 """More tokens than there are."""
@@ -14,7 +14,7 @@ MODES = {"model": 1, "sampled": 2}
 
 
 class Table:
-    """One slot for each sequence that has begun, also while it is put off.
+    """One slot for each sequence that has begun, also while it is preempted.
 
     `tokens[slot, :made[slot]]` is what it has generated; the last of these is not in the cache yet.
     """
@@ -23,18 +23,18 @@ class Table:
         self.device = device
         self.sequences: list[Sequence | None] = []
         self.free: list[int] = []
-        whole = {"length", "made", "limit", "key", "top_k", "budget", "thought", "mode", "guess"}
+        whole = {"length", "made", "limit", "key", "top_k", "budget", "thought", "mode", "draft"}
         for name in sorted(whole):
             setattr(self, name, torch.zeros(0, dtype=torch.long, device=device))
         for name in ("temperature", "top_p", "min_p"):
             setattr(self, name, torch.zeros(0, dtype=torch.float32, device=device))
-        for name in ("no_think", "ends", "careful"):
+        for name in ("no_think", "ends", "on_host"):
             setattr(self, name, torch.zeros(0, dtype=torch.bool, device=device))
         self.tokens = torch.zeros(0, 64, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(0, 64, device=device)
         self.forced = torch.zeros(0, 64, dtype=torch.bool, device=device)
 
-    length: Tensor  # columns in the cache
+    length: Tensor  # tokens in the cache
     made: Tensor  # tokens generated
     limit: Tensor  # tokens that may be generated
     key: Tensor  # of the noise
@@ -45,18 +45,18 @@ class Table:
     budget: Tensor  # tokens that a thought may have
     thought: Tensor  # tokens of the open thought; -1 outside of one
     mode: Tensor  # which log-probabilities are wanted: 0 none, 1 the model's, 2 of the sampled distribution
-    guess: Tensor  # the token that is expected next; -1 for none
+    draft: Tensor  # the token that is expected next; -1 for none
     no_think: Tensor
     ends: Tensor  # whether an end token ends it
-    careful: Tensor  # whether it needs a look of its own at every step
+    on_host: Tensor  # whether Python looks at it at every step: its logits are processed or its text is watched
 
-    def add(self, sequences: list[Sequence], in_thought: list[bool]) -> None:
-        """Slots for new sequences; in_thought: whether their prompts have opened a thought."""
+    def add(self, sequences: list[Sequence]) -> None:
+        """Slots for new sequences."""
         if not sequences:
             return
         if len(self.free) < len(sequences):
             self._grow(max(len(sequences), len(self.sequences)))
-        rows = [_row(sequence, opened) for sequence, opened in zip(sequences, in_thought, strict=True)]
+        rows = [_row(sequence) for sequence in sequences]
         for sequence in sequences:
             sequence.slot = self.free.pop()
             self.sequences[sequence.slot] = sequence
@@ -103,18 +103,18 @@ class Table:
                 setattr(self, name, torch.cat([kept, kept.new_zeros(more, *kept.shape[1:])]))
 
 
-def is_careful(p: SamplingParams) -> bool:
-    """Whether a request's logits are edited or its text is watched."""
-    return p.edits_logits or bool(p.stop) or bool(p.stop_token_ids) or bool(p.logprobs)
+def needs_host(p: SamplingParams) -> bool:
+    """Whether a request's logits are processed or its text is watched."""
+    return p.processes_logits or bool(p.stop) or bool(p.stop_token_ids) or bool(p.logprobs)
 
 
-def _row(sequence: Sequence, in_thought: bool) -> dict[str, float]:
+def _row(sequence: Sequence) -> dict[str, float]:
     """What a sequence's slot holds before its first token."""
     request, p = sequence.request, sequence.request.params
     return {
-        "length": 0, "made": 0, "guess": -1, "limit": request.limit, "key": sequence.key, "temperature": p.temperature,
+        "length": 0, "made": 0, "draft": -1, "limit": request.limit, "key": sequence.key, "temperature": p.temperature,
         "top_p": p.top_p, "top_k": min(p.top_k, NO_BUDGET), "min_p": p.min_p,
         "budget": NO_BUDGET if p.thinking_budget is None else min(p.thinking_budget, NO_BUDGET),
-        "thought": 0 if in_thought else -1, "mode": 0 if p.logprobs is None else MODES[p.logprobs_of],
-        "no_think": p.thinking is False, "ends": not p.ignore_eos, "careful": is_careful(p),
+        "thought": 0 if request.in_thought else -1, "mode": 0 if p.logprobs is None else MODES[p.logprobs_of],
+        "no_think": p.thinking is False, "ends": not p.ignore_eos, "on_host": needs_host(p),
     }  # fmt: skip

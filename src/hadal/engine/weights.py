@@ -18,19 +18,18 @@ class Weights:
         self.model = merged_copy(policy) if self.copied else policy
         self._merged = policy.generation
         self.generation, self._checksum = -1, 0
-        """Of the policy, when `renew` looked at it last."""
+        """Of the policy, when `follow` looked at it last."""
 
-    def renew(self) -> bool:
-        """Follow the policy; whether its weights are others than at the last call."""
-        if self.policy.generation == self.generation:
-            return False
-        self.generation = self.policy.generation
-        if self.copied and self._merged != self.generation:
-            repack(self.model, self.policy)
-            self._merged = self.generation
-        if self.checked:
-            self._checksum = checksum(self.policy)
-        return True
+    def follow(self) -> int:
+        """Take over the policy's weights where they have changed; returns their generation."""
+        if self.policy.generation != self.generation:
+            self.generation = self.policy.generation
+            if self.copied and self._merged != self.generation:
+                repack(self.model, self.policy)
+                self._merged = self.generation
+            if self.checked:
+                self._checksum = checksum(self.policy)
+        return self.generation
 
     def check(self) -> None:
         """RuntimeError where the weights are others and their generation is the same."""

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hadal.engine import LLM
-from hadal.engine.remote import KEY, RemoteSampler, is_url
-from hadal.engine.replies import LocalSampler, Sampler
+from hadal.engine.remote import KEY, RemoteRollout, is_url
 from hadal.errors import UserError
 from hadal.evaluate.report import markdown, page
 from hadal.evaluate.results import against, results
@@ -27,6 +26,7 @@ from hadal.evaluate.samples import (
 )
 from hadal.files import write_text
 from hadal.library.find import find_model
+from hadal.rollout import Rollout
 from hadal.tasks import Task, load_tasks
 
 Say = Callable[[str], None]
@@ -34,11 +34,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to be asked. identity: as eval.json has it; sampler: loads it, when it is needed."""
+    """A model to be asked. identity: as eval.json has it; rollout: loads it, when it is needed."""
 
     name: str
     identity: dict[str, Any]
-    sampler: Callable[[Say], Sampler]
+    rollout: Callable[[Say], Rollout]
 
 
 def subject(
@@ -48,7 +48,7 @@ def subject(
     if is_url(model):
         if not served:
             raise UserError(f"{model} is a server.", "Name one of its models with --model NAME.")
-        remote = RemoteSampler(model, served, key_from, connections)  # says at once what is wrong with the address
+        remote = RemoteRollout(model, served, key_from, connections)  # says at once what is wrong with the address
         identity = {"kind": "server", "url": remote.url, "model": served}
         return Subject(served, identity, lambda say: _telling(remote, say))
     if served:
@@ -57,10 +57,10 @@ def subject(
     if not list(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no weights.", "Give a finished run, a checkpoint or adapters.")
     identity = {"kind": "weights", "name": model, "weights": fingerprint(folder), "dtype": dtype}
-    return Subject(model, identity, lambda say: LocalSampler(LLM.load(folder, form=dtype, say=say, rows=(64,))))
+    return Subject(model, identity, lambda say: LLM.load(folder, form=dtype, say=say, rows=(64,)))
 
 
-def _telling(remote: RemoteSampler, say: Say) -> RemoteSampler:
+def _telling(remote: RemoteRollout, say: Say) -> RemoteRollout:
     remote.note = say
     return remote
 
@@ -103,14 +103,14 @@ def _check(tasks: Mapping[str, Task]) -> None:
 def _ask(
     subject: Subject, asking: Asking, folder: Path, progress: Callable[[str, Progress], None], say: Say
 ) -> Evaluation:
-    def sampler() -> Sampler:
-        opened, most = subject.sampler(say), asking.settings.max_tokens
-        if isinstance(opened, LocalSampler) and most > (context := opened.llm.engine.context):
+    def rollout() -> Rollout:
+        opened, most = subject.rollout(say), asking.settings.max_tokens
+        if (context := opened.context) is not None and most > context:
             say(f"The model reads {context:,} tokens, question and answer: an answer of {most:,} ends there.")
         return opened
 
     return asking.run(
-        sampler, folder, subject.identity, lambda done: progress(subject.name, done)
+        rollout, folder, subject.identity, lambda done: progress(subject.name, done)
     )
 
 

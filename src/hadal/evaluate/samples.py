@@ -16,8 +16,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
-from hadal.engine.params import SamplingParams
-from hadal.engine.replies import Query, Reply, Sampler
 from hadal.errors import UserError
 from hadal.evaluate.fewshot import STOP, FewShot
 from hadal.evaluate.suite import held_out
@@ -25,6 +23,7 @@ from hadal.files import append_line, write_text
 from hadal.machine.cores import cores
 from hadal.rewards import format_reward
 from hadal.rng import Rng
+from hadal.rollout import Query, Rollout, Sample, SamplingParams
 from hadal.tasks import Problem, Reward, Task
 from hadal.text.parse import parse_response
 
@@ -219,10 +218,10 @@ class Asking:
         return {"hadal_eval": VERSION, "model": model, "tasks": self.sources, "settings": asdict(self.settings)}
 
     def run(
-        self, sampler: Callable[[], Sampler], folder: Path, model: dict[str, Any], progress: Callable[[Progress], None]
+        self, rollout: Callable[[], Rollout], folder: Path, model: dict[str, Any], progress: Callable[[Progress], None]
     ) -> Evaluation:
-        """Ask what is not on the disk yet; the sampler is made if anything is. Whatever ends it early, all that was
-        answered is kept."""
+        """Ask what is not on the disk yet; the rollout is made if anything is missing. Whatever ends it early, all that
+        was answered is kept."""
         had = open_folder(folder, self.config(model), self.rows())
         stored: dict[int, set[int]] = {}
         for sample in had.samples:
@@ -235,7 +234,7 @@ class Asking:
         total, done, new, tokens = len(self.problems) * K, len(had.samples), 0, 0
         if not numbers:
             return had
-        model_here = sampler()
+        source = rollout()
         progress(Progress(done, total, new, tokens))
 
         def store(record: dict[str, Any]) -> None:
@@ -247,8 +246,8 @@ class Asking:
         with (folder / "samples.jsonl").open("ab", buffering=0) as file, ThreadPoolExecutor(cores()) as threads:
             judging: set[Future[dict[str, Any]]] = set()
             try:
-                for at, index, reply in model_here.sample(self._query(n, missing[n]) for n in numbers):
-                    judging.add(threads.submit(self.judge, numbers[at], index, reply))
+                for at, index, answer in source.sample(self._query(n, missing[n]) for n in numbers):
+                    judging.add(threads.submit(self.judge, numbers[at], index, answer))
                     for future in wait(judging, timeout=0 if len(judging) < 8 * cores() else None,
                                        return_when=FIRST_COMPLETED).done:  # fmt: skip
                         judging.remove(future)
@@ -269,20 +268,20 @@ class Asking:
             return Query(self.shots[name].prompt(problem), params, wanted)
         return Query([{"role": "user", "content": problem.prompt}], params, wanted)
 
-    def judge(self, number: int, index: int, reply: Reply) -> dict[str, Any]:
-        """The line of samples.jsonl for a reply."""
+    def judge(self, number: int, index: int, sample: Sample) -> dict[str, Any]:
+        """The line of samples.jsonl for a sample."""
         problem = self.problems[number]
         name = problem.meta["task"]
-        task, text = self.tasks[name], reply.text
+        task, text = self.tasks[name], sample.response
         if name in self.shots:
             text = self.shots[name].response(text)
-        reward, vote = Reward(0.0, {}, reply.error), ""
+        reward, vote = Reward(0.0, {}, sample.error), ""
         parsed = parse_response(text)
-        if not reply.error:
+        if not sample.error:
             reward = task.score(problem, text)
             vote = task.canonical(problem, parsed.answer) if parsed.closed and parsed.answer else ""
         return {
             "task": name, "problem": number, "sample": index, "right": reward.right, "score": reward.total,
-            "broke": reward.broke, "vote": vote, "tokens": reply.tokens, "truncated": reply.finish == "length",
+            "broke": reward.broke, "vote": vote, "tokens": sample.tokens, "truncated": sample.finish_reason == "length",
             "thinks": parsed.thinks, "format": bool(format_reward(text)), "note": reward.note, "text": text,
         }  # fmt: skip

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hadal.engine import LLM, RequestOutput, SamplingParams
 from hadal.errors import UserError
 from hadal.evaluate.statistics import crossing, mean_of_shares, pass_at_k, proportion
+from hadal.rollout import Query, Rollout, Sample, SamplingParams, sample_all
 from hadal.tasks import Problem, Task
 from hadal.text.parse import parse_response
 
@@ -58,27 +58,30 @@ def held_out(task: Task, difficulty: int, n: int, stream: int = 0, new_phrasing:
 
 
 def ask(
-    llm: LLM, tasks: Mapping[str, Task], problems: Sequence[Problem], params: SamplingParams
+    rollout: Rollout, tasks: Mapping[str, Task], problems: Sequence[Problem], params: SamplingParams
 ) -> list[list[Verdict]]:
     """params.n verdicts for each problem."""
-    prompts = [llm.tokenizer.chat([{"role": "user", "content": p.prompt}], params.thinking) for p in problems]
+    queries = [
+        Query([{"role": "user", "content": problem.prompt}], each)
+        for problem, each in zip(problems, params.spread(len(problems)), strict=True)
+    ]
 
-    def judge(problem: Problem, output: RequestOutput) -> list[Verdict]:
+    def judge(problem: Problem, samples: Sequence[Sample]) -> list[Verdict]:
         task = tasks[problem.meta["task"]]
-        if output.error:
-            raise UserError(f"{task.name}: {output.error}")
+        if samples[0].refused:
+            raise UserError(f"{task.name}: {samples[0].error}")
         out = []
-        for sample in output.outputs:
-            text = llm.tokenizer.opening(output.prompt_token_ids) + sample.text
+        for sample in samples:
+            text = sample.response
             right = task.score(problem, text).right
-            out.append(Verdict(problem, text, len(sample.token_ids), parse_response(text).thinks, right))
+            out.append(Verdict(problem, text, sample.tokens or 0, parse_response(text).thinks, right))
         return out
 
-    return [judge(p, o) for p, o in zip(problems, llm.generate(prompts, params.spread(len(prompts))), strict=True)]
+    return [judge(p, samples) for p, samples in zip(problems, sample_all(rollout, queries), strict=True)]
 
 
 def evaluate(
-    llm: LLM,
+    rollout: Rollout,
     tasks: Mapping[str, Task],
     config: EvaluationConfig,
     seed: int,
@@ -91,7 +94,7 @@ def evaluate(
 
     def run(problems: dict[str, list[Problem]], params: SamplingParams) -> dict[str, list[list[Verdict]]]:
         flat = [p for part in problems.values() for p in part]
-        verdicts = iter(ask(llm, tasks, flat, params))
+        verdicts = iter(ask(rollout, tasks, flat, params))
         return {name: [next(verdicts) for _ in part] for name, part in problems.items()}
 
     def counts(groups: list[list[Verdict]]) -> tuple[int, int]:
@@ -143,7 +146,7 @@ def evaluate(
 
     progress("against difficulty")
     for name, task in tasks.items():
-        by_task[name]["by_difficulty"] = frontier_points(llm, tasks, task, config, seed)
+        by_task[name]["by_difficulty"] = frontier_points(rollout, tasks, task, config, seed)
         points = [(p["difficulty"], p["accuracy"]) for p in by_task[name]["by_difficulty"]]
         by_task[name]["frontier"] = crossing(points)
 
@@ -157,7 +160,7 @@ def evaluate(
 
 
 def frontier_points(
-    llm: LLM, tasks: Mapping[str, Task], task: Task, config: EvaluationConfig, seed: int
+    rollout: Rollout, tasks: Mapping[str, Task], task: Task, config: EvaluationConfig, seed: int
 ) -> list[dict[str, float]]:
     """Greedy, made to think, level by level; stops where two levels in a row are out of reach."""
     last = min(task.difficulties.stop - 1, task.gold_limit + config.levels_past_gold)
@@ -166,7 +169,7 @@ def frontier_points(
     for level in range(first, last + 1):
         problems = held_out(task, level, config.level_problems, stream=3)
         params = SamplingParams(0.0, max_tokens=config.max_tokens, seed=seed, thinking=True)
-        right = sum(v[0].right for v in ask(llm, tasks, problems, params))
+        right = sum(v[0].right for v in ask(rollout, tasks, problems, params))
         out.append({"difficulty": level, **proportion(right, len(problems))})
         if level > task.gold_limit and len(out) > 1 and max(out[-1]["accuracy"], out[-2]["accuracy"]) < 0.05:
             break

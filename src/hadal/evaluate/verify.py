@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from hadal.checkpoints.load import load_model
-from hadal.engine import LLM, SamplingParams
+from hadal.engine import LLM
 from hadal.errors import UserError
 from hadal.evaluate.statistics import proportion
 from hadal.library.find import find_model
+from hadal.rollout import Query, Rollout, SamplingParams, sample_all
 from hadal.tasks import Problem
 from hadal.tasks.maths import GSM8K
 from hadal.text.parse import parse_response
@@ -182,7 +183,7 @@ def check_logits(ours: Sequence[Tensor], theirs: Sequence[Tensor], dtype: torch.
 
 
 def check_gsm8k(
-    llm: LLM,
+    rollout: Rollout,
     items: int,
     max_tokens: int,
     file: Path | None = None,
@@ -194,17 +195,20 @@ def check_gsm8k(
     problems: list[Problem] = task.problems("held_out")[:items]
     if not problems:
         raise UserError("There is no GSM8K test problem.", "Give a file with --gsm8k FILE.")
+    params = SamplingParams(temperature=0.6, top_p=0.95, max_tokens=max_tokens, seed=seed)
+    queries = [
+        Query([{"role": "user", "content": problem.prompt}], each)
+        for problem, each in zip(problems, params.spread(len(problems)), strict=True)
+    ]
     try:
-        prompts = [llm.tokenizer.chat([{"role": "user", "content": p.prompt}]) for p in problems]
+        answers = sample_all(rollout, queries)
     except UserError as error:
         return Check("gsm8k", "not checked", str(error), {})
-    params = SamplingParams(temperature=0.6, top_p=0.95, max_tokens=max_tokens, seed=seed)
     right, cut = 0, 0
-    outputs = llm.generate(prompts, params.spread(len(prompts)))
-    for problem, prompt, output in zip(problems, prompts, outputs, strict=True):
-        (sample,) = output.outputs
-        opened = llm.tokenizer.in_thought(prompt)
-        parsed = parse_response(sample.text, thinking=opened, finished=sample.finish_reason == "stop")
+    for problem, (sample,) in zip(problems, answers, strict=True):
+        if sample.refused:
+            return Check("gsm8k", "not checked", sample.error, {})
+        parsed = parse_response(sample.text, thinking=bool(sample.opening), finished=sample.finish_reason == "stop")
         right += task.judge(problem, parsed.answer)
         cut += sample.finish_reason != "stop"
     score = proportion(right, len(problems))

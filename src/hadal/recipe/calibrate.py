@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from hadal.engine import LLM, SamplingParams
+from hadal.engine import LLM
 from hadal.machine.cores import cores
 from hadal.machine.device import place
 from hadal.models.build import build
 from hadal.recipe.config import Recipe
 from hadal.recipe.kinds import DistillConfig, ExamConfig, GrpoConfig, PretrainStage, RejectConfig, Stage
+from hadal.rollout import Query, SamplingParams, sample_all
 from hadal.tasks import Task
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.corpus import batches
@@ -106,10 +107,10 @@ def calibrate(recipe: Recipe, tasks: Mapping[str, Task], tokenizer: Tokenizer) -
     """Measure a few steps of training and of sampling at the recipe's size."""
     llm = _new_engine(recipe, tokenizer)
     step, trained_token = _step_seconds(recipe, tasks, tokenizer, llm)
-    prompts = [tokenizer.chat([{"role": "user", "content": "What is 3 + 4?"}])] * recipe.grpo.prompts
+    params = SamplingParams(max_tokens=16, seed=0, n=recipe.grpo.samples).spread(recipe.grpo.prompts)
     began = time.perf_counter()
-    outputs = llm.generate(prompts, SamplingParams(max_tokens=16, seed=0, n=recipe.grpo.samples).spread(len(prompts)))
-    made = sum(len(s.token_ids) for o in outputs for s in o.outputs)
+    groups = sample_all(llm, [Query([{"role": "user", "content": "What is 3 + 4?"}], each) for each in params])
+    made = sum(len(sample.token_ids) for group in groups for sample in group)
     return Plan(step, (time.perf_counter() - began) / made, trained_token, {})
 
 

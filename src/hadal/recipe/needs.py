@@ -15,10 +15,10 @@ from hadal.checkpoints.load import load_config
 from hadal.cost.flops import cache_bytes, forward_flops, mean_context, parameters
 from hadal.cost.memory import LIBRARIES, PLAIN, PROCESS, Memory, Pass, gigabytes, training_memory, training_seconds
 from hadal.engine.config import EngineConfig
-from hadal.engine.lanes import run_size
+from hadal.engine.kv.buckets import bucket_size
+from hadal.engine.kv.pool import prefill_size
+from hadal.engine.kv.prefix import BLOCK
 from hadal.engine.memory import LEAST, SHARE, WIDEST
-from hadal.engine.prefix import BLOCK
-from hadal.engine.runs import reading_size
 from hadal.errors import UserError
 from hadal.machine.device import free_on_gpu, pick
 from hadal.machine.memory import available_memory, resident_memory
@@ -205,13 +205,13 @@ class Needs:
         """Bytes that an engine takes for so many requests: its cache, what it reads prompts with, and logits."""
         config, value_bytes = EngineConfig(), self.value_bytes
         rows = min(config.rows, prompts * samples)
-        last = run_size(self.prompt + max_tokens)
-        first = run_size(min(self.prompt + max_tokens, self.prompt + config.room))
+        last = bucket_size(self.prompt + max_tokens)
+        first = bucket_size(min(self.prompt + max_tokens, self.prompt + config.reserve))
         chunk = config.chunk
         if self.recipe.device == "cpu":
             chunk = min(chunk, max(WIDEST // (2 * shape.intermediate_size * value_bytes), LEAST))
         together = min(prompts, max(1, chunk // self.prompt))
-        reading = together * reading_size(self.prompt)
+        reading = together * prefill_size(self.prompt)
         runs = rows * (last + (first if first < last else 0))  # those that grow move, and for a moment have both
         if together < prompts:
             runs += rows * first // 2  # they come a few at a time, and get room to spare

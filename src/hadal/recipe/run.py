@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -24,8 +24,7 @@ from hadal.checkpoints.save import save_model
 from hadal.cost.flops import forward_flops, mean_context, training_flops
 from hadal.cost.ledger import Ledger, LedgerRecord
 from hadal.cost.prices import LAPTOP
-from hadal.engine import LLM, RequestOutput, SamplingParams
-from hadal.engine.llm import Prompt
+from hadal.engine import LLM
 from hadal.errors import UserError
 from hadal.files import JsonLines, write_json
 from hadal.library.find import find_model
@@ -39,6 +38,7 @@ from hadal.recipe.config import CHECKPOINT, Recipe
 from hadal.recipe.kinds import PretrainStage, Stage
 from hadal.recipe.view import View
 from hadal.rng import Rng
+from hadal.rollout import Query, Sample
 from hadal.tasks import Task
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.optim import Optimizer
@@ -264,29 +264,30 @@ class _BookedLLM(LLM):
         super().__init__(model, run.tokenizer)
         self.run = run
 
-    def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
-    ) -> list[RequestOutput]:
-        outputs = super().generate(prompts, params)
-        for output in outputs:  # a question may be longer than the context; what memory lacks must decide no result
-            if output.error and len(output.prompt_token_ids) < self.engine.context:
-                raise UserError(output.error)
-        self._tell_of_cuts(outputs, self._params(params, len(outputs)))
-        lengths = [len(sample.token_ids) for output in outputs for sample in output.outputs]
-        read = sum(len(output.prompt_token_ids) for output in outputs)  # once for all samples of a prompt
-        if outputs:
-            self.run.count_sampled(sum(lengths), read, read / len(outputs) + sum(lengths) / len(lengths))
-        return outputs
+    def sample(self, queries: Iterable[Query]) -> Iterator[tuple[int, int, Sample]]:
+        asked = list(queries)
+        prompts: dict[int, list[int]] = {}
+        lengths: list[int] = []
+        for number, index, sample in super().sample(asked):
+            # A question may be longer than the context; what memory lacks must decide no result.
+            if sample.refused and len(sample.prompt_ids) < self.context:
+                raise UserError(sample.error)
+            prompts[number] = sample.prompt_ids
+            lengths += [] if sample.refused else [len(sample.token_ids)]
+            yield number, index, sample
+        self._tell_of_cuts([(len(prompt), asked[number].params.max_tokens) for number, prompt in prompts.items()])
+        read = sum(map(len, prompts.values()))  # once for all samples of a prompt
+        if lengths:
+            self.run.count_sampled(sum(lengths), read, read / len(prompts) + sum(lengths) / len(lengths))
 
-    def _tell_of_cuts(self, outputs: Sequence[RequestOutput], params: Sequence[SamplingParams]) -> None:
+    def _tell_of_cuts(self, asked: Iterable[tuple[int, int | None]]) -> None:
         """Say once that prompts leave less of the model's context than samples may have."""
-        room = [self.engine.context - len(output.prompt_token_ids) for output in outputs]
-        short = [left for left, p in zip(room, params, strict=True) if p.max_tokens is not None and left < p.max_tokens]
+        short = [left for length, most in asked if most is not None and (left := self.context - length) < most]
         if short and not self.run.cut_told:
             self.run.cut_told = True
             self.run.view.note(
                 f"Samples are of at most {min(short):,} tokens where a prompt leaves no more: the model reads "
-                f"{self.engine.context:,}."
+                f"{self.context:,}."
             )
 
 

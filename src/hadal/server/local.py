@@ -15,9 +15,10 @@ from hadal.cost.prices import LAPTOP
 from hadal.engine import LLM, AsyncEngine, Closed, EngineConfig, SamplingParams, TooLong
 from hadal.engine.asynchronous import Piece
 from hadal.engine.llm import generation_defaults
-from hadal.engine.request import Request, Sample
+from hadal.engine.request import Request
 from hadal.errors import UserError
 from hadal.library.record import is_grown, record_of
+from hadal.rollout import Sample
 from hadal.server.faults import refusal_of
 from hadal.server.models import EFFORT_BUDGETS, EFFORTS, Ask, Card, Control, Delta, End, Event, Model, Phase, Usage
 from hadal.server.schemas import IMPOSSIBLE
@@ -60,7 +61,7 @@ class LocalModel(Model):
 
     async def ready(self, ask: Ask) -> Ask:
         """Reads the prompt, in another thread: a long one takes seconds, for which every stream would stand still."""
-        if ask.ids is not None:
+        if ask.prepared is not None:
             return ask
         pool = self._long if _size(ask) > LONG else None
         return await asyncio.get_running_loop().run_in_executor(pool, self._ready, ask)
@@ -69,14 +70,13 @@ class LocalModel(Model):
         if self._closing:  # others had to be read before it
             raise refusal_of(Closed())
         try:
-            ids = self._prompt(ask)
-            ask = replace(ask, ids=ids)
-            self.llm.engine.check([*ids, *ask.resume], self._params(ask))
+            prompt = [*self._prompt(ask), *ask.resume]
+            return replace(ask, prepared=self.llm.engine.prepare(prompt, self._params(ask, len(prompt))))
         except UserError as error:
             raise refusal_of(error, ask.prompt is None) from None
-        return ask
 
-    def _params(self, ask: Ask) -> SamplingParams:
+    def _params(self, ask: Ask, length: int) -> SamplingParams:
+        """How a prompt of so many tokens is answered."""
         wanted: dict[str, Any] = {**self.card.sampling, **ask.sampling, "thinking": ask.thinking}
         longest = self.llm.engine.longest
         most, asked = self.card.max_tokens or longest, wanted.get("max_tokens")
@@ -84,10 +84,10 @@ class LocalModel(Model):
             cause = f"max_tokens is {asked:,}, and {self.card.id} gives {most:,} at most."
             raise TooLong(cause, "Ask for less.", "max_tokens")
         if asked is None and most < longest:
-            wanted["max_tokens"] = max(1, min(most, longest - len(ask.ids or ()) - len(ask.resume)))
+            wanted["max_tokens"] = max(1, min(most, longest - length))
         if ask.effort is not None and self.card.budget and ask.thinking is not False:
             wanted.setdefault("thinking_budget", EFFORT_BUDGETS[ask.effort])
-        if ask.prompt is not None:
+        if ask.prompt is not None or (ask.resume and ask.thinking):
             wanted["thinking"] = None
         return SamplingParams.of(wanted)
 
@@ -106,21 +106,20 @@ class LocalModel(Model):
 
     async def answer(self, ask: Ask, control: Control | None = None) -> AsyncGenerator[Event]:
         try:
-            ask = await self.ready(ask)
-            params, prompt = self._params(ask), list(ask.ids or ())
-            if ask.resume:
-                params = replace(params, thinking=False if params.thinking is False else None)
+            prepared = (await self.ready(ask)).prepared
+            assert prepared is not None
+            params, prompt = prepared.params, prepared.prompt[: len(prepared.prompt) - len(ask.resume)]
             opened = ask.prompt is None and self.tokenizer.in_thought(prompt)
             readers = [_Reader(self.tokenizer, i, opened, params, ask.prompt is not None) for i in range(params.n)]
             for reader in readers:
                 reader.skip(ask.resume)
             begun: list[Request] = []
-            pieces = self.engine.generate([*prompt, *ask.resume], params, ask.user, begun.append)
+            pieces = self.engine.stream(prepared, ask.user, begun.append)
             hurry = asyncio.create_task(self._hurry(control, begun)) if control is not None else None
             try:
                 async for piece in pieces:
                     if piece.phase:
-                        yield Phase(piece.phase)
+                        yield Phase("reading" if piece.phase == "prefill" else "queued")
                     for delta in readers[piece.index].read(piece):
                         yield delta
                     if piece.output is not None:

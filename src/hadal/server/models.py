@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hadal.cost.prices import R1, ApiPrice, HourPrice
+from hadal.engine.request import Prepared
 from hadal.server.faults import Refusal
 
 EFFORTS = ("low", "high", "max")
@@ -26,7 +27,8 @@ class Ask:
 
     sampling: the settings that were given, by the names of `SamplingParams`; what is absent is the model's default.
     resume: token ids of an answer to go on with. user: keeps cached prefixes apart. may_move: whether a `moved` delta
-    may tell of a thought that only its end shows. ids: what a model of this machine reads, once `ready` knows.
+    may tell of a thought that only its end shows. prepared: what a model of this machine reads, encoded and checked by
+    `ready`.
     """
 
     messages: Sequence[Mapping[str, Any]] = ()
@@ -37,7 +39,7 @@ class Ask:
     resume: Sequence[int] = ()
     user: str = ""
     may_move: bool = False
-    ids: Sequence[int] | None = None
+    prepared: Prepared | None = None
 
     @property
     def n(self) -> int:

@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from hadal.engine.params import LONGEST_STOP, MOST_BIAS, MOST_STOPS
+from hadal.rollout.params import LONGEST_STOP, MOST_BIAS, MOST_STOPS
 from hadal.server.models import EFFORT_NAMES, Ask
 
 MOST_N = 32

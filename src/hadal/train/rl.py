@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hadal.engine import LLM, Sample, SamplingParams
+from hadal.engine import LLM
 from hadal.errors import UserError
 from hadal.models.decoder import Decoder
 from hadal.rewards import PARTS, RewardConfig
 from hadal.rewards.language import foreign_share
 from hadal.rng import Rng
+from hadal.rollout import Rollout, Sample, SamplingParams
 from hadal.tasks import Task
 from hadal.text.parse import parse_response
 from hadal.train.algorithms import Algorithm, Options, Tokens, divergence, find, read_options, total
@@ -95,7 +96,7 @@ class UpdateResult:
 
 
 def draw_groups(
-    llm: LLM, tasks: Mapping[str, Task], curriculum: Curriculum, config: RLConfig, seed: int, step: int,
+    rollout: Rollout, tasks: Mapping[str, Task], curriculum: Curriculum, config: RLConfig, seed: int, step: int,
     thinking: bool | None = None, again: int = 0,
 ) -> list[Group]:  # fmt: skip
     """A batch of scored groups at the difficulties that the curriculum asks for; it takes in how they went.
@@ -114,25 +115,25 @@ def draw_groups(
         config.temperature, max_tokens=config.max_tokens, seed=seed, thinking=thinking, n=config.samples, logprobs=0,
         logprobs_of="sampled",
     )  # fmt: skip
-    groups = sample_groups(llm, tasks, problems, params, config.reward_config())
+    groups = sample_groups(rollout, tasks, problems, params, config.reward_config())
     for group in groups:
         curriculum.record(group.task, group.problem.meta["difficulty"], group.success)
     return groups
 
 
 def draw_batch(
-    llm: LLM, tasks: Mapping[str, Task], curriculum: Curriculum, config: RLConfig, seed: int, step: int
+    rollout: Rollout, tasks: Mapping[str, Task], curriculum: Curriculum, config: RLConfig, seed: int, step: int
 ) -> Batch:
     """Sample and score the groups of an update; where the options say so, again for those that teach nothing."""
     began = time.perf_counter()
     algorithm, options = find(config.algorithm), config.settings
-    groups = draw_groups(llm, tasks, curriculum, config, seed, step)
+    groups = draw_groups(rollout, tasks, curriculum, config, seed, step)
     advantages = _advantages(algorithm, options, groups)
     for again in range(1, options.max_draws):
         lacking = config.prompts - _taught(advantages)
         if lacking <= 0:
             break
-        more = draw_groups(llm, tasks, curriculum, replace(config, prompts=lacking), seed, step, again=again)
+        more = draw_groups(rollout, tasks, curriculum, replace(config, prompts=lacking), seed, step, again=again)
         groups += more
         advantages = torch.cat([advantages, _advantages(algorithm, options, more)])
     return Batch(groups, advantages, time.perf_counter() - began)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hadal.engine import LLM, Sample, SamplingParams
 from hadal.errors import UserError
 from hadal.models.balance import Counted
 from hadal.models.cache import Continuations, SharedPrefix
 from hadal.models.decoder import Decoder
 from hadal.rewards import Response, RewardConfig, score_group
+from hadal.rollout import Query, Rollout, Sample, SamplingParams, require, sample_all
 from hadal.tasks import Problem, Reward, Task
 from hadal.train.losses import policy
 
@@ -28,13 +28,11 @@ class Group:
     prompt: list[int]
     samples: list[Sample]
     rewards: list[Reward]
-    opening: str = ""
-    """What of each response stands in the prompt: the mark of a thought that is opened there."""
 
     @property
     def texts(self) -> list[str]:
         """The responses in full."""
-        return [self.opening + sample.text for sample in self.samples]
+        return [sample.response for sample in self.samples]
 
     @property
     def success(self) -> float:
@@ -43,23 +41,29 @@ class Group:
 
 
 def sample_groups(
-    llm: LLM,
+    rollout: Rollout,
     tasks: Mapping[str, Task],
     problems: Sequence[tuple[str, Problem]],
     params: SamplingParams,
     config: RewardConfig,
 ) -> list[Group]:
-    """params.n scored samples for each (task name, problem)."""
-    prompts = [llm.tokenizer.chat([{"role": "user", "content": p.prompt}], params.thinking) for _, p in problems]
-    limit = params.max_tokens or llm.model.config.max_position_embeddings
+    """params.n scored samples for each (task name, problem), from the weights that are trained.
+
+    UserError for a source that does not give what an update is computed from, and for a problem that cannot be asked.
+    """
+    require(rollout, "RL", ids=True, logprobs=True, weights=True)
+    queries = [
+        Query([{"role": "user", "content": problem.prompt}], each)
+        for (_, problem), each in zip(problems, params.spread(len(problems)), strict=True)
+    ]
+    limit = params.max_tokens or rollout.context or 0
     groups = []
-    for (name, problem), output in zip(problems, llm.generate(prompts, params.spread(len(prompts))), strict=True):
-        if output.error:
-            raise UserError(f"{name}: {output.error}")
-        opening = llm.tokenizer.opening(output.prompt_token_ids)
-        responses = [Response(opening + s.text, s.token_ids, limit) for s in output.outputs]
+    for (name, problem), samples in zip(problems, sample_all(rollout, queries), strict=True):
+        if samples[0].refused:
+            raise UserError(f"{name}: {samples[0].error}")
+        responses = [Response(sample.response, sample.token_ids, limit) for sample in samples]
         rewards = score_group(tasks[name], problem, responses, config)
-        groups.append(Group(name, problem, output.prompt_token_ids, output.outputs, rewards, opening))
+        groups.append(Group(name, problem, samples[0].prompt_ids, samples, rewards))
     return groups
 
 

@@ -11,7 +11,6 @@ import time
 
 from torch import Tensor
 
-from hadal.engine import SamplingParams
 from hadal.engine.sampler import forbidden_ids
 from hadal.models.decoder import Decoder
 from hadal.recipe.kinds import DistillConfig
@@ -19,6 +18,7 @@ from hadal.recipe.run import Run
 from hadal.recipe.stages.sft import Objective, gather, gradients, seed_dropout, settled, sft, sft_stage
 from hadal.recipe.watch import tell_left_out
 from hadal.rng import Rng
+from hadal.rollout import Query, SamplingParams, require, sample_all
 from hadal.tasks import Problem
 from hadal.train.conversations import Conversation
 from hadal.train.corpus import Batch
@@ -61,22 +61,26 @@ def _on_policy(
     run.restore(stage, state, student, optimizer)
     student.checkpoint_activations = numbers.checkpoint_activations
     llm = run.engine(student)
+    require(llm, "On-policy distillation", ids=True, weights=True)
     run.view.stage(stage, config.updates, f"{config.teacher} grades what the student says")
     for step in range(state.step if state else 0, config.updates):
         began = time.perf_counter()
         problems = _problems(run, numbers.seed, step, config)
-        prompts = [run.tokenizer.chat([{"role": "user", "content": p.prompt}]) for p in problems]
         seed = Rng("on-policy samples", numbers.seed, step).bits() >> 1
         params = SamplingParams(config.temperature, max_tokens=config.max_tokens, seed=seed, n=config.samples)
         student.eval()
-        outputs = llm.generate(prompts, params.spread(len(prompts)))
+        queries = [
+            Query([{"role": "user", "content": problem.prompt}], each)
+            for problem, each in zip(problems, params.spread(len(problems)), strict=True)
+        ]
         chosen, right = [], 0.0
-        for problem, output in zip(problems, outputs, strict=True):
-            for sample in output.outputs:
-                ids = [*output.prompt_token_ids, *sample.token_ids]
-                chosen.append(Conversation(ids, [(len(output.prompt_token_ids), len(ids))]))
-                text = run.tokenizer.opening(output.prompt_token_ids) + sample.text
-                right += run.tasks[problem.meta["task"]].score(problem, text).right
+        for problem, samples in zip(problems, sample_all(llm, queries), strict=True):
+            for sample in samples:
+                if sample.refused:
+                    continue
+                ids = [*sample.prompt_ids, *sample.token_ids]
+                chosen.append(Conversation(ids, [(len(sample.prompt_ids), len(ids))]))
+                right += run.tasks[problem.meta["task"]].score(problem, sample.response).right
         student.train()
         seed_dropout(numbers.lora, numbers.seed, step)
         loss = gradients(student, chosen, objective, run.tokenizer.pad_id, numbers)

@@ -11,9 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from hadal.engine import SamplingParams
-from hadal.engine.remote import RemoteSampler
-from hadal.engine.replies import Query
+from hadal.engine.remote import RemoteRollout
 from hadal.files import JsonLines, write_text
 from hadal.recipe.kinds import RejectConfig
 from hadal.recipe.run import Run
@@ -21,6 +19,7 @@ from hadal.recipe.stages.sft import DATA
 from hadal.rewards.language import language_share
 from hadal.rewards.shape import format_reward, repetition_penalty
 from hadal.rng import Rng
+from hadal.rollout import Query, SamplingParams, sample_all
 from hadal.tasks import Problem, Task
 from hadal.text.parse import parse_response
 from hadal.text.tokenizer import END_THINK, THINK, Tokenizer
@@ -90,11 +89,12 @@ def _ask_model(
     numbers = list(problems)
     for at in range(0, len(numbers), TOGETHER):
         part = numbers[at : at + TOGETHER]
-        prompts = [llm.tokenizer.chat([{"role": "user", "content": problems[i].prompt}], thinking) for i in part]
-        each = [replace(params, seed=_seed(run, stage, i)) for i in part]
-        for number, output in zip(part, llm.generate(prompts, each), strict=True):
-            opening = llm.tokenizer.opening(output.prompt_token_ids)
-            yield number, [opening + sample.text for sample in output.outputs]
+        queries = [
+            Query([{"role": "user", "content": problems[i].prompt}], replace(params, seed=_seed(run, stage, i)))
+            for i in part
+        ]
+        for number, samples in zip(part, sample_all(llm, queries), strict=True):
+            yield number, [sample.response for sample in samples if not sample.refused]
 
 
 def _ask_endpoint(
@@ -103,20 +103,19 @@ def _ask_endpoint(
     """The same of a server, each problem as soon as it has all of its answers. UserError where the server stays down,
     refuses, or talks nonsense."""
     params = SamplingParams(config.temperature, config.top_p, config.max_tokens, n=config.samples)
-    teacher = RemoteSampler(
+    teacher = RemoteRollout(
         config.endpoint, config.endpoint_model, TEACHER_KEY, attempts=ATTEMPTS, first_wait=FIRST_WAIT, patient=True,
         note=run.view.note,
     )  # fmt: skip
     numbers = list(problems)
     queries = (
-        Query([{"role": "user", "content": problem.prompt}], replace(params, seed=_seed(run, stage, number)),
-              range(config.samples))
+        Query([{"role": "user", "content": problem.prompt}], replace(params, seed=_seed(run, stage, number)))
         for number, problem in problems.items()
     )  # fmt: skip
     found: dict[int, dict[int, str]] = {}
-    for at, index, reply in teacher.sample(queries):
+    for at, index, sample in teacher.sample(queries):
         texts = found.setdefault(at, {})
-        texts[index] = reply.text
+        texts[index] = sample.response
         if len(texts) == config.samples:
             yield numbers[at], [texts[i] for i in range(config.samples)]
             del found[at]

@@ -1,12 +1,10 @@
-"""What a request may ask of the sampler, named as vLLM's users know it."""
+"""How samples are drawn, named as vLLM's users know it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
-
-from torch import Tensor
 
 from hadal.errors import UserError
 from hadal.reading import nearest
@@ -19,8 +17,8 @@ COLDEST = 1e-6
 """The lowest temperature above 0: logits divided by less could leave float32."""
 MOST_BIAS = 100
 
-Allowed = Callable[[Sequence[int]], "Tensor | None"]
-"""From the tokens generated so far to a mask [V] of the next ones that are allowed (None: all of them)."""
+Allowed = Callable[[Sequence[int]], Any]
+"""From the tokens generated so far to a mask (a bool tensor [V]) of the next ones that are allowed; None: all."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ class SamplingParams:
         return cls(**settings)
 
     @property
-    def edits_logits(self) -> bool:
+    def processes_logits(self) -> bool:
         """Whether logits change with what was generated or by token."""
         penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0.0, 0.0, 1.0)
         return penalties or bool(self.logit_bias) or self.allowed is not None

@@ -1,4 +1,4 @@
-"""What was computed of earlier prompts, kept in blocks under the hash of all tokens up to their end.
+"""The prefix cache: what was computed of earlier prompts, in blocks under the hash of all tokens up to their end.
 
 A block is found by its whole past, so two prompts share exactly their common beginning. The least recently used
 blocks go first when memory is wanted for something else.
@@ -13,24 +13,26 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from hadal.engine.lanes import Lane
+from hadal.engine.kv.buckets import Bucket
 
 BLOCK = 32
 """Tokens of a block."""
 
 
-class PrefixStore:
+class PrefixCache:
     """Blocks by hash: tensors [L, J, BLOCK, C], one for each that a layer keeps."""
 
     def __init__(self) -> None:
         self.blocks: OrderedDict[bytes, list[Tensor]] = OrderedDict()
+        self.generation = -1
+        """Of the weights that the blocks were computed with."""
 
     def __len__(self) -> int:
         return len(self.blocks)
 
     @property
-    def columns(self) -> int:
-        """How many columns of cache the blocks take."""
+    def tokens(self) -> int:
+        """How many tokens of the KV cache the blocks take."""
         return len(self.blocks) * BLOCK
 
     @staticmethod
@@ -52,26 +54,32 @@ class PrefixStore:
             self.blocks.move_to_end(key)
         return found
 
-    def read(self, keys: Sequence[bytes], lane: Lane, row: int) -> None:
+    def read(self, keys: Sequence[bytes], bucket: Bucket, row: int) -> None:
         """Copy blocks to the beginning of a row."""
         if not keys:
             return
-        lane.fill(len(keys) * BLOCK)
-        for index, part in enumerate(lane.parts):
+        bucket.fill(len(keys) * BLOCK)
+        for index, part in enumerate(bucket.parts):
             part[:, row, :, : len(keys) * BLOCK] = torch.cat([self.blocks[key][index] for key in keys], dim=2)
 
-    def write(self, keys: Sequence[bytes], lane: Lane, row: int) -> None:
+    def write(self, keys: Sequence[bytes], bucket: Bucket, row: int) -> None:
         """Keep the leading blocks of a row, those that are not here yet."""
         for number, key in enumerate(keys):
             if key not in self.blocks:
                 block = slice(number * BLOCK, (number + 1) * BLOCK)
-                self.blocks[key] = [part[:, row, :, block].clone() for part in lane.parts]
+                self.blocks[key] = [part[:, row, :, block].clone() for part in bucket.parts]
 
-    def shrink(self, columns: int) -> None:
-        """Drop the least recently used blocks until at most this many columns are taken."""
-        while self.columns > max(columns, 0):
+    def evict(self, tokens: int) -> None:
+        """Drop the least recently used blocks until they take at most this many tokens."""
+        while self.tokens > max(tokens, 0):
             self.blocks.popitem(last=False)
 
+    def follow(self, generation: int) -> None:
+        """Forget everything where the weights are of another generation."""
+        if generation != self.generation:
+            self.clear()
+            self.generation = generation
+
     def clear(self) -> None:
-        """Forget everything: the weights have changed."""
+        """Forget everything."""
         self.blocks.clear()

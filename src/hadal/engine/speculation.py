@@ -1,7 +1,7 @@
-"""Guessing tokens ahead, so that one pass can check several: from the text itself.
+"""Speculative decoding: draft tokens, of which one forward pass checks several.
 
-A guess is only ever a guess: a token counts when it equals the one that is drawn at its place anyway, so what a
-request gets is the same with and without.
+A draft is accepted (`outputs.py`) when it equals the token that is drawn at its place anyway, so what a request gets is
+the same with and without.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hadal.engine.lanes import Lane, Pass
-from hadal.engine.runs import Runs
+from hadal.engine.kv.buckets import Bucket, CacheView
+from hadal.engine.kv.pool import Pool
 from hadal.engine.sampler import Sampler
 from hadal.engine.table import Table
 from hadal.errors import UserError
 from hadal.models.decoder import Decoder
+from hadal.ops.exact import exactly
 
 LONGEST, SHORTEST = 4, 2
 """Tokens at the end of a text that are looked up in it."""
@@ -40,11 +41,10 @@ def look_up(tokens: Sequence[int], count: int) -> list[int]:
 
 
 class Drafts:
-    """Guesses for all running sequences: from their texts ("ngram", `count` tokens) or by the model's own module that
+    """Drafts for all running sequences: from their texts ("ngram", `count` tokens) or by the model's own module that
     predicts a token ahead ("mtp", one token, which keeps a cache layer of its own behind the model's).
 
-    `drafted` and `accepted` count the tokens that were guessed and those that came out so. UserError for a model that
-    has no such module.
+    `drafted` and `accepted` count draft tokens. UserError for a model that has no such module.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class Drafts:
         self.table, self.sampler = table, sampler
         self.drafted = self.accepted = 0
 
-    def guess(self, slots_N: Tensor) -> Tensor:
-        """Guessed tokens [N, count], -1 where there is none."""
+    def propose(self, slots_N: Tensor) -> Tensor:
+        """Draft tokens [N, count], -1 where there is none."""
         out = torch.full((len(slots_N), self.count), -1, dtype=torch.long, device=slots_N.device)
         if not self.count:
             return out
         if self.predictor is not None:
-            out[:, 0] = self.table.guess[slots_N]
+            out[:, 0] = self.table.draft[slots_N]
         else:
             for row, slot in enumerate(slots_N.tolist()):
                 sequence = self.table.sequences[slot]
@@ -76,23 +76,25 @@ class Drafts:
         self.drafted += int((out >= 0).sum())
         return out
 
-    def read(self, lanes: Sequence[Lane], begins: Sequence[Tensor], hidden_BTD: Tensor, following_BT: Tensor) -> Tensor:
+    def prefill(
+        self, buckets: Sequence[Bucket], begins: Sequence[Tensor], hidden_BTD: Tensor, following_BT: Tensor
+    ) -> Tensor:
         """What the module makes [B, T, D] of the model's hidden states, each with the token that follows, from each
-        row's column `begin` on."""
+        row's token `begin` on."""
         assert self.predictor is not None
-        columns = Pass(lanes, begins, self.positions, self.exact, first_layer=self.behind)
-        return self.predictor.mtp_hidden(hidden_BTD, following_BT, columns)
+        view = CacheView(buckets, begins, self.positions, self.exact, first_layer=self.behind)
+        return self.predictor.mtp_hidden(hidden_BTD, following_BT, view)
 
-    def predict(self, runs: Runs, slots_N: Tensor, hidden_NTD: Tensor, begin_N: Tensor, count_N: Tensor) -> None:
-        """Let the module, where there is one, guess each sequence's token after the one just drawn.
+    def predict(self, kv: Pool, slots_N: Tensor, hidden_NTD: Tensor, begin_N: Tensor, count_N: Tensor) -> None:
+        """Let the module, where there is one, draft each sequence's token after the one just drawn.
 
-        It reads the hidden states of the last `count` tokens that were checked, from column `begin` on, each with the
-        token that follows. Sequences that have ended meanwhile are left out, others in the lanes are passed over.
+        It reads the hidden states of the last `count` tokens that were checked, from token `begin` on, each with the
+        token that follows. Sequences that have ended meanwhile are left out, others in the buckets are passed over.
         """
-        lanes, table = runs.busy(), self.table
-        if self.predictor is None or not lanes:
+        buckets, table = kv.busy(), self.table
+        if self.predictor is None or not buckets:
             return
-        running = runs.slots()
+        running = kv.slots()
         T = hidden_NTD.shape[1]
         row_of = torch.full((len(table.sequences),), -1, dtype=torch.long, device=running.device)
         row_of[slots_N] = torch.arange(len(slots_N), device=running.device)
@@ -103,7 +105,8 @@ class Drafts:
         begin = torch.where(known, begin_N[row.clamp(min=0)], table.length[running])
         place = (table.made[running] - count)[:, None] + torch.arange(T, device=running.device)
         following = table.tokens[running[:, None], place.clamp(0, table.tokens.shape[1] - 1)]
-        out = self.read(lanes, begin.split([len(lane) for lane in lanes]), hidden, following)
-        logits = self.predictor.logits(out[torch.arange(len(running), device=running.device), count - 1])
-        guess = self.sampler.choose(table, running, logits).tokens
-        table.guess[running] = torch.where(known, guess, table.guess[running])
+        with exactly(self.exact):
+            out = self.prefill(buckets, begin.split([len(bucket) for bucket in buckets]), hidden, following)
+            logits = self.predictor.logits(out[torch.arange(len(running), device=running.device), count - 1])
+        draft = self.sampler.choose(table, running, logits).tokens
+        table.draft[running] = torch.where(known, draft, table.draft[running])

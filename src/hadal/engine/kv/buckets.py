@@ -1,9 +1,9 @@
-"""The engine's cache: one contiguous run of columns for each sequence, runs of one size side by side in a lane.
+"""The KV cache: each sequence owns one contiguous row of it, rows of one size side by side in a bucket.
 
-Attention reads a lane as a view, without gathering anything. A sequence that outgrows its run moves to the lane of
-the next size; a pass runs over the rows of all lanes, and only attention goes lane by lane.
+Attention reads a bucket as a view, without gathering anything. A sequence that outgrows its row moves to the bucket of
+the next size; a forward pass goes over the rows of all buckets, and only attention goes bucket by bucket.
 
-Axes as in `hadal.models.decoder`; R rows of a lane, C channels.
+Axes as in `hadal.models.decoder`; R rows of a bucket, C channels.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from hadal.ops.exact import COLUMNS, QUERIES
 from hadal.ops.mask import Mask
 
 STEP = 64
-FILL = 32  # columns that are made ready at once
+FILL = 32  # tokens whose places are made ready at once
 
 
-def run_size(columns: int) -> int:
-    """The size of the runs that hold this many columns: multiples of 64 up to 256, then each half as long again."""
-    if columns <= 4 * STEP:
-        return max(-(-columns // STEP), 1) * STEP
-    power = 1 << (columns - 1).bit_length()
-    return power * 3 // 4 if columns <= power * 3 // 4 else power
+def bucket_size(tokens: int) -> int:
+    """The size of the rows that hold this many tokens: multiples of 64 up to 256, then each half as long again."""
+    if tokens <= 4 * STEP:
+        return max(-(-tokens // STEP), 1) * STEP
+    power = 1 << (tokens - 1).bit_length()
+    return power * 3 // 4 if tokens <= power * 3 // 4 else power
 
 
-class Lane:
-    """Runs of `size` columns. Row b belongs to the sequence in slot `slots[b]`; rows behind the last are spare.
+class Bucket:
+    """Rows of `size` tokens. Row b belongs to the sequence in slot `slots[b]`; rows behind the last are spare.
 
     `parts` are the tensors [L, R, J, size, C] of all layers that keep alike, one for each that a layer keeps (keys and
-    values, or latents and rotated keys); `layers` has them for each layer, [R, J, size, C], and as columns
+    values, or latents and rotated keys); `layers` has them for each layer, [R, J, size, C], and as
     [R * J * size, C]. widths: what each layer keeps.
-    `ready`: columns that hold numbers in every row in use. Columns that a row has not come to are multiplied with a
-    weight of 0, which must not meet a NaN.
+    `ready`: tokens whose places hold numbers in every row in use. Places that a row has not come to are multiplied with
+    a weight of 0, which must not meet a NaN.
     """
 
     def __init__(self, size: int, widths: Sequence[Widths], like: Tensor) -> None:
@@ -73,56 +73,56 @@ class Lane:
         used, ready = len(self), self.ready
         self.layers = []  # what they show is given back part by part
         for i, part in enumerate(self.parts):
-            room = part.new_empty(len(part), rows, *part.shape[2:])
-            room[:, :used, :, :ready] = part[:, :used, :, :ready]
-            self.parts[i] = room
+            grown = part.new_empty(len(part), rows, *part.shape[2:])
+            grown[:, :used, :, :ready] = part[:, :used, :, :ready]
+            self.parts[i] = grown
         self._view_layers()
         self.ready = ready if used else 0
 
-    def fill(self, columns: int) -> None:
-        """Make this many columns ready."""
-        if columns > self.ready:
-            end = min(-(-columns // FILL) * FILL, self.size)
+    def fill(self, tokens: int) -> None:
+        """Make the places of this many tokens ready."""
+        if tokens > self.ready:
+            end = min(-(-tokens // FILL) * FILL, self.size)
             for part in self.parts:
                 part[:, :, :, self.ready : end] = 0
             self.ready = end
 
-    def join(self, slots: Tensor, source: Lane, rows: Tensor, columns: int) -> None:
-        """New rows: copies of the first columns of another lane's rows, which may repeat."""
-        self.fill(columns)
+    def join(self, slots: Tensor, source: Bucket, rows: Tensor, tokens: int) -> None:
+        """New rows: copies of the first tokens of another bucket's rows, which may repeat."""
+        self.fill(tokens)
         begin, end = len(self), len(self) + len(slots)
         assert end <= self.rows, "rows are reserved before they are used"
         for mine, theirs in zip(self.parts, source.parts, strict=True):
-            mine[:, begin:end, :, :columns] = theirs[:, rows, :, :columns]
-            mine[:, begin:end, :, columns : self.ready] = 0
+            mine[:, begin:end, :, :tokens] = theirs[:, rows, :, :tokens]
+            mine[:, begin:end, :, tokens : self.ready] = 0
         self.slots = torch.cat([self.slots, slots])
 
-    def leave(self, gone: Tensor, columns: int) -> None:
-        """Drop rows by a mask [B]; the last ones move into their places, with their first `columns` columns."""
+    def leave(self, gone: Tensor, tokens: int) -> None:
+        """Drop rows by a mask [B]; the last ones move into their places, with their first tokens."""
         stays = ~gone
         count = int(stays.sum())
         holes = gone[:count].nonzero()[:, 0]
         movers = stays[count:].nonzero()[:, 0] + count
         if len(holes):
             for part in self.parts:
-                part[:, holes, :, :columns] = part[:, movers, :, :columns]
+                part[:, holes, :, :tokens] = part[:, movers, :, :tokens]
             self.slots[holes] = self.slots[movers]
         self.slots = self.slots[:count]
 
 
-class Pass(Columns):
-    """What attention reads in one pass over the rows of some lanes, each row `tokens` more columns.
+class CacheView(Columns):
+    """What attention reads and writes in one forward pass over the rows of some buckets, `tokens` more in each row.
 
-    length: the columns [B] that each row has already, lane by lane. `spare` rows follow that are in no lane: they
+    length: the tokens [B] that each row has already, bucket by bucket. `spare` rows follow that are in no bucket: they
     make the number of rows a stable one (`hadal.ops.exact`) and attend to nothing.
     """
 
     def __init__(
-        self, lanes: Sequence[Lane], lengths: Sequence[Tensor], positions: int, exact: bool, spare: int = 0,
+        self, buckets: Sequence[Bucket], lengths: Sequence[Tensor], positions: int, exact: bool, spare: int = 0,
         first_layer: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(torch.cat([*lengths, lengths[0].new_zeros(spare)]))
-        self.lanes, self.lengths, self.most, self.exact = lanes, lengths, positions, exact
+        self.buckets, self.lengths, self.most, self.exact = buckets, lengths, positions, exact
         self.spare, self.first_layer = spare, first_layer
         self.counts = [len(length) for length in lengths]
         self.at: list[Tensor] = []
@@ -137,27 +137,27 @@ class Pass(Columns):
         return (self.start[:, None] + steps).clamp_(max=self.most - 1)
 
     def mask(self, tokens: int) -> Mask:
-        """The first lane's mask; `attend` has each lane's own."""
+        """The first bucket's mask; `attend` has each bucket's own."""
         steps = torch.arange(tokens, device=self.start.device)
         self.masks, self.at, self._places = [], [], {}
-        for lane, length in zip(self.lanes, self.lengths, strict=True):
-            end, alike = self._extent(lane, length, tokens)
-            lane.fill(end)
+        for bucket, length in zip(self.buckets, self.lengths, strict=True):
+            end, alike = self._extent(bucket, length, tokens)
+            bucket.fill(end)
             self.at.append(length[:, None] + steps)
             self.masks.append(Mask(tokens, end, at=None if alike else self.at[-1]))
         return self.masks[0]
 
-    def _extent(self, lane: Lane, length: Tensor, tokens: int) -> tuple[int, bool]:
-        """How many columns of a lane are looked at, and whether one mask does for all its rows.
+    def _extent(self, bucket: Bucket, length: Tensor, tokens: int) -> tuple[int, bool]:
+        """How many tokens of a bucket's rows are looked at, and whether one mask does for all its rows.
 
         One mask, which says no more than causality, spares attention most of the masking.
         """
         longest = int(length.max())
-        end = min(max(longest + tokens, COLUMNS), lane.size)
+        end = min(max(longest + tokens, COLUMNS), bucket.size)
         return end, end == longest + tokens and tokens > 1 and int(length.min()) == longest
 
     def advance(self, tokens: int) -> None:
-        """Whoever runs the pass counts the columns: not all of them are kept."""
+        """Whoever runs the pass counts the tokens: not all of them are kept."""
 
     def attend(
         self, layer: int, form: Callable[..., Tensor], q_BTHK: Tensor, new: Sequence[Tensor], mask: Mask, group: int
@@ -171,11 +171,11 @@ class Pass(Columns):
                 for mask, at in zip(self.masks, self.at, strict=True)
             ]
         parts, begin = [], 0
-        for lane, count in enumerate(self.counts):
+        for bucket, count in enumerate(self.counts):
             query, *fresh = q_BTHK, *new
             if count < len(q_BTHK):
                 query, *fresh = (part[begin : begin + count] for part in (q_BTHK, *new))
-            parts.append(form(query, *self._write(lane, layer, fresh), self.masks[lane]))
+            parts.append(form(query, *self._write(bucket, layer, fresh), self.masks[bucket]))
             begin += count
         if self.spare:
             if self._nothing is None:
@@ -185,16 +185,16 @@ class Pass(Columns):
         # Close together: torch multiplies a matrix with gaps in another way where weights need no gradient.
         return out if out.shape[1] == tokens else out[:, :tokens].contiguous()
 
-    def _write(self, lane: int, layer: int, new: Sequence[Tensor]) -> list[Tensor]:
-        """Take in a layer's new columns of a lane; its tensors up to the last column that anyone sees."""
-        out, end = [], self.masks[lane].columns
-        for (kept, columns), fresh in zip(self.lanes[lane].layers[self.first_layer + layer], new, strict=True):
+    def _write(self, bucket: int, layer: int, new: Sequence[Tensor]) -> list[Tensor]:
+        """Take in a layer's new tokens of a bucket; its tensors up to the last place that anyone sees."""
+        out, end = [], self.masks[bucket].columns
+        for (kept, places), fresh in zip(self.buckets[bucket].layers[self.first_layer + layer], new, strict=True):
             heads, tokens = fresh.shape[1:3]
-            if (lane, heads) not in self._places:
-                row = torch.arange(self.counts[lane] * heads, device=kept.device).view(-1, heads, 1)
-                self._places[lane, heads] = (row * kept.shape[2] + self.at[lane][:, None, :tokens]).flatten()
-            columns.index_copy_(0, self._places[lane, heads], fresh.reshape(-1, fresh.shape[3]))
-            out.append(kept[: self.counts[lane], :, :end])
+            if (bucket, heads) not in self._places:
+                row = torch.arange(self.counts[bucket] * heads, device=kept.device).view(-1, heads, 1)
+                self._places[bucket, heads] = (row * kept.shape[2] + self.at[bucket][:, None, :tokens]).flatten()
+            places.index_copy_(0, self._places[bucket, heads], fresh.reshape(-1, fresh.shape[3]))
+            out.append(kept[: self.counts[bucket], :, :end])
         return out
 
 
