@@ -40,7 +40,7 @@ from hadal.text.tokenizer import Tokenizer
 from hadal.train.corpus import batches
 from hadal.train.curriculum import Curriculum
 from hadal.train.losses import pretraining_loss
-from hadal.train.optim import Optimizer, OptimizerConfig
+from hadal.train.optim import OptimizerConfig, build_optimizer
 from hadal.train.rl import draw_groups, rl_update
 from hadal.train.rollouts import pack, predict_rows
 
@@ -65,7 +65,7 @@ def more_pretraining(run: Run, budget: float) -> Decoder:
     """The base trained on, on new batches of the corpus, its rate falling from full to zero."""
     config = run.recipe.pretrain
     model = run.stage_model("pretrain").train()
-    optimizer = Optimizer(model, config.optimizer, run.dtype)
+    optimizer = build_optimizer(model, config.optimizer, run.dtype)
     llm = run.engine(model)
     first = 1_000_000  # batches that pre-training never reached
     used = 0.0
@@ -94,7 +94,7 @@ def own_samples(run: Run, budget: float, config: GrpoConfig) -> Decoder:
     It is made to think: left to itself the base would spend the budget on answering at once, right by luck.
     """
     model = run.stage_model("pretrain").train()
-    optimizer = Optimizer(model, config.optimizer, run.dtype)
+    optimizer = build_optimizer(model, config.optimizer, run.dtype)
     llm = run.engine(model)
     tasks = ready_tasks(run)
     curriculum = Curriculum(tasks)
@@ -128,7 +128,7 @@ def own_samples(run: Run, budget: float, config: GrpoConfig) -> Decoder:
 def reinforce(run: Run, budget: float, config: GrpoConfig) -> Decoder:
     """RL or expert iteration from the base, until the budget is used."""
     model = run.stage_model("pretrain").train()
-    optimizer = Optimizer(model, config.optimizer, run.dtype)
+    optimizer = build_optimizer(model, config.optimizer, run.dtype)
     llm = run.engine(model)
     tasks = ready_tasks(run)
     curriculum = Curriculum(tasks)

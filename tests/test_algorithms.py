@@ -25,7 +25,8 @@ from hadal.train import algorithms
 from hadal.train.algorithms import Tokens, divergence, find, names, read_options, total
 from hadal.train.curriculum import Curriculum
 from hadal.train.losses import log_probabilities
-from hadal.train.optim import Optimizer, OptimizerConfig
+from hadal.train.optim import OptimizerConfig
+from hadal.train.optim.flat import FlatOptimizer
 from hadal.train.rl import RLConfig, Trainer, rl_update
 
 torch.set_num_threads(1)
@@ -240,7 +241,7 @@ SMALL = RLConfig(prompts=8, samples=8, max_tokens=8)
 
 def update(llm: LLM, config: RLConfig, steps: int = 1, right: str = "e", **more: Any) -> list[dict[str, float]]:
     """Updates in which an answer that holds one of these letters is right."""
-    optimizer = Optimizer(llm.model, OptimizerConfig(lr=LR, muon_lr=0.0))
+    optimizer = FlatOptimizer(llm.model, OptimizerConfig(lr=LR, muon_lr=0.0))
     tasks = {"letters": says(right)}
     return [
         rl_update(llm, optimizer, tasks, Curriculum(tasks), config, 0, step, **more).metrics for step in range(steps)

@@ -19,7 +19,8 @@ from hadal.tasks import BUILT_IN, Problem, Reward, Task
 from hadal.text.parse import TokenParser, parse_response
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.conversations import Encoder
-from hadal.train.optim import Optimizer, OptimizerConfig
+from hadal.train.optim import OptimizerConfig
+from hadal.train.optim.flat import FlatOptimizer
 from hadal.train.rl import Batch, RLConfig, train_on
 from hadal.train.rollouts import Group, sample_groups
 
@@ -79,7 +80,7 @@ def test_the_share_that_thinks_is_told_by_what_a_response_says(form: str, tmp_pa
     prompt = own.chat([{"role": "user", "content": problem.prompt}])
     rewards = [Reward(0.0, {"accuracy": 0.0}, "")] * 4
     group = Group("letters", problem, prompt, samples, rewards, own.opening(prompt))
-    optimizer = Optimizer(llm.model, OptimizerConfig(muon_lr=0.0))
+    optimizer = FlatOptimizer(llm.model, OptimizerConfig(muon_lr=0.0))
     result = train_on(llm, optimizer, Batch([group], torch.zeros(1, 4), 0.0), RLConfig(algorithm="grpo"), 0, 0)
     assert result.metrics["thinking_share"] == 0.5
     for text, sample in zip(texts, samples, strict=True):  # and a reader of tokens sees the same

@@ -19,7 +19,8 @@ from hadal.rewards import RewardConfig
 from hadal.tasks import BUILT_IN
 from hadal.train import algorithms, rl
 from hadal.train.curriculum import Curriculum
-from hadal.train.optim import Optimizer, OptimizerConfig
+from hadal.train.optim import OptimizerConfig
+from hadal.train.optim.flat import FlatOptimizer
 from hadal.train.rl import RLConfig, rl_update
 from hadal.train.rollouts import Group
 
@@ -33,7 +34,7 @@ class Lab:
 
     def __init__(self, judge: Callable[[str], bool] = lambda text: "e" in text, lr: float = LR) -> None:
         self.llm = small_policy()
-        self.optimizer = Optimizer(self.llm.model, OptimizerConfig(lr=lr, muon_lr=0.0))
+        self.optimizer = FlatOptimizer(self.llm.model, OptimizerConfig(lr=lr, muon_lr=0.0))
         task = BUILT_IN["letters"]()
         task.judge = lambda problem, text: judge(text)  # type: ignore[method-assign]
         self.tasks = {"letters": task}

@@ -27,7 +27,7 @@ from hadal.recipe.watch import Watch, end_if_lost
 from hadal.rewards import PARTS
 from hadal.tasks import Rng
 from hadal.train.curriculum import Curriculum
-from hadal.train.optim import Optimizer
+from hadal.train.optim import Optimizer, build_optimizer
 from hadal.train.overlap import Ahead, follow, still_copy
 from hadal.train.rl import Batch, UpdateResult, draw_batch, sampler_mismatch, train_on
 from hadal.train.rollouts import Group
@@ -50,7 +50,7 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
     folder = run.stage_folder(stage)
     state = run.saved_state(stage)
     model = run.stage_model(source).train()
-    optimizer = Optimizer(model, config.optimizer, run.dtype)
+    optimizer = build_optimizer(model, config.optimizer, run.dtype)
     run.restore(stage, state, model, optimizer)
     model.checkpoint_activations = config.checkpoint_activations
     llm = run.engine(model)
