@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import extending
 import pytest
 import torch
 from small_policy import allowed, says, small_policy
@@ -285,11 +285,8 @@ def test_a_reference_holds_the_policy_back() -> None:
 
 
 def cispo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file that docs/algorithms.md shows, beside the others."""
-    text = (Path(__file__).parent.parent / "docs" / "algorithms.md").read_text()
-    (block,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "CISPO" in b]
-    (folder / "cispo.py").write_text(block)
-    monkeypatch.setattr(algorithms, "__path__", [*algorithms.__path__, str(folder)])
+    """The file that docs/extending.md shows, beside the others."""
+    extending.add_module(algorithms, "cispo", extending.example("An algorithm"), folder, monkeypatch)
 
 
 def test_one_more_file_is_one_more_algorithm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ from hadal.models.lora import LoraConfig, attach, load_adapter, merge, save_adap
 from hadal.models.packed import pack, packed_copy, repack
 from hadal.recipe import run as run_module
 from hadal.recipe.run import Run
-from hadal.rewards import RewardConfig
+from hadal.rewards import read_rewards
 from hadal.tasks import BUILT_IN
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.optim import OptimizerConfig
@@ -366,7 +366,7 @@ def test_a_question_longer_than_the_context_is_one_line() -> None:
     task = BUILT_IN["letters"]()
     problem = replace(task.generate(0, "train", task.default_difficulty), prompt="why " * 600)
     for asked in (
-        lambda llm: sample_groups(llm, {"letters": task}, [("letters", problem)] * 2, PARAMS, RewardConfig()),
+        lambda llm: sample_groups(llm, {"letters": task}, [("letters", problem)] * 2, PARAMS, read_rewards({})),
         lambda llm: ask(llm, {"letters": task}, [problem] * 2, PARAMS),
     ):
         with pytest.raises(UserError, match="the model reads 512"):

@@ -14,7 +14,7 @@ from hadal.engine import LLM, Sample, SamplingParams
 from hadal.engine.replies import LocalSampler, Query
 from hadal.evaluate.suite import ask
 from hadal.models.checkpoint import build
-from hadal.rewards import RewardConfig
+from hadal.rewards import read_rewards
 from hadal.tasks import BUILT_IN, Problem, Reward, Task
 from hadal.text.parse import TokenParser, parse_response
 from hadal.text.tokenizer import Tokenizer
@@ -97,7 +97,7 @@ def test_a_thought_that_the_chat_form_opens_and_nobody_closes_is_no_answer(form:
     tasks = {task.name: task}
     problems = [task.generate(i, "train", 3) for i in range(2)]
     params = SamplingParams(max_tokens=2, seed=1, n=2, logprobs=0)
-    groups = sample_groups(llm, tasks, [(task.name, p) for p in problems], params, RewardConfig())
+    groups = sample_groups(llm, tasks, [(task.name, p) for p in problems], params, read_rewards({}))
     verdicts = ask(llm, tasks, problems, params)
     expected = float(not OPENED[form])
     assert [r.total for g in groups for r in g.rewards] == [expected] * 4

@@ -15,7 +15,6 @@ from small_policy import allow, allowed, small_policy
 
 from hadal.files import plain
 from hadal.recipe.watch import AGAIN, RULES, WINDOW, Watch
-from hadal.rewards import RewardConfig
 from hadal.tasks import BUILT_IN
 from hadal.train import algorithms, rl
 from hadal.train.curriculum import Curriculum
@@ -96,7 +95,7 @@ def test_everything_right() -> None:
 
 
 def test_a_format_that_is_never_matched_is_told_with_an_example() -> None:
-    config = replace(SMALL, rewards=RewardConfig(format=1.0))
+    config = replace(SMALL, rewards={"format": 1.0})
     (alarm,) = Lab(lambda text: False).run(config)
     assert alarm["alarm"] == "format_unmatched"
     assert "cold start" in alarm["text"] and len(alarm["text"].split("An example: ")[1]) > 2

@@ -22,7 +22,7 @@ from hadal.errors import UserError
 from hadal.evaluate.fewshot import STOP, FewShot
 from hadal.evaluate.suite import held_out
 from hadal.files import append_line, write_text
-from hadal.rewards import format_reward
+from hadal.rewards.format import format_reward
 from hadal.sandbox.places import cores
 from hadal.tasks import Problem, Reward, Rng, Task
 from hadal.text.parse import parse_response

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hadal.engine import LLM, Sample, SamplingParams
+from hadal.engine.replies import Sampler
 from hadal.errors import UserError
 from hadal.models.balance import Counted
 from hadal.models.cache import Continuations, SharedPrefix
@@ -48,8 +49,9 @@ def sample_groups(
     problems: Sequence[tuple[str, Problem]],
     params: SamplingParams,
     config: RewardConfig,
+    judge: Sampler | None = None,
 ) -> list[Group]:
-    """params.n scored samples for each (task name, problem)."""
+    """params.n scored samples for each (task name, problem). judge: the model that rewards ask."""
     prompts = [llm.tokenizer.chat([{"role": "user", "content": p.prompt}], params.thinking) for _, p in problems]
     limit = params.max_tokens or llm.model.config.max_position_embeddings
     groups = []
@@ -58,7 +60,7 @@ def sample_groups(
             raise UserError(f"{name}: {output.error}")
         opening = llm.tokenizer.opening(output.prompt_token_ids)
         responses = [Response(opening + s.text, s.token_ids, limit) for s in output.outputs]
-        rewards = score_group(tasks[name], problem, responses, config)
+        rewards = score_group(tasks[name], problem, responses, config, judge)
         groups.append(Group(name, problem, output.prompt_token_ids, output.outputs, rewards, opening))
     return groups
 

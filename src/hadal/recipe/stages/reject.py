@@ -18,8 +18,9 @@ from hadal.files import JsonLines, write_text
 from hadal.recipe.kinds import RejectConfig
 from hadal.recipe.run import Run
 from hadal.recipe.stages.sft import DATA
+from hadal.rewards.format import format_reward
 from hadal.rewards.language import language_share
-from hadal.rewards.shape import format_reward, repetition_penalty
+from hadal.rewards.repetition import repetition_penalty
 from hadal.tasks import Problem, Rng, Task
 from hadal.text.parse import parse_response
 from hadal.text.tokenizer import END_THINK, THINK, Tokenizer
