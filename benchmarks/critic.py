@@ -41,7 +41,7 @@ from hadal.train.corpus import batches
 from hadal.train.curriculum import Curriculum
 from hadal.train.losses import pretraining_loss
 from hadal.train.optim import OptimizerConfig, build_optimizer
-from hadal.train.rl import draw_groups, rl_update
+from hadal.train.rl import draw_batch, draw_groups, train_on
 from hadal.train.rollouts import pack, predict_rows
 
 ARMS = ("nothing", "pretraining", "expert_iteration", "online_expert_iteration", "grpo")
@@ -134,7 +134,8 @@ def reinforce(run: Run, budget: float, config: GrpoConfig) -> Decoder:
     curriculum = Curriculum(tasks)
     for step in count():
         scale = config.rate(min(run.books.flops / budget, 1.0))
-        result = rl_update(llm, optimizer, tasks, curriculum, config, run.recipe.seed, step, scale)
+        batch = draw_batch(llm, tasks, curriculum, config, run.recipe.seed, step)
+        result = train_on(llm, optimizer, batch, config, run.recipe.seed, step, scale)
         model.after_update(0.0)
         length = sum(len(g.prompt) + len(g.samples[0].token_ids) for g in result.groups) // len(result.groups)
         run.count_trained(result.tokens_trained, length)

@@ -48,7 +48,7 @@ from hadal.train.curriculum import Curriculum
 from hadal.train.losses import pretraining_loss
 from hadal.train.optim import OptimizerConfig
 from hadal.train.optim.flat import FlatOptimizer
-from hadal.train.rl import RLConfig, rl_update
+from hadal.train.rl import RLConfig, draw_batch, train_on
 
 STREAM = 12  # of held-out problems
 PARTS = ("capped", "natural", "learning")
@@ -204,7 +204,8 @@ class Hadal:
         self.clock = Clock()
         began = time.perf_counter()
         tasks = {self.task.name: self.task}
-        result = rl_update(self.llm, self.optimizer, tasks, Curriculum(tasks), self.config, self.seed, self.step)
+        batch = draw_batch(self.llm, tasks, Curriculum(tasks), self.config, self.seed, self.step)
+        result = train_on(self.llm, self.optimizer, batch, self.config, self.seed, self.step)
         self.step += 1
         self.clock.total = time.perf_counter() - began
         self.clock.training = result.seconds_training

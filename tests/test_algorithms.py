@@ -14,6 +14,7 @@ import pytest
 import torch
 from small_policy import allowed, says, small_policy
 from torch import Tensor
+from updates import rl_update
 
 from hadal.engine import LLM, Sample
 from hadal.errors import UserError
@@ -27,7 +28,7 @@ from hadal.train.curriculum import Curriculum
 from hadal.train.losses import log_probabilities
 from hadal.train.optim import OptimizerConfig
 from hadal.train.optim.flat import FlatOptimizer
-from hadal.train.rl import RLConfig, Trainer, rl_update
+from hadal.train.rl import RLConfig, Trainer
 
 torch.set_num_threads(1)
 P, G, V, LIMIT = 3, 4, 7, 6

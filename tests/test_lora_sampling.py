@@ -16,6 +16,7 @@ from test_lora import adapted, targets
 from test_parity import CONFIGS
 from test_resume import killed_ends_as_whole
 from torch import Tensor
+from updates import rl_update
 
 from hadal.cli import main
 from hadal.configs.models import DenseConfig
@@ -30,7 +31,7 @@ from hadal.train.curriculum import Curriculum
 from hadal.train.optim import OptimizerConfig
 from hadal.train.optim.flat import FlatOptimizer
 from hadal.train.overlap import follow, still_copy
-from hadal.train.rl import RLConfig, rl_update
+from hadal.train.rl import RLConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS = [[5, 9, 33, 2], [7, 7, 40, 41, 8, 3, 20]]

@@ -10,12 +10,13 @@ from pathlib import Path
 import extending
 import pytest
 from test_rl import grown
+from updates import rl_update
 
 from hadal.cli import main
 from hadal.errors import UserError
 from hadal.tasks import load_tasks
 from hadal.train.curriculum import Curriculum
-from hadal.train.rl import RLConfig, rl_update
+from hadal.train.rl import RLConfig
 
 
 def write(folder: Path, text: str) -> str:

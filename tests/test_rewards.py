@@ -16,6 +16,7 @@ import torch
 from small_run import COIN
 from test_remote_sampler import Server, completion
 from test_rl import grown
+from updates import rl_update
 
 from hadal import rewards as rewards_room
 from hadal.cli import main
@@ -33,7 +34,7 @@ from hadal.sandbox import Limits, Sandbox, check_asserts
 from hadal.tasks import BUILT_IN
 from hadal.tasks.code import MBPP, HumanEval
 from hadal.train.curriculum import Curriculum
-from hadal.train.rl import RLConfig, draw_groups, rl_update
+from hadal.train.rl import RLConfig, draw_groups
 
 
 @pytest.mark.parametrize(

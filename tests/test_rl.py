@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from updates import rl_update
 
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.engine import LLM, Sample
@@ -20,7 +21,7 @@ from hadal.train.curriculum import Curriculum
 from hadal.train.losses import log_probabilities
 from hadal.train.optim import OptimizerConfig
 from hadal.train.optim.flat import FlatOptimizer
-from hadal.train.rl import RLConfig, rl_update
+from hadal.train.rl import RLConfig
 from hadal.train.rollouts import pack, predict_rows
 
 torch.set_num_threads(1)

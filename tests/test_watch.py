@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from small_policy import allow, allowed, small_policy
+from updates import rl_update
 
 from hadal.files import plain
 from hadal.recipe.watch import AGAIN, RULES, WINDOW, Watch
@@ -20,7 +21,7 @@ from hadal.train import algorithms, rl
 from hadal.train.curriculum import Curriculum
 from hadal.train.optim import OptimizerConfig
 from hadal.train.optim.flat import FlatOptimizer
-from hadal.train.rl import RLConfig, rl_update
+from hadal.train.rl import RLConfig
 from hadal.train.rollouts import Group
 
 torch.set_num_threads(1)

@@ -143,15 +143,6 @@ def draw_batch(
     return Batch(groups, advantages, time.perf_counter() - began)
 
 
-def rl_update(
-    llm: LLM, optimizer: Optimizer, tasks: Mapping[str, Task], curriculum: Curriculum, config: RLConfig,
-    seed: int, step: int, scale: float = 1.0, reference: Decoder | None = None,
-) -> UpdateResult:  # fmt: skip
-    """Sample a batch with the live weights, score it, and take the algorithm's step on it."""
-    batch = draw_batch(llm, tasks, curriculum, config, seed, step)
-    return train_on(llm, optimizer, batch, config, seed, step, scale, reference)
-
-
 def train_on(
     llm: LLM, optimizer: Optimizer, batch: Batch, config: RLConfig, seed: int, step: int, scale: float = 1.0,
     reference: Decoder | None = None,
