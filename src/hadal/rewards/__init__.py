@@ -4,7 +4,7 @@ Each part is one file here, found by its name, and nothing has to be told of it:
 example. Such a file has `Options` and one of three functions:
 
 - `reward(answer, options) -> float`, of a response alone;
-- `rewards(answers, options) -> list[float]`, of all responses to a problem, relative to each other;
+- `compare(answers, options) -> list[float]`, of all responses to a problem, relative to each other;
 - `scorer(rollout, options) -> Scorer`, of what another model has to say, which is handed over.
 
 R1 adds accuracy, format and language (arXiv 2501.12948); the others shape length, punish loops and ask a judge. Only
@@ -149,8 +149,8 @@ def _worked_out(name: str, answers: Sequence[Answer], config: RewardConfig, roll
     part, options = find(name), config.options[name]
     if hasattr(part, "reward"):
         return [part.reward(answer, options) for answer in answers]
-    if hasattr(part, "rewards"):
-        return list(part.rewards(answers, options))
+    if hasattr(part, "compare"):
+        return list(part.compare(answers, options))
     scorer: Scorer = part.scorer(rollout, options)
     problem = answers[0].problem
     return scorer.score(problem.prompt, problem.answer, [answer.text for answer in answers])

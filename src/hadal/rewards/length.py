@@ -17,9 +17,9 @@ def length_rewards(tokens: Sequence[int], right: Sequence[bool]) -> list[float]:
     return [share if good else min(0.0, share) for share, good in zip(shares, right, strict=True)]
 
 
-def rewards(answers: Sequence[Answer], options: Options) -> list[float]:
+def compare(answers: Sequence[Answer], options: Options) -> list[float]:
     """From 0.5 to -0.5 each."""
     return length_rewards([len(a.token_ids) for a in answers], [a.verdict.right for a in answers])
 
 
-__all__ = ["Options", "length_rewards", "rewards"]
+__all__ = ["Options", "compare", "length_rewards"]
