@@ -263,7 +263,8 @@ def test_overlong_responses_are_punished_where_the_algorithm_says_so() -> None:
     (metrics,) = update(small_policy(), replace(SMALL, algorithm="dapo"))
     assert -1 <= metrics["reward_overlong"] < 0
     config = RLConfig(algorithm="dapo", max_tokens=20480).reward_config()
-    assert (config.overlong, config.overlong_tokens) == (1.0, 4096)  # DAPO, section 4.1
+    assert config.weights["overlong"] == 1.0
+    assert config.options["overlong"].overlong_tokens == 4096  # DAPO, section 4.1
 
 
 @pytest.mark.parametrize("name", names())
