@@ -316,7 +316,7 @@ def test_a_judge_reads_the_answer_alone_and_its_mark_is_the_reward() -> None:
     [("8", 0.8), ("**8**", 0.8), ("Mark: 8/10.", 0.8), ("2.5", 0.25), ("10", 1), ("11", None), ("-3", None), ("", None),
      ("<think>8", None), ("good", None), ("8 of 10 say so, yes", None)],
 )  # fmt: skip
-def test_what_is_no_mark_neither_helps_nor_harms(said: str, mark: float | None) -> None:
+def test_a_reply_without_a_mark_neither_helps_nor_harms(said: str, mark: float | None) -> None:
     assert judged(["a", "b", "c"], Says("4", said, "6")) == [0.4, 0.5 if mark is None else mark, 0.6]
 
 

@@ -37,7 +37,7 @@ class Options(rewards.Options):
     def __post_init__(self) -> None:
         if self.target_language not in SCRIPTS:
             raise UserError(
-                f"target_language is {self.target_language!r}.", f"Known are {', '.join(sorted(SCRIPTS))}."
+                f"target_language is {self.target_language!r}.", f"Known: {', '.join(sorted(SCRIPTS))}."
             )
 
 
