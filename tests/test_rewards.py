@@ -334,7 +334,14 @@ threads = 1
 dtype = "float32"
 model = {{ hidden_size = 32, num_hidden_layers = 1, num_attention_heads = 2, intermediate_size = 64 }}
 corpus = {{ tokens = 384 }}
-pretrain = {{ steps = 60, extra_rounds = 0, margin = -1.0, check_problems = 4, max_tokens = 12 }}
+[pretrain]
+steps = 90
+extra_rounds = 0
+warmup = 5
+margin = -1.0
+check_problems = 8
+max_tokens = 12
+optimizer = {{ lr = 0.004, muon_lr = 0.02 }}
 [grpo]
 updates = 2
 prompts = 2
