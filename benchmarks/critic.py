@@ -40,8 +40,8 @@ from hadal.text.tokenizer import Tokenizer
 from hadal.train.corpus import batches
 from hadal.train.curriculum import Curriculum
 from hadal.train.losses import pretraining_loss
-from hadal.train.optim import Optimizer, OptimizerConfig
-from hadal.train.rl import draw_groups, rl_update
+from hadal.train.optim import OptimizerConfig, build_optimizer
+from hadal.train.rl import draw_batch, draw_groups, train_on
 from hadal.train.rollouts import pack, predict_rows
 
 ARMS = ("nothing", "pretraining", "expert_iteration", "online_expert_iteration", "grpo")
@@ -65,7 +65,7 @@ def more_pretraining(run: Run, budget: float) -> Decoder:
     """The base trained on, on new batches of the corpus, its rate falling from full to zero."""
     config = run.recipe.pretrain
     model = run.stage_model("pretrain").train()
-    optimizer = Optimizer(model, config.optimizer, run.dtype)
+    optimizer = build_optimizer(model, config.optimizer, run.dtype)
     llm = run.engine(model)
     first = 1_000_000  # batches that pre-training never reached
     used = 0.0
@@ -94,7 +94,7 @@ def own_samples(run: Run, budget: float, config: GrpoConfig) -> Decoder:
     It is made to think: left to itself the base would spend the budget on answering at once, right by luck.
     """
     model = run.stage_model("pretrain").train()
-    optimizer = Optimizer(model, config.optimizer, run.dtype)
+    optimizer = build_optimizer(model, config.optimizer, run.dtype)
     llm = run.engine(model)
     tasks = ready_tasks(run)
     curriculum = Curriculum(tasks)
@@ -128,13 +128,14 @@ def own_samples(run: Run, budget: float, config: GrpoConfig) -> Decoder:
 def reinforce(run: Run, budget: float, config: GrpoConfig) -> Decoder:
     """RL or expert iteration from the base, until the budget is used."""
     model = run.stage_model("pretrain").train()
-    optimizer = Optimizer(model, config.optimizer, run.dtype)
+    optimizer = build_optimizer(model, config.optimizer, run.dtype)
     llm = run.engine(model)
     tasks = ready_tasks(run)
     curriculum = Curriculum(tasks)
     for step in count():
         scale = config.rate(min(run.books.flops / budget, 1.0))
-        result = rl_update(llm, optimizer, tasks, curriculum, config, run.recipe.seed, step, scale)
+        batch = draw_batch(llm, tasks, curriculum, config, run.recipe.seed, step)
+        result = train_on(llm, optimizer, batch, config, run.recipe.seed, step, scale)
         model.after_update(0.0)
         length = sum(len(g.prompt) + len(g.samples[0].token_ids) for g in result.groups) // len(result.groups)
         run.count_trained(result.tokens_trained, length)

@@ -34,7 +34,8 @@ from hadal.models.build import build
 from hadal.recipe.needs import POLICY_BYTES
 from hadal.tasks import Problem, Reward
 from hadal.text.tokenizer import Tokenizer
-from hadal.train.optim import Optimizer, OptimizerConfig
+from hadal.train.optim import OptimizerConfig
+from hadal.train.optim.flat import FlatOptimizer
 from hadal.train.rl import Batch, RLConfig, train_on
 from hadal.train.rollouts import Group
 
@@ -71,7 +72,7 @@ def main() -> None:
     model = build(config)
     model.initialise(0)
     model.train().checkpoint_activations = args.checkpoint
-    optimizer = Optimizer(model, OptimizerConfig(lr=1e-6, muon_lr=0.0), getattr(torch, dtype))
+    optimizer = FlatOptimizer(model, OptimizerConfig(lr=1e-6, muon_lr=0.0), getattr(torch, dtype))
     llm = LLM(model, Tokenizer.from_words([]), EngineConfig(cache_bytes=args.cache))
     llm.engine.forbidden = llm.engine.forbidden[:0]  # random weights speak the whole vocabulary
     llm.engine.sampler.forbidden = llm.engine.forbidden

@@ -48,8 +48,9 @@ from hadal.text.tokenizer import Tokenizer
 from hadal.train.corpus import CorpusConfig, batches
 from hadal.train.curriculum import Curriculum
 from hadal.train.losses import pretraining_loss
-from hadal.train.optim import Optimizer, OptimizerConfig
-from hadal.train.rl import RLConfig, rl_update
+from hadal.train.optim import OptimizerConfig
+from hadal.train.optim.flat import FlatOptimizer
+from hadal.train.rl import RLConfig, draw_batch, train_on
 
 STREAM = 12  # of held-out problems
 PARTS = ("capped", "natural", "learning")
@@ -147,13 +148,13 @@ def make_checkpoint(plan: Plan, folder: Path, seed: int, steps: int, corpus: Cor
     model = build(config).train()
     model.initialise(seed)
     llm = LLM(model, tokenizer)
-    optimizer = Optimizer(model, OptimizerConfig())
+    optimizer = FlatOptimizer(model, OptimizerConfig())
     for step, batch in enumerate(batches([task], tokenizer, corpus, seed, 0)):
         if step == steps:
             break
         pretraining_loss(model, batch, llm.forbidden)[0].backward()
         optimizer.step(min(1.0, (step + 1) / 20, (steps - step) / steps * 1.2))
-    save_model(folder, config, optimizer.masters(model))
+    save_model(folder, config, optimizer.masters())
     tokenizer.save(folder)
 
 
@@ -187,7 +188,8 @@ class Hadal:
     ) -> None:
         self.plan, self.seed = plan, seed
         self.model, self.tokenizer = load_model(folder).train(), Tokenizer.load(folder)
-        self.optimizer = Optimizer(self.model, OptimizerConfig(lr=lr, muon_lr=0.0, beta2=0.999, eps=1e-8, clip=1.0))
+        numbers = OptimizerConfig(lr=lr, muon_lr=0.0, beta2=0.999, eps=1e-8, clip=1.0)
+        self.optimizer = FlatOptimizer(self.model, numbers)
         self.llm = LLM(self.model, self.tokenizer)
         if capped:
             end = torch.tensor([self.tokenizer.eos_id])
@@ -205,7 +207,8 @@ class Hadal:
         self.clock = Clock()
         began = time.perf_counter()
         tasks = {self.task.name: self.task}
-        result = rl_update(self.llm, self.optimizer, tasks, Curriculum(tasks), self.config, self.seed, self.step)
+        batch = draw_batch(self.llm, tasks, Curriculum(tasks), self.config, self.seed, self.step)
+        result = train_on(self.llm, self.optimizer, batch, self.config, self.seed, self.step)
         self.step += 1
         self.clock.total = time.perf_counter() - began
         self.clock.training = result.seconds_training

@@ -37,7 +37,8 @@ from hadal.models.build import build
 from hadal.models.config import ModelConfig
 from hadal.train.corpus import Batch
 from hadal.train.losses import pretraining_loss
-from hadal.train.optim import Optimizer, OptimizerConfig
+from hadal.train.optim import OptimizerConfig
+from hadal.train.optim.flat import FlatOptimizer
 
 LENGTH = 64
 
@@ -46,7 +47,7 @@ def hadal_step(config: ModelConfig, ids: Tensor, dtype: str, muon_lr: float) -> 
     """A step of hadal's trainer."""
     model = build(config)
     model.initialise(0)
-    optimizer = Optimizer(model, OptimizerConfig(lr=1e-4, muon_lr=muon_lr), getattr(torch, dtype))
+    optimizer = FlatOptimizer(model, OptimizerConfig(lr=1e-4, muon_lr=muon_lr), getattr(torch, dtype))
     batch = Batch(ids, torch.ones(ids.shape))
     forbidden = torch.tensor([0, 2])
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import extending
 import pytest
 import torch
 from small_policy import allowed, says, small_policy
 from torch import Tensor
+from updates import rl_update
 
 from hadal.engine import LLM, Sample
 from hadal.errors import UserError
@@ -25,8 +26,9 @@ from hadal.train import algorithms
 from hadal.train.algorithms import Tokens, divergence, find, names, read_options, total
 from hadal.train.curriculum import Curriculum
 from hadal.train.losses import log_probabilities
-from hadal.train.optim import Optimizer, OptimizerConfig
-from hadal.train.rl import RLConfig, Trainer, rl_update
+from hadal.train.optim import OptimizerConfig
+from hadal.train.optim.flat import FlatOptimizer
+from hadal.train.rl import RLConfig, Trainer
 
 torch.set_num_threads(1)
 P, G, V, LIMIT = 3, 4, 7, 6
@@ -240,7 +242,7 @@ SMALL = RLConfig(prompts=8, samples=8, max_tokens=8)
 
 def update(llm: LLM, config: RLConfig, steps: int = 1, right: str = "e", **more: Any) -> list[dict[str, float]]:
     """Updates in which an answer that holds one of these letters is right."""
-    optimizer = Optimizer(llm.model, OptimizerConfig(lr=LR, muon_lr=0.0))
+    optimizer = FlatOptimizer(llm.model, OptimizerConfig(lr=LR, muon_lr=0.0))
     tasks = {"letters": says(right)}
     return [
         rl_update(llm, optimizer, tasks, Curriculum(tasks), config, 0, step, **more).metrics for step in range(steps)
@@ -261,7 +263,8 @@ def test_overlong_responses_are_punished_where_the_algorithm_says_so() -> None:
     (metrics,) = update(small_policy(), replace(SMALL, algorithm="dapo"))
     assert -1 <= metrics["reward_overlong"] < 0
     config = RLConfig(algorithm="dapo", max_tokens=20480).reward_config()
-    assert (config.overlong, config.overlong_tokens) == (1.0, 4096)  # DAPO, section 4.1
+    assert config.weights["overlong"] == 1.0
+    assert config.options["overlong"].overlong_tokens == 4096  # DAPO, section 4.1
 
 
 @pytest.mark.parametrize("name", names())
@@ -284,11 +287,8 @@ def test_a_reference_holds_the_policy_back() -> None:
 
 
 def cispo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file that docs/algorithms.md shows, beside the others."""
-    text = (Path(__file__).parent.parent / "docs" / "algorithms.md").read_text()
-    (block,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "CISPO" in b]
-    (folder / "cispo.py").write_text(block)
-    monkeypatch.setattr(algorithms, "__path__", [*algorithms.__path__, str(folder)])
+    """The file that docs/extending.md shows, beside the others."""
+    extending.add_module(algorithms, "cispo", extending.example("An algorithm"), folder, monkeypatch)
 
 
 def test_one_more_file_is_one_more_algorithm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,8 +50,8 @@ def test_a_stages_own_table_changes_single_values_of_its_kinds() -> None:
     recipe = read_recipe(load_recipe_data("r1", ["grpo.optimizer.lr=0.5", "stage.dev2.optimizer.clip=2.0"]))
     stages = {stage.name: stage.config for stage in recipe.stages}
     zero, dev2 = stages["r1-zero"], stages["dev2"]
-    assert (zero.optimizer.lr, zero.optimizer.clip, zero.updates, zero.rewards.language) == (0.5, 1, 100, 0)
-    assert (dev2.optimizer.lr, dev2.optimizer.clip, dev2.updates, dev2.rewards.language) == (0.5, 2, 80, 0.2)
+    assert (zero.optimizer.lr, zero.optimizer.clip, zero.updates, zero.rewards["language"]) == (0.5, 1, 100, 0)
+    assert (dev2.optimizer.lr, dev2.optimizer.clip, dev2.updates, dev2.rewards["language"]) == (0.5, 2, 80, 0.2)
     assert stages["student"].model.hidden_size == 96 and stages["student"].model.num_attention_heads == 4
     assert stages["student"].corpus == stages["base"].corpus and stages["base"].corpus.foreign_share == 0.4
 

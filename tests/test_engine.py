@@ -24,7 +24,8 @@ from hadal.tasks import load_tasks
 from hadal.tasks.words import build_tokenizer
 from hadal.train.corpus import CorpusConfig, batches
 from hadal.train.losses import pretraining_loss
-from hadal.train.optim import Optimizer, OptimizerConfig
+from hadal.train.optim import OptimizerConfig
+from hadal.train.optim.flat import FlatOptimizer
 from hadal.train.rollouts import pack, predict_rows
 
 TASKS = load_tasks(["sums", "letters"])
@@ -51,7 +52,7 @@ def llm(request: pytest.FixtureRequest) -> LLM:
     """A model after 60 short steps: it ends its answers, and its distributions are neither flat nor certain."""
     model = _model(request.param)
     model.initialise(0)
-    optimizer = Optimizer(model, OptimizerConfig())
+    optimizer = FlatOptimizer(model, OptimizerConfig())
     engine = LLM(model, TOKENIZER)
     stream = batches(list(TASKS.values()), TOKENIZER, CorpusConfig(tokens=768, pool=4), 0, 0)
     for batch in islice(stream, 60):

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from hadal.engine.kv.buckets import Bucket
 from promised import needs_promise
 from test_engine_exact import PARAMS, PROMPTS, TOKENIZER, VOCABULARY
 
@@ -17,6 +16,7 @@ from hadal.checkpoints.load import load_model
 from hadal.checkpoints.save import save_model
 from hadal.cost.flops import cache_bytes, forward_flops, parameters
 from hadal.engine import LLM, EngineConfig
+from hadal.engine.kv.buckets import Bucket
 from hadal.models.build import build
 from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder

@@ -34,11 +34,12 @@ from hadal.models.lora import LoraConfig, attach, merge
 from hadal.models.packed import pack, packed_copy, repack
 from hadal.recipe import run as run_module
 from hadal.recipe.run import Run
-from hadal.rewards import RewardConfig
+from hadal.rewards import read_rewards
 from hadal.rollout import Query, sample_all
 from hadal.tasks import BUILT_IN
 from hadal.text.tokenizer import Tokenizer
-from hadal.train.optim import Optimizer, OptimizerConfig
+from hadal.train.optim import OptimizerConfig
+from hadal.train.optim.flat import FlatOptimizer
 from hadal.train.overlap import Ahead
 from hadal.train.rl import Batch
 from hadal.train.rollouts import sample_groups
@@ -49,7 +50,7 @@ PARAMS = SamplingParams(max_tokens=6, seed=3, n=2, logprobs=0)
 LEARN = OptimizerConfig(lr=3e-3, muon_lr=0.0)
 
 
-def shaken(optimizer: Optimizer) -> None:
+def shaken(optimizer: FlatOptimizer) -> None:
     """One update by a gradient that is only noise."""
     optimizer.grad.normal_(generator=torch.Generator().manual_seed(optimizer.updates))
     optimizer.step()
@@ -68,7 +69,7 @@ def test_an_update_of_the_weights_empties_the_prefix_store(arch: str, adapters: 
     model = make(arch)
     if adapters:
         attach(model, LoraConfig(adapters), 0)
-    optimizer, llm = Optimizer(model, LEARN), LLM(model, TOKENIZER)
+    optimizer, llm = FlatOptimizer(model, LEARN), LLM(model, TOKENIZER)
     generations = []
     for _ in range(3):
         shaken(optimizer)
@@ -82,7 +83,7 @@ def test_an_update_of_the_weights_empties_the_prefix_store(arch: str, adapters: 
 def test_what_was_begun_with_other_weights_is_not_kept() -> None:
     """Neither a prompt whose second half was read with new weights, nor a reply that began with old ones."""
     model = make("dense")
-    optimizer = Optimizer(model, LEARN)
+    optimizer = FlatOptimizer(model, LEARN)
     for steps in (1, 4):  # in the middle of the prompt, and of the reply
         llm = LLM(model, TOKENIZER, EngineConfig(chunk=64, keep_replies=True))
         request = llm.engine.add(PROMPT, PARAMS, 0)
@@ -125,7 +126,7 @@ def _writers(folder: Path) -> Iterator[tuple[str, Decoder, Callable[[], object]]
     """Everything that writes to weights, by name: a model, and what writes to it."""
     model, other = make("deepseek"), make("deepseek")
     other.initialise(9)
-    optimizer = Optimizer(model, LEARN)
+    optimizer = FlatOptimizer(model, LEARN)
     yield "initialise", model, lambda: model.initialise(5)
     yield "load_state_dict", model, lambda: model.load_state_dict(other.state_dict())
     yield "step", model, lambda: shaken(optimizer)
@@ -133,7 +134,7 @@ def _writers(folder: Path) -> Iterator[tuple[str, Decoder, Callable[[], object]]
     shaken(optimizer)
     yield "load_state", model, lambda: optimizer.load_state(state)
     low = make("dense")
-    yield "masters in bf16", low, lambda: Optimizer(low, LEARN, torch.bfloat16)
+    yield "masters in bf16", low, lambda: FlatOptimizer(low, LEARN, torch.bfloat16)
     yield "dtype", low, lambda: low.to(torch.float64)
     extra = {name: tensor.clone() for name, tensor in model.extra_state().items()}
     for router in routers(model):
@@ -185,7 +186,9 @@ WRITES_NO_SAMPLED_WEIGHTS = {
     "models/deepseek/router.py": {"Router.forward", "Router.choose"},  # counts loads; scores
     "models/balance.py": {"balance_loss", "Counted.of"},  # a mask's
     "train/losses.py": None,  # gradients
-    "train/optim.py": {"Optimizer.zero_grad", "Optimizer.step", "Optimizer.load_state", "_move_gradient"},  # refresh
+    "train/masters.py": {"_move_gradient", *(f"FlatMasters.{name}" for name in ("zero_grad", "step", "load_state")),
+                         "FlatMasters._take", "FlatMasters.decay"},  # refresh; within __init__, within step
+    "train/optim/flat.py": {"FlatOptimizer._muon"},  # within step
     "train/rollouts.py": {"counted_rows"},  # a mask
     "recipe/stages/sft.py": {"gradients"},  # a loss's weight
 }
@@ -367,7 +370,7 @@ def test_a_question_longer_than_the_context_is_one_line() -> None:
     task = BUILT_IN["letters"]()
     problem = replace(task.generate(0, "train", task.default_difficulty), prompt="why " * 600)
     for asked in (
-        lambda llm: sample_groups(llm, {"letters": task}, [("letters", problem)] * 2, PARAMS, RewardConfig()),
+        lambda llm: sample_groups(llm, {"letters": task}, [("letters", problem)] * 2, PARAMS, read_rewards({})),
         lambda llm: ask(llm, {"letters": task}, [problem] * 2, PARAMS),
     ):
         with pytest.raises(UserError, match="the model reads 512"):

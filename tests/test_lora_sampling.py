@@ -17,6 +17,7 @@ from test_lora import adapted, targets
 from test_parity import CONFIGS
 from test_resume import killed_ends_as_whole
 from torch import Tensor
+from updates import rl_update
 
 from hadal.cli import main
 from hadal.engine import LLM, Engine, SamplingParams
@@ -28,9 +29,10 @@ from hadal.models.packed import merged_copy, packed_bytes, packed_copy
 from hadal.tasks import BUILT_IN
 from hadal.tasks.words import build_tokenizer
 from hadal.train.curriculum import Curriculum
-from hadal.train.optim import Optimizer, OptimizerConfig
+from hadal.train.optim import OptimizerConfig
+from hadal.train.optim.flat import FlatOptimizer
 from hadal.train.overlap import follow, still_copy
-from hadal.train.rl import RLConfig, rl_update
+from hadal.train.rl import RLConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS = [[5, 9, 33, 2], [7, 7, 40, 41, 8, 3, 20]]
@@ -95,7 +97,7 @@ def test_adapters_are_sampled_from_as_if_merged(name: str) -> None:
 @pytest.mark.usefixtures("no_adapter_in_sampling")
 def test_what_is_sampled_follows_the_adapters() -> None:
     model = policy("qwen2")
-    optimizer = Optimizer(model, OptimizerConfig(lr=1e-2, muon_lr=0.0))
+    optimizer = FlatOptimizer(model, OptimizerConfig(lr=1e-2, muon_lr=0.0))
     llm = LLM(model, TOKENIZER)
     before = llm.generate(PROMPTS, PARAMS)
     for _ in range(2):
@@ -143,7 +145,7 @@ def test_trainer_and_sampler_of_adapters_agree(dtype: torch.dtype, bound: float)
     model.to(dtype)
     attach(model, LoraConfig(4, dropout=0.0), 0)
     model.train()
-    optimizer = Optimizer(model, OptimizerConfig(lr=1e-2, muon_lr=0.0), dtype)
+    optimizer = FlatOptimizer(model, OptimizerConfig(lr=1e-2, muon_lr=0.0), dtype)
     llm, curriculum = LLM(model, tokenizer), Curriculum(tasks)
     config = RLConfig(prompts=3, samples=4, max_tokens=12, options={"count_all": True, "kl": 0.01})
     reference = still_copy(model)

@@ -30,7 +30,7 @@ from hadal.tasks import Problem, Reward
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.conversations import Conversation
 from hadal.train.losses import pretraining_loss
-from hadal.train.optim import Optimizer
+from hadal.train.optim.flat import FlatOptimizer
 from hadal.train.rl import Batch, train_on
 from hadal.train.rollouts import Group
 
@@ -85,7 +85,7 @@ def needs(config: ModelConfig, recipe: Recipe, **more: Any) -> memory.Memory:
     return Needs(recipe, config, config.vocab_size, PROMPT, **more).of(recipe.stages[0])
 
 
-def held(model: Decoder, optimizer: Optimizer) -> dict[str, int]:
+def held(model: Decoder, optimizer: FlatOptimizer) -> dict[str, int]:
     """Bytes of what lives all the time."""
     tensors = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
                for t in (*model.parameters(), *model.buffers())}  # fmt: skip
@@ -93,17 +93,17 @@ def held(model: Decoder, optimizer: Optimizer) -> dict[str, int]:
     return {
         "weights": sum(tensors.values()),
         "gradients": optimizer.grad.nbytes,
-        "optimiser": optimizer.mean.nbytes + optimizer.square.nbytes + optimizer.momentum.nbytes + masters,
+        "optimiser": sum(moment.nbytes for moment in optimizer.moments.values()) + masters,
     }
 
 
-def prepared(config: ModelConfig, recipe: Recipe) -> tuple[Decoder, Optimizer]:
+def prepared(config: ModelConfig, recipe: Recipe) -> tuple[Decoder, FlatOptimizer]:
     stage, dtype = recipe.stages[0].config, getattr(torch, recipe.dtype)
     model = build(config)
     model.initialise(0)
     if stage.lora.rank:
         attach(model.to(dtype), stage.lora, 0)
-    optimizer = Optimizer(model.to(dtype) if stage.lora.rank else model, stage.optimizer, dtype)
+    optimizer = FlatOptimizer(model.to(dtype) if stage.lora.rank else model, stage.optimizer, dtype)
     model.to(dtype)
     model.train().checkpoint_activations = stage.checkpoint_activations
     return model, optimizer

@@ -18,7 +18,8 @@ from hadal.models.dense.config import DenseConfig
 from hadal.tasks import BUILT_IN
 from hadal.tasks.words import build_tokenizer
 from hadal.train.curriculum import Curriculum
-from hadal.train.optim import Optimizer, OptimizerConfig
+from hadal.train.optim import OptimizerConfig
+from hadal.train.optim.flat import FlatOptimizer
 from hadal.train.overlap import Ahead
 from hadal.train.rl import Batch, RLConfig, draw_batch, sampler_mismatch, train_on
 
@@ -39,7 +40,7 @@ class Grown:
         self.tokenizer = build_tokenizer(list(self.tasks.values()))
         model = build(DenseConfig(self.tokenizer.size, 32, 2, 2, 1, 16, 64))
         model.initialise(0)
-        self.optimizer = Optimizer(model, OptimizerConfig(lr=3e-3, muon_lr=0.0))
+        self.optimizer = FlatOptimizer(model, OptimizerConfig(lr=3e-3, muon_lr=0.0))
         self.llm, self.curriculum = LLM(model, self.tokenizer), Curriculum(self.tasks)
         self.reference = copied(model)
         self.sampler = LLM(copied(model), self.tokenizer)

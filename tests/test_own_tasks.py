@@ -7,14 +7,16 @@ import re
 import textwrap
 from pathlib import Path
 
+import extending
 import pytest
 from test_rl import grown
+from updates import rl_update
 
 from hadal.cli import main
 from hadal.errors import UserError
 from hadal.tasks import load_tasks
 from hadal.train.curriculum import Curriculum
-from hadal.train.rl import RLConfig, rl_update
+from hadal.train.rl import RLConfig
 
 
 def write(folder: Path, text: str) -> str:
@@ -37,6 +39,20 @@ def test_a_file_of_ones_own_is_a_task(tmp_path: Path) -> None:
     problem = task.generate(0, "train", 2)
     assert task.score(problem, f"<think>x</think> {problem.answer}").total == 1
     assert task.generate(0, "train", 2) == problem
+
+
+def test_the_docs_file_is_a_task(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(extending.example("A task"))
+    (task,) = load_tasks([str(tmp_path / "mine.py")]).values()
+    task.validate()
+    problem = task.generate(0, "train", 2)
+    low, high = problem.meta["key"].split()
+    answers = [f"<think>x</think> {answer}" for answer in (high, low, "7", f"{high} {low}")]
+    assert [r.total for r in task.score_all(problem, answers)] == [1, 0.1, 0, 0]
+    llm, optimizer = grown()
+    tasks = {task.name: task}
+    result = rl_update(llm, optimizer, tasks, Curriculum(tasks), RLConfig(prompts=2, samples=4, max_tokens=8), 0, 0)
+    assert {group.task for group in result.groups} == {"mine"}
 
 
 NO_SCORES = {

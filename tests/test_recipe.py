@@ -17,6 +17,7 @@ from hadal.recipe.config import load_recipe_data, read_recipe, to_toml
 from hadal.recipe.kinds import KINDS
 from hadal.recipe.ranges import range_of
 from hadal.recipe.runner import read_file
+from hadal.rewards import read_rewards
 from hadal.train import algorithms
 
 
@@ -205,6 +206,7 @@ MAY_BE_0 = BELOW_0 | {
     "seed", "threads", "num_nextn_predict_layers", "extra_rounds", "pass_problems", "gold", "plain", "rank", "alpha",
     "dropout", "levels_past_gold", "checking_share", "foreign_share", "gap_share", "warmup_share",
     "least_language", "most_repetition", "accuracy", "format", "language", "length", "overlong", "repetition", "tests",
+    "judge",
     "mtp_weight", "router_bias_rate", "lr", "muon_lr", "beta1", "beta2", "momentum", "weight_decay", "clip", "kl",
     "importance_cap", "clip_low", "clip_high", "temperature",
 }  # fmt: skip
@@ -214,14 +216,18 @@ def settings_of(kind: str) -> list[tuple[str, Any, Any]]:
     return [(f"{kind}.{name}", config, value) for name, config, value in numbers(KINDS[kind]())]
 
 
+REWARDS = read_rewards({})
 ALL = [
     *numbers(read_recipe({"tasks": ["sums"]})), *(entry for kind in KINDS for entry in settings_of(kind)),
     *((f"grpo.options.{n}", c, v) for a in algorithms.names() for n, c, v in numbers(algorithms.read_options(a, {}))),
+    *((f"grpo.rewards.{n}", c, v) for part in REWARDS.options.values() for n, c, v in numbers(part)),
+    *((f"grpo.rewards.{name}", None, weight) for name, weight in REWARDS.weights.items()),
 ]  # fmt: skip
 
 
 def test_every_number_has_a_range() -> None:
-    unknown = [name for name, config, _ in ALL if range_of(type(config), name.rpartition(".")[2]) is None]
+    ranged = [(name, config) for name, config, _ in ALL if config is not None]  # rewards' weights have one of their own
+    unknown = [name for name, config in ranged if range_of(type(config), name.rpartition(".")[2]) is None]
     assert unknown == []
     assert len(ALL) > 150
 

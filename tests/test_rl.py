@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from updates import rl_update
 
 from hadal.engine import LLM, Sample
 from hadal.models.build import build
@@ -20,8 +21,9 @@ from hadal.train.algorithms import Tokens, expert_iteration, find, names, read_o
 from hadal.train.corpus import Batch
 from hadal.train.curriculum import Curriculum
 from hadal.train.losses import log_probabilities
-from hadal.train.optim import Optimizer, OptimizerConfig
-from hadal.train.rl import RLConfig, rl_update
+from hadal.train.optim import OptimizerConfig
+from hadal.train.optim.flat import FlatOptimizer
+from hadal.train.rl import RLConfig
 from hadal.train.rollouts import pack, predict_rows
 
 torch.set_num_threads(1)
@@ -144,14 +146,14 @@ def test_the_curriculum_settles_where_success_is_neither_rare_nor_sure() -> None
     assert restored.rates == curriculum.rates
 
 
-def grown(seed: int = 0, arch: str = "dense") -> tuple[LLM, Optimizer]:
+def grown(seed: int = 0, arch: str = "dense") -> tuple[LLM, FlatOptimizer]:
     tokenizer = build_tokenizer([BUILT_IN["letters"]()])
     config: ModelConfig = DenseConfig(tokenizer.size, 32, 2, 2, 1, 16, 64)
     if arch == "deepseek":
         config = DeepseekConfig(tokenizer.size, 32, 2, 2, 64, 32, n_routed_experts=4, kv_lora_rank=16)
     model = build(config)
     model.initialise(seed)
-    return LLM(model, tokenizer), Optimizer(model, OptimizerConfig(lr=3e-3, muon_lr=0.0))
+    return LLM(model, tokenizer), FlatOptimizer(model, OptimizerConfig(lr=3e-3, muon_lr=0.0))
 
 
 def test_updates_are_the_same_twice_and_sampler_and_trainer_agree() -> None:

@@ -13,13 +13,14 @@ from hadal.engine import LLM
 from hadal.evaluate.suite import ask
 from hadal.models.build import build
 from hadal.models.dense.config import Qwen2Config
-from hadal.rewards import RewardConfig
+from hadal.rewards import read_rewards
 from hadal.rollout import Query, Sample, SamplingParams
 from hadal.tasks import BUILT_IN, Problem, Reward, Task
 from hadal.text.parse import TokenParser, parse_response
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.conversations import Encoder
-from hadal.train.optim import Optimizer, OptimizerConfig
+from hadal.train.optim import OptimizerConfig
+from hadal.train.optim.flat import FlatOptimizer
 from hadal.train.rl import Batch, RLConfig, train_on
 from hadal.train.rollouts import Group, sample_groups
 
@@ -81,7 +82,7 @@ def test_the_share_that_thinks_is_told_by_what_a_response_says(form: str, tmp_pa
     ]
     rewards = [Reward(0.0, {"accuracy": 0.0}, "")] * 4
     group = Group("letters", problem, prompt, samples, rewards)
-    optimizer = Optimizer(llm.model, OptimizerConfig(muon_lr=0.0))
+    optimizer = FlatOptimizer(llm.model, OptimizerConfig(muon_lr=0.0))
     result = train_on(llm, optimizer, Batch([group], torch.zeros(1, 4), 0.0), RLConfig(algorithm="grpo"), 0, 0)
     assert result.metrics["thinking_share"] == 0.5
     for text, sample in zip(texts, samples, strict=True):  # and a reader of tokens sees the same
@@ -98,7 +99,7 @@ def test_a_thought_that_the_chat_form_opens_and_nobody_closes_is_no_answer(form:
     tasks = {task.name: task}
     problems = [task.generate(i, "train", 3) for i in range(2)]
     params = SamplingParams(max_tokens=2, seed=1, n=2, logprobs=0)
-    groups = sample_groups(llm, tasks, [(task.name, p) for p in problems], params, RewardConfig())
+    groups = sample_groups(llm, tasks, [(task.name, p) for p in problems], params, read_rewards({}))
     verdicts = ask(llm, tasks, problems, params)
     expected = float(not OPENED[form])
     assert [r.total for g in groups for r in g.rewards] == [expected] * 4

@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 import torch
 from small_policy import allow, allowed, small_policy
+from updates import rl_update
 
 from hadal.files import plain
 from hadal.recipe.watch import AGAIN, RULES, WINDOW, Watch
-from hadal.rewards import RewardConfig
 from hadal.tasks import BUILT_IN
 from hadal.train import algorithms, rl
 from hadal.train.curriculum import Curriculum
-from hadal.train.optim import Optimizer, OptimizerConfig
-from hadal.train.rl import RLConfig, rl_update
+from hadal.train.optim import OptimizerConfig
+from hadal.train.optim.flat import FlatOptimizer
+from hadal.train.rl import RLConfig
 from hadal.train.rollouts import Group
 
 torch.set_num_threads(1)
@@ -33,7 +34,7 @@ class Lab:
 
     def __init__(self, judge: Callable[[str], bool] = lambda text: "e" in text, lr: float = LR) -> None:
         self.llm = small_policy()
-        self.optimizer = Optimizer(self.llm.model, OptimizerConfig(lr=lr, muon_lr=0.0))
+        self.optimizer = FlatOptimizer(self.llm.model, OptimizerConfig(lr=lr, muon_lr=0.0))
         task = BUILT_IN["letters"]()
         task.judge = lambda problem, text: judge(text)  # type: ignore[method-assign]
         self.tasks = {"letters": task}
@@ -95,7 +96,7 @@ def test_everything_right() -> None:
 
 
 def test_a_format_that_is_never_matched_is_told_with_an_example() -> None:
-    config = replace(SMALL, rewards=RewardConfig(format=1.0))
+    config = replace(SMALL, rewards={"format": 1.0})
     (alarm,) = Lab(lambda text: False).run(config)
     assert alarm["alarm"] == "format_unmatched"
     assert "cold start" in alarm["text"] and len(alarm["text"].split("An example: ")[1]) > 2

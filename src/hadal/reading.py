@@ -19,6 +19,8 @@ LONGEST_SHOWN = 80
 def nearest(word: str, known: Iterable[str]) -> str:
     """A remedy that names the closest known word, or all of them."""
     names = sorted(known)
+    if not names:
+        return "There are none."
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f"Did you mean {close[0]}?" if close else f"Known are {', '.join(names)}."
 

@@ -72,22 +72,32 @@ class Pass:
         return self.rows * self.length
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Float32 values that an optimiser keeps of each entry of hidden matrices, and of all others; and those that an
+    update makes for a moment of a hidden matrix's. As they are here, Adam's."""
+
+    matrices: int = 2
+    others: int = 2
+    moment: int = 0
+
+
 def training_memory(
     config: ModelConfig, value_bytes: int, passes: Iterable[Pass], checkpointed: bool = False, adapters: int = 0,
-    logit_bytes: int = 4, muon: bool = False,
+    logit_bytes: int = 4, kept: Kept = Kept(),
 ) -> Memory:  # fmt: skip
     """Memory of updates by passes of these shapes, the largest of which counts, in a dtype of `value_bytes`.
 
     adapters: how many parameters low-rank adapters have, if those are trained and the model is frozen. Below
     float32, masters in float32 are kept of what is trained. logit_bytes: of each logit of a chunk, what the loss holds
-    at its most. muon: whether that trains the hidden matrices, and not Adam.
+    at its most. kept: by the optimiser.
     """
     cost, counted = family_of(config).cost(config), parameters(config)
     model = counted.total + counted.mtp
     trained = adapters or model
     tables = 4 * cost.rotary * config.max_position_embeddings
     masters = 4 * trained if value_bytes < 4 else 0
-    matrices = (model - counted.embedding - counted.parts["head"]) if muon and not adapters else 0
+    matrices = 0 if adapters else model - counted.embedding - counted.parts["head"]
     adapted = adapters > 0
     training = [
         _activations(cost, config.hidden_size, one, value_bytes, checkpointed, adapted)
@@ -98,10 +108,9 @@ def training_memory(
         held={
             "weights": value_bytes * (model + adapters) + tables,
             "gradients": 4 * trained,  # which add up in float32
-            "optimiser": 8 * trained - 4 * matrices + masters,
+            "optimiser": 4 * (kept.others * (trained - matrices) + kept.matrices * matrices) + masters,
         },
-        # in an update, Newton and Schulz's matrices
-        peaks={"training": max(training, default=0) + LIBRARIES, "the update": 4 * 3 * matrices},
+        peaks={"training": max(training, default=0) + LIBRARIES, "the update": 4 * kept.moment * matrices},
     )
 
 

@@ -21,7 +21,7 @@ from hadal.evaluate.fewshot import STOP, FewShot
 from hadal.evaluate.suite import held_out
 from hadal.files import append_line, write_text
 from hadal.machine.cores import cores
-from hadal.rewards import format_reward
+from hadal.rewards.format import format_reward
 from hadal.rng import Rng
 from hadal.rollout import Query, Rollout, Sample, SamplingParams
 from hadal.tasks import Problem, Reward, Task

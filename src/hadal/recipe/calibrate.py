@@ -23,7 +23,7 @@ from hadal.tasks import Task
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.corpus import batches
 from hadal.train.losses import pretraining_loss
-from hadal.train.optim import Optimizer
+from hadal.train.optim import build_optimizer
 
 MEASURED_STEPS = 6
 RESPONSE_TOKENS = 40
@@ -67,7 +67,7 @@ def size_for(minutes: float) -> dict[str, int]:
 
 def _step_seconds(recipe: Recipe, tasks: Mapping[str, Task], tokenizer: Tokenizer, llm: LLM) -> tuple[float, float]:
     """Seconds of a training step and of a trained token, the first step left out."""
-    optimizer = Optimizer(llm.model, recipe.pretrain.optimizer, getattr(torch, recipe.dtype))
+    optimizer = build_optimizer(llm.model, recipe.pretrain.optimizer, getattr(torch, recipe.dtype))
     stream = batches(list(tasks.values()), tokenizer, recipe.corpus, recipe.seed, 0)
     seconds, tokens = 0.0, 0
     for number in range(MEASURED_STEPS):

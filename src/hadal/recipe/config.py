@@ -125,6 +125,8 @@ class Recipe:
 def _check_groups(config: GrpoConfig, where: str) -> None:
     """UserError for groups from which nothing can be learnt, or that no machine samples."""
     check_ranges(config.settings, f"{where}options.")
+    for options in config.reward_config().options.values():
+        check_ranges(options, f"{where}rewards.")
     if config.samples == 1 and getattr(config.settings, "baseline", 0) == 1:
         raise UserError(
             f"{where}samples is 1.", f"{config.algorithm} compares a problem's samples: take 2 or more, as 16."

@@ -38,6 +38,7 @@ from hadal.recipe.stages.sft import STAGE, SftConfig, batches, sft
 from hadal.recipe.view import View
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.conversations import Conversation, read_conversations, rows_of_passes
+from hadal.train.optim import kept
 
 WRITTEN = ("metrics.jsonl", "timing.jsonl", "ledger.jsonl", "stages")
 
@@ -80,7 +81,9 @@ def finetune(
             record = {"kind": STAGE, "name": out.resolve().name, "request": request, "config": config.to_dict()}
             record |= {"command": command}
         else:
-            check_same(out, record.get("request", {}), request)
+            old = record.get("request", {})
+            asked = read_dataclass(SftConfig, old.get("config", {}), "run.json")  # what came later has its default
+            check_same(out, {**old, "config": asked.to_dict()}, request)
             config = read_dataclass(SftConfig, record["config"], "run.json")
         if record.get("status") == "complete":
             view.note(f"{out} is done already.")
@@ -145,8 +148,8 @@ def needs(shape: ModelConfig, conversations: Sequence[Conversation], config: Sft
         for chosen in batches(conversations, config)
         for rows, width in rows_of_passes([conversations[i] for i in chosen], config.pass_tokens)
     }
-    again, muon = config.checkpoint_activations, config.optimizer.muon_lr > 0
-    memory = training_memory(shape, value_bytes, passes, again, adapters, muon=muon)
+    again = config.checkpoint_activations
+    memory = training_memory(shape, value_bytes, passes, again, adapters, kept=kept(config.optimizer))
     return memory.beside({PROCESS: resident_memory() if config.device == "cpu" else 0})
 
 

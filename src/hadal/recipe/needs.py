@@ -32,6 +32,7 @@ from hadal.recipe.stages.reject import TOGETHER
 from hadal.recipe.view import View
 from hadal.tasks import Task
 from hadal.text.tokenizer import Tokenizer
+from hadal.train.optim import kept
 
 DRAWN = 16
 """Problems of each task whose length in chat form is looked at."""
@@ -117,7 +118,7 @@ class Needs:
             found = self._tuning(config, shape)
         elif isinstance(config, PretrainStage):
             one = Pass(max(1, config.corpus.tokens // PLAIN), PLAIN)
-            found = training_memory(shape, self.value_bytes, [one], muon=config.optimizer.muon_lr > 0)
+            found = training_memory(shape, self.value_bytes, [one], kept=kept(config.optimizer))
             checked = config.check_problems * len(self.recipe.tasks)
             found = found.beside({}, {"sampling": self.sampling(shape, checked, 1, config.max_tokens)})
         elif isinstance(config, RejectConfig) and not stage.source:
@@ -161,8 +162,8 @@ class Needs:
         lora, width = config.lora, self.value_bytes
         adapters = adapter_size(shape, lora) if lora.rank else 0
         merged = width * adapted_size(shape, lora) if lora.rank else 0
-        again, muon = config.checkpoint_activations, config.optimizer.muon_lr > 0
-        memory = training_memory(shape, width, passes, again, adapters, logit_bytes, muon)
+        again = config.checkpoint_activations
+        memory = training_memory(shape, width, passes, again, adapters, logit_bytes, kept(config.optimizer))
         return memory.beside({}, {"saving": merged}), width * (adapters or parameters(shape).total), merged
 
     def shape_of(self, name: str) -> ModelConfig:

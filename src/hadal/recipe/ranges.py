@@ -76,16 +76,10 @@ RANGES: dict[str, str] = {
     "rank": "[0, 65536]",  # 0: none
     "alpha": "[0, 1000000]",  # 0: twice the rank
     "dropout": "[0, 1)",
-    # rewards
-    "accuracy": "[0, 1000000]",
-    "format": "[0, 1000000]",
-    "language": "[0, 1000000]",
-    "length": "[0, 1000000]",
-    "overlong": "[0, 1000000]",
-    "repetition": "[0, 1000000]",
-    "tests": "[0, 1000000]",
+    # rewards, whose weights have one of their own (`hadal.rewards`)
     "overlong_tokens": "[1, 10000000]",
     "repetition_ngram": "[1, 10000]",
+    "judge_tokens": "[1, 10000000]",
     # the algorithm
     "baseline": "[-10, 10]",  # 1: the mean of the group
     "clip_low": "[0, 1]",

@@ -296,7 +296,7 @@ def save_checkpoint(folder: Path, model: Decoder, optimizer: Optimizer, tokenize
 
     What was grown here is kept in float32, a checkpoint from elsewhere in the dtype that it is trained in.
     """
-    state = merged_state(model, optimizer, None if tokenizer.is_own else optimizer.compute.dtype)
+    state = merged_state(model, optimizer, None if tokenizer.is_own else optimizer.dtype)
     save_model(folder, model.config, state, shard_bytes=1 << 62)  # one file, as PUBLISHED has it
     tokenizer.save(folder)
     ends: dict[str, Any] = {"eos_token_id": sorted(tokenizer.eos_ids)}
@@ -320,8 +320,8 @@ def merged_state(model: Decoder, optimizer: Optimizer, dtype: torch.dtype | None
     dtype: all of it in that one instead. What the model has in it already is not copied.
     """
     state = base_state(model)
-    if dtype != optimizer.compute.dtype:  # else the model has the masters, rounded
-        state |= {name: tensor for name, tensor in optimizer.masters(model).items() if ".lora_" not in name}
+    if dtype != optimizer.dtype:  # else the model has the masters, rounded
+        state |= {name: tensor for name, tensor in optimizer.masters().items() if ".lora_" not in name}
     for name, module in adapted_modules(model):
         for kind, delta in module.deltas().items():
             merged = state[f"{name}.{kind}"].float() + delta

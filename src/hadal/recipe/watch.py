@@ -14,7 +14,7 @@ from typing import Any
 
 from hadal.errors import UserError
 from hadal.recipe.run import RunFiles
-from hadal.rewards.shape import format_reward
+from hadal.rewards.format import format_reward
 from hadal.train.optim import Optimizer
 from hadal.train.rl import RLConfig
 from hadal.train.rollouts import Group

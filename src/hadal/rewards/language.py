@@ -8,7 +8,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from dataclasses import dataclass
 from functools import lru_cache
+
+from hadal import rewards
+from hadal.errors import UserError
+from hadal.rewards import Answer
+from hadal.text.parse import parse_response
 
 _HAN = ("CJK",)
 SCRIPTS = {
@@ -20,6 +26,19 @@ SCRIPTS = {
 
 _LETTERS = re.compile(r"[^\W\d_]+")
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI")  # written without spaces: each letter counts as a word
+
+
+@dataclass(frozen=True)
+class Options(rewards.Options):
+    """Which language."""
+
+    target_language: str = "en"
+
+    def __post_init__(self) -> None:
+        if self.target_language not in SCRIPTS:
+            raise UserError(
+                f"target_language is {self.target_language!r}.", f"Known: {', '.join(sorted(SCRIPTS))}."
+            )
 
 
 @lru_cache(maxsize=4096)
@@ -59,3 +78,8 @@ def foreign_share(text: str, question: str, language: str = "en") -> float:
     """Words in a script that neither the language nor the question is written in / words; 0 where there are none."""
     known, found = {*SCRIPTS[language], *words(question)}, words(text)
     return sum(word not in known for word in found) / len(found) if found else 0.0
+
+
+def reward(answer: Answer, options: Options) -> float:
+    """The share of the thought."""
+    return language_share(parse_response(answer.text).thought or "", options.target_language)

@@ -18,7 +18,7 @@ from torch import Tensor
 from hadal.engine import LLM
 from hadal.errors import UserError
 from hadal.models.decoder import Decoder
-from hadal.rewards import PARTS, RewardConfig
+from hadal.rewards import RewardConfig, read_rewards
 from hadal.rewards.language import foreign_share
 from hadal.rng import Rng
 from hadal.rollout import Rollout, Sample, SamplingParams
@@ -48,12 +48,14 @@ class RLConfig:
     epochs: int = 1
     minibatches: int = 1
     micro_tokens: int = 4096
-    rewards: RewardConfig = field(default_factory=RewardConfig)
+    rewards: dict[str, Any] = field(default_factory=dict)
+    """What a response earns: weights and settings of its parts (`hadal.rewards`), completed by their defaults."""
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):
             raise UserError(f"temperature is {self.temperature}.", "It must be above 0: RL learns from what differs.")
         read_options(self.algorithm, self.options)
+        object.__setattr__(self, "rewards", read_rewards(self.rewards).table())  # so that defaults are frozen with it
 
     @property
     def settings(self) -> Options:
@@ -62,10 +64,10 @@ class RLConfig:
 
     def reward_config(self) -> RewardConfig:
         """What a response earns, the algorithm's punishment of overlong ones included."""
-        share = self.settings.overlong
-        if not share or self.rewards.overlong:
-            return self.rewards
-        return replace(self.rewards, overlong=1.0, overlong_tokens=max(1, round(share * self.max_tokens)))
+        share, table = self.settings.overlong, self.rewards
+        if share and not table["overlong"]:
+            table = {**table, "overlong": 1.0, "overlong_tokens": max(1, round(share * self.max_tokens))}
+        return read_rewards(table)
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,12 @@ class UpdateResult:
 
 def draw_groups(
     rollout: Rollout, tasks: Mapping[str, Task], curriculum: Curriculum, config: RLConfig, seed: int, step: int,
-    thinking: bool | None = None, again: int = 0,
+    thinking: bool | None = None, again: int = 0, judge: Rollout | None = None,
 ) -> list[Group]:  # fmt: skip
     """A batch of scored groups at the difficulties that the curriculum asks for; it takes in how they went.
 
     thinking: as in SamplingParams; None leaves it to the model, as RL does. again: how often this step drew before.
+    judge: the model that rewards ask, where the config names one that does.
     """
     rng = Rng("rl", seed, step, again) if again else Rng("rl", seed, step)
     names = list(tasks)
@@ -115,37 +118,30 @@ def draw_groups(
         config.temperature, max_tokens=config.max_tokens, seed=seed, thinking=thinking, n=config.samples, logprobs=0,
         logprobs_of="sampled",
     )  # fmt: skip
-    groups = sample_groups(rollout, tasks, problems, params, config.reward_config())
+    groups = sample_groups(rollout, tasks, problems, params, config.reward_config(), judge)
     for group in groups:
         curriculum.record(group.task, group.problem.meta["difficulty"], group.success)
     return groups
 
 
 def draw_batch(
-    rollout: Rollout, tasks: Mapping[str, Task], curriculum: Curriculum, config: RLConfig, seed: int, step: int
-) -> Batch:
+    rollout: Rollout, tasks: Mapping[str, Task], curriculum: Curriculum, config: RLConfig, seed: int, step: int,
+    judge: Rollout | None = None,
+) -> Batch:  # fmt: skip
     """Sample and score the groups of an update; where the options say so, again for those that teach nothing."""
     began = time.perf_counter()
     algorithm, options = find(config.algorithm), config.settings
-    groups = draw_groups(rollout, tasks, curriculum, config, seed, step)
+    groups = draw_groups(rollout, tasks, curriculum, config, seed, step, judge=judge)
     advantages = _advantages(algorithm, options, groups)
     for again in range(1, options.max_draws):
         lacking = config.prompts - _taught(advantages)
         if lacking <= 0:
             break
-        more = draw_groups(rollout, tasks, curriculum, replace(config, prompts=lacking), seed, step, again=again)
+        fewer = replace(config, prompts=lacking)
+        more = draw_groups(rollout, tasks, curriculum, fewer, seed, step, again=again, judge=judge)
         groups += more
         advantages = torch.cat([advantages, _advantages(algorithm, options, more)])
     return Batch(groups, advantages, time.perf_counter() - began)
-
-
-def rl_update(
-    llm: LLM, optimizer: Optimizer, tasks: Mapping[str, Task], curriculum: Curriculum, config: RLConfig,
-    seed: int, step: int, scale: float = 1.0, reference: Decoder | None = None,
-) -> UpdateResult:  # fmt: skip
-    """Sample a batch with the live weights, score it, and take the algorithm's step on it."""
-    batch = draw_batch(llm, tasks, curriculum, config, seed, step)
-    return train_on(llm, optimizer, batch, config, seed, step, scale, reference)
 
 
 def train_on(
@@ -191,7 +187,7 @@ def train_on(
         "kept_groups": _taught(advantages) / len(groups),
         "all_right": sum(g.success == 1 for g in groups) / len(groups),
         "all_wrong": sum(g.success == 0 for g in groups) / len(groups),
-        "foreign": _foreign(groups, config.rewards.target_language),
+        "foreign": _foreign(groups, config.rewards["target_language"]),
         "entropy": sums["entropy"] / seen if sums["tokens"] else _sampled_entropy(samples),
     }
     mismatch = batch.mismatch
@@ -210,7 +206,7 @@ def train_on(
     scored = [r for g in groups for r in g.rewards]
     if any(r.broke for r in scored):
         metrics["scorer_broke"] = sum(r.broke for r in scored) / len(scored)
-    shown = [part for part in PARTS if part in scored[0].parts]
+    shown = sorted(scored[0].parts)
     if len(shown) > 1:  # else the reward says it all
         metrics |= {f"reward_{part}": sum(r.parts[part] for r in scored) / len(scored) for part in shown}
     return UpdateResult(

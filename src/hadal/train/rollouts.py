@@ -46,8 +46,10 @@ def sample_groups(
     problems: Sequence[tuple[str, Problem]],
     params: SamplingParams,
     config: RewardConfig,
+    judge: Rollout | None = None,
 ) -> list[Group]:
-    """params.n scored samples for each (task name, problem), from the weights that are trained.
+    """params.n scored samples for each (task name, problem), from the weights that are trained. judge: the model
+    that rewards ask.
 
     UserError for a source that does not give what an update is computed from, and for a problem that cannot be asked.
     """
@@ -62,7 +64,7 @@ def sample_groups(
         if samples[0].refused:
             raise UserError(f"{name}: {samples[0].error}")
         responses = [Response(sample.response, sample.token_ids, limit) for sample in samples]
-        rewards = score_group(tasks[name], problem, responses, config)
+        rewards = score_group(tasks[name], problem, responses, config, judge)
         groups.append(Group(name, problem, samples[0].prompt_ids, samples, rewards))
     return groups
 

@@ -23,7 +23,7 @@ from hadal.tasks import Problem
 from hadal.train.conversations import Conversation
 from hadal.train.corpus import Batch
 from hadal.train.distillation import distillation_loss
-from hadal.train.optim import Optimizer
+from hadal.train.optim import Optimizer, build_optimizer
 
 
 def distill(run: Run, stage: str, source: str, config: DistillConfig) -> None:
@@ -56,7 +56,7 @@ def _on_policy(
     run: Run, stage: str, student: Decoder, objective: Objective, config: DistillConfig
 ) -> Optimizer:
     numbers = settled(run, stage, config)
-    optimizer = Optimizer(student, numbers.with_lr(), run.dtype)
+    optimizer = build_optimizer(student, numbers.with_lr(), run.dtype)
     state = run.saved_state(stage)
     run.restore(stage, state, student, optimizer)
     student.checkpoint_activations = numbers.checkpoint_activations

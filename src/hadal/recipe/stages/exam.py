@@ -14,8 +14,8 @@ from hadal.recipe.findings import mean_of
 from hadal.recipe.kinds import ExamConfig
 from hadal.recipe.run import Run
 from hadal.recipe.stages.pretrain import has_thoughts
+from hadal.rewards.format import format_reward
 from hadal.rewards.language import language_share
-from hadal.rewards.shape import format_reward
 from hadal.tasks import Task
 from hadal.text.parse import parse_response
 from hadal.text.tokenizer import END_THINK, THINK

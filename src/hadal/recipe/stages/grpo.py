@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hadal.cost.flops import parameters
 from hadal.engine import LLM, SamplingParams
+from hadal.engine.remote import RemoteRollout
 from hadal.evaluate.suite import Verdict, ask, held_out
 from hadal.files import plain, write_text
 from hadal.machine.device import WORTH_MOVING
@@ -24,10 +25,9 @@ from hadal.recipe.run import Run, save_checkpoint
 from hadal.recipe.stages.pretrain import none_ready
 from hadal.recipe.stages.sft import seed_dropout
 from hadal.recipe.watch import Watch, end_if_lost
-from hadal.rewards import PARTS
 from hadal.rng import Rng
 from hadal.train.curriculum import Curriculum
-from hadal.train.optim import Optimizer
+from hadal.train.optim import Optimizer, build_optimizer
 from hadal.train.overlap import Ahead, follow, still_copy
 from hadal.train.rl import Batch, UpdateResult, draw_batch, sampler_mismatch, train_on
 from hadal.train.rollouts import Group
@@ -35,6 +35,8 @@ from hadal.train.rollouts import Group
 STAGE = "grpo"
 REFERENCE = "reference."
 SAMPLER = "sampler."
+JUDGE_KEY = "HADAL_JUDGE_KEY"
+"""The environment variable that holds the key of the model that rewards ask, where it asks for one."""
 MONITOR = 9  # the stream of held-out problems that is monitored during training; the final evaluation uses others
 
 
@@ -50,7 +52,7 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
     folder = run.stage_folder(stage)
     state = run.saved_state(stage)
     model = run.stage_model(source).train()
-    optimizer = Optimizer(model, config.optimizer, run.dtype)
+    optimizer = build_optimizer(model, config.optimizer, run.dtype)
     run.restore(stage, state, model, optimizer)
     model.checkpoint_activations = config.checkpoint_activations
     llm = run.engine(model)
@@ -66,8 +68,13 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
                 other.load_state_dict(_unprefixed(state.tensors, prefix), strict=False)
         curriculum = Curriculum.from_state(tasks, state.numbers["curriculum"])
 
+    earned = config.reward_config()
+    judge = None
+    if earned.endpoint:
+        judge = RemoteRollout(earned.endpoint, earned.endpoint_model, JUDGE_KEY, patient=True, note=run.view.note)
+
     def draw(llm: LLM, step: int) -> Batch:
-        batch = draw_batch(llm, tasks, curriculum, config, seed, step)
+        batch = draw_batch(llm, tasks, curriculum, config, seed, step, judge)
         return replace(batch, mismatch=sampler_mismatch(llm, batch, config)) if sampler is not None else batch
 
     ahead = Ahead(run.engine(sampler), draw, torch.get_num_threads()) if sampler is not None else None
@@ -130,7 +137,7 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
 
 def _about(config: GrpoConfig) -> str:
     """What is reinforced, as the stage is announced."""
-    earned = [name for name in PARTS if getattr(config.reward_config(), name)]
+    earned = [name for name, weight in config.reward_config().weights.items() if weight]
     if earned == ["accuracy"]:
         return "reinforcement learning: right answers are reinforced, nothing else is told"
     return f"reinforcement learning on rewards for {', '.join(earned)}"

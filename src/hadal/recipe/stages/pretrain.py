@@ -22,7 +22,7 @@ from hadal.recipe.watch import tell_left_out
 from hadal.tasks import Problem, Task
 from hadal.train.corpus import batches
 from hadal.train.losses import pretraining_loss
-from hadal.train.optim import Optimizer
+from hadal.train.optim import build_optimizer
 
 
 def pretrain(run: Run, stage: str = "pretrain", config: PretrainStage | None = None) -> None:
@@ -31,7 +31,7 @@ def pretrain(run: Run, stage: str = "pretrain", config: PretrainStage | None = N
     assert config is not None
     state = run.saved_state(stage)
     model = run.new_model()
-    optimizer = Optimizer(model, config.optimizer, run.dtype)
+    optimizer = build_optimizer(model, config.optimizer, run.dtype)
     run.restore(stage, state, model, optimizer)
     llm = run.engine(model)
     step, end = (state.step, state.numbers["end"]) if state else (0, config.steps)

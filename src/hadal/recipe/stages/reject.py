@@ -16,8 +16,9 @@ from hadal.files import JsonLines, write_text
 from hadal.recipe.kinds import RejectConfig
 from hadal.recipe.run import Run
 from hadal.recipe.stages.sft import DATA
+from hadal.rewards.format import format_reward
 from hadal.rewards.language import language_share
-from hadal.rewards.shape import format_reward, repetition_penalty
+from hadal.rewards.repetition import repetition_penalty
 from hadal.rng import Rng
 from hadal.rollout import Query, SamplingParams, sample_all
 from hadal.tasks import Problem, Task

@@ -20,7 +20,7 @@ from hadal.rng import Rng
 from hadal.train.conversations import Conversation, epoch_batches, packed, read_conversations
 from hadal.train.corpus import Batch
 from hadal.train.losses import pretraining_loss
-from hadal.train.optim import Optimizer
+from hadal.train.optim import Optimizer, build_optimizer
 
 STAGE = "sft"
 DATA = "data.jsonl"
@@ -48,7 +48,7 @@ def sft(
     mtp_weight = 0.0 if config.lora.rank else config.mtp_weight
     objective = objective or (lambda model, batch: pretraining_loss(model, batch, forbidden, mtp_weight))
     dtype = getattr(torch, config.dtype)
-    optimizer = Optimizer(model, config.with_lr(), dtype)
+    optimizer = build_optimizer(model, config.with_lr(), dtype)
     state = run.saved_state(stage)
     run.restore(stage, state, model, optimizer)
     plan = batches(conversations, config)
@@ -82,7 +82,7 @@ def sft(
         )
         if done % config.checkpoint_every == 0 and done < len(plan):
             run.checkpoint(stage, done, model, optimizer, {})
-    optimizer.hand_over(model)
+    optimizer.hand_over()
     model.eval()
     return optimizer
 

@@ -1,6 +1,6 @@
 """Ways to turn rewards into a gradient: each is one short pure file here, found by its name.
 
-Such a file has `Options`, `advantages` and `loss`, and nothing has to be told of it; docs/algorithms.md adds one as an
+Such a file has `Options`, `advantages` and `loss`, and nothing has to be told of it; docs/extending.md adds one as an
 example. What any of them may be combined with (how tokens are weighed, a penalty for leaving a reference, truncated
 importance sampling, further draws) is an option of all, and the update's business (`hadal.train.rl`).
 """
