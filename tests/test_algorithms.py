@@ -18,7 +18,7 @@ from torch import Tensor
 from hadal.engine import LLM, Sample
 from hadal.errors import UserError
 from hadal.recipe.config import load_recipe_data, read_recipe
-from hadal.recipe.kinds import GrpoConfig
+from hadal.stages.grpo import Config as GrpoConfig
 from hadal.tasks import BUILT_IN, Rng
 from hadal.tasks.words import build_tokenizer
 from hadal.train import algorithms

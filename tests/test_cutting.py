@@ -14,8 +14,7 @@ from hadal.engine import LLM, Sample
 from hadal.models.checkpoint import build
 from hadal.models.decoder import Decoder
 from hadal.models.deepseek import routers
-from hadal.recipe.kinds import SftConfig
-from hadal.recipe.stages.sft import gradients
+from hadal.stages.sft import SftConfig, gradients
 from hadal.tasks import BUILT_IN, Rng
 from hadal.tasks.words import build_tokenizer
 from hadal.train.algorithms import find

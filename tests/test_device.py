@@ -16,7 +16,7 @@ from hadal.engine import LLM, EngineConfig, SamplingParams
 from hadal.errors import UserError
 from hadal.models.checkpoint import build
 from hadal.ops import device
-from hadal.recipe import run
+from hadal.stages.common import run
 from hadal.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -29,9 +29,9 @@ from hadal.models.decoder import Decoder
 from hadal.models.deepseek import routers
 from hadal.models.lora import LoraConfig, attach, load_adapter, merge, save_adapter
 from hadal.models.packed import pack, packed_copy, repack
-from hadal.recipe import run as run_module
-from hadal.recipe.run import Run
 from hadal.rewards import RewardConfig
+from hadal.stages.common import run as run_module
+from hadal.stages.common.run import Run
 from hadal.tasks import BUILT_IN
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.optim import Optimizer, OptimizerConfig

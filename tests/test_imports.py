@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "hadal"
 ROOMS = ["errors", "spinning", "environment", "files", "configs", "ops", "models", "text", "cost", "sandbox", "tasks",
-         "rewards", "engine", "evaluate", "train", "recipe", "terminal", "server", "cli"]  # fmt: skip
+         "rewards", "engine", "evaluate", "train", "stages", "recipe", "terminal", "server", "cli"]  # fmt: skip
 WITHOUT_TORCH = ("errors", "spinning", "environment", "files", "configs", "cost", "cli")
 
 

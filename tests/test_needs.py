@@ -21,7 +21,7 @@ from hadal.models.lora import LoraConfig, adapter_size, attach
 from hadal.models.packed import merged_copy, own_bytes
 from hadal.recipe.config import Recipe, read_recipe
 from hadal.recipe.needs import Needs
-from hadal.recipe.stages.sft import gradients
+from hadal.stages.sft import gradients
 from hadal.tasks import Problem, Reward
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.conversations import Conversation

@@ -12,10 +12,9 @@ import pytest
 from small_run import COIN, write_recipe
 
 from hadal.cli import main
+from hadal.configs.ranges import range_of
 from hadal.errors import UserError
-from hadal.recipe.config import load_recipe_data, read_recipe, to_toml
-from hadal.recipe.kinds import KINDS
-from hadal.recipe.ranges import range_of
+from hadal.recipe.config import KINDS, load_recipe_data, read_recipe, to_toml
 from hadal.recipe.runner import read_file
 from hadal.train import algorithms
 

@@ -13,11 +13,11 @@ from test_rl import grown
 
 from hadal.errors import UserError
 from hadal.recipe.config import read_recipe
-from hadal.recipe.stages import reject
 from hadal.rewards import Response, RewardConfig, score_group
 from hadal.rewards.language import language_share
 from hadal.rewards.shape import format_reward, length_rewards, overlong_penalty, repetition_penalty
 from hadal.sandbox import Limits, Sandbox, check_asserts
+from hadal.stages import reject
 from hadal.tasks import BUILT_IN
 from hadal.tasks.code import MBPP, HumanEval
 from hadal.train.curriculum import Curriculum

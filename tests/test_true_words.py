@@ -22,11 +22,11 @@ from hadal.models import packed
 from hadal.recipe.chain_report import gather_chain
 from hadal.recipe.config import read_recipe
 from hadal.recipe.findings import headline, skill_finding, wilson
-from hadal.recipe.kinds import GrpoConfig
 from hadal.recipe.run_folder import is_grown, origin
-from hadal.recipe.stages.grpo import _about
-from hadal.recipe.stages.pretrain import none_ready
 from hadal.recipe.words import setting
+from hadal.stages.grpo import Config as GrpoConfig
+from hadal.stages.grpo import _about
+from hadal.stages.pretrain import none_ready
 from hadal.tasks import load_tasks
 from hadal.terminal.chat import Chat
 from hadal.terminal.model import Model

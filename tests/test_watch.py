@@ -14,8 +14,8 @@ import torch
 from small_policy import allow, allowed, small_policy
 
 from hadal.files import plain
-from hadal.recipe.watch import AGAIN, RULES, WINDOW, Watch
 from hadal.rewards import RewardConfig
+from hadal.stages.common.watch import AGAIN, RULES, WINDOW, Watch
 from hadal.tasks import BUILT_IN
 from hadal.train import algorithms, rl
 from hadal.train.curriculum import Curriculum

@@ -42,7 +42,7 @@ def sft(options: argparse.Namespace) -> None:
 
     from hadal.configs.reading import apply_override, read_dataclass
     from hadal.recipe.finetune import finetune
-    from hadal.recipe.stages.sft import SftConfig
+    from hadal.stages.sft import SftConfig
     from hadal.terminal.view import make_view
 
     data: dict[str, Any] = {}

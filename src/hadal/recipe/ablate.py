@@ -27,7 +27,7 @@ from hadal.files import JsonLines, write_json, write_text
 from hadal.recipe.config import Recipe, read_recipe
 from hadal.recipe.run_folder import read_json, read_run
 from hadal.recipe.runner import grow, read_file
-from hadal.recipe.view import View
+from hadal.stages.common.view import View
 from hadal.tasks import load_tasks
 
 STREAM = 11  # of held-out problems; no stage sees these

@@ -17,7 +17,12 @@ from hadal.engine import LLM, SamplingParams
 from hadal.models.checkpoint import build
 from hadal.ops.device import place
 from hadal.recipe.config import Recipe
-from hadal.recipe.kinds import DistillConfig, ExamConfig, GrpoConfig, PretrainStage, RejectConfig, Stage
+from hadal.stages import Stage
+from hadal.stages.distill import Config as DistillConfig
+from hadal.stages.evaluate import Config as ExamConfig
+from hadal.stages.grpo import Config as GrpoConfig
+from hadal.stages.pretrain import Config as PretrainStage
+from hadal.stages.reject import Config as RejectConfig
 from hadal.tasks import Task
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.corpus import batches

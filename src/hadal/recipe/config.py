@@ -16,46 +16,35 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from hadal.configs.ranges import check_ranges
 from hadal.configs.reading import apply_override, nearest, read_dataclass, read_value, shown
 from hadal.errors import UserError
-from hadal.evaluate.suite import EvaluationConfig
 from hadal.ops.device import DEVICES
-from hadal.recipe.kinds import (
-    KINDS,
-    LEAVE_A_MODEL,
-    SUITE,
-    DistillConfig,
-    GrpoConfig,
-    PretrainConfig,
-    PretrainStage,
-    RejectConfig,
-    SftStage,
-    SizeConfig,
-    Stage,
-)
-from hadal.recipe.ranges import check_ranges
+from hadal.stages import CHECKPOINT, RunConfig, Stage, find, names
+from hadal.stages.distill import Config as DistillConfig
+from hadal.stages.grpo import Config as GrpoConfig
+from hadal.stages.pretrain import Config as PretrainStage
+from hadal.stages.pretrain import PretrainConfig, SizeConfig
+from hadal.stages.reject import Config as RejectConfig
+from hadal.stages.sft import Config as SftStage
+from hadal.stages.suite import Config as EvaluationConfig
 from hadal.tasks import DATA_SETS, files_of
 from hadal.train.corpus import CorpusConfig
 
 MOST_SAMPLES = 100_000
-CHECKPOINT = "checkpoint"
-"""What stages begin from where the recipe names a checkpoint."""
+SUITE = "suite"
+"""The quickstart's own kind of evaluation, before and after RL."""
+KINDS = {kind: find(kind).Config for kind in names() if kind != SUITE}
+"""The kinds of stage that a recipe can name."""
+LEAVE_A_MODEL = tuple(kind for kind in KINDS if find(kind).LEAVES == "model")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(RunConfig):
     """A whole run. Two runs with equal recipes (threads included) on one machine end in equal weights."""
 
-    tasks: list[str]
     arch: str = "dense"
-    seed: int = 0
-    threads: int = 0
-    dtype: str = "auto"
-    device: str = "auto"
-    """`cpu` or `cuda`; left open, a checkpoint of some size goes to a GPU and what is grown here stays on the CPU."""
-    checkpoint: str = ""
-    """A folder or a Hugging Face id that stages begin `from = "checkpoint"`; its tokenizer is the run's."""
     publish: str = ""
     """The stage whose model the run folder holds in the end; the last one that leaves a model."""
     model: SizeConfig = field(default_factory=SizeConfig)

@@ -1,7 +1,7 @@
 """`hadal sft`: a model and a file of conversations to a fine-tuned model, or to adapters for it, in one folder.
 
 What it will need is told before it starts. Stopped at any moment, the same command carries on. How the training goes
-is in `stages/sft.py`.
+is in `hadal.stages.sft`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from hadal.ops.device import pick, place
 from hadal.ops.speed import fastest_dtype, matmul_rates
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
 from hadal.recipe.needs import memory_left
-from hadal.recipe.run import RunFiles
 from hadal.recipe.run_folder import write_run
-from hadal.recipe.stages.sft import STAGE, SftConfig, batches, sft
-from hadal.recipe.view import View
+from hadal.stages.common.run import RunFiles
+from hadal.stages.common.view import View
+from hadal.stages.sft import SftConfig, batches, sft
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.conversations import Conversation, read_conversations, rows_of_passes
 
+STAGE = "sft"
 WRITTEN = ("metrics.jsonl", "timing.jsonl", "ledger.jsonl", "stages")
 
 
@@ -85,7 +86,8 @@ def finetune(
         _tell_needs(model, shape, conversations, config, view)
         write_run(out, {**record, "status": "running"})
         torch.set_num_threads(config.threads)
-        run = RunFiles(out, shape, view)
+        run = RunFiles(out, view)
+        run.model_config = shape
         try:
             _train(run, source, model, tokenizer, conversations, config, merged)
         except KeyboardInterrupt:
@@ -108,7 +110,7 @@ def _train(
         attach(model, config.lora, config.seed)
     model = model.to(place(config.device))
     forbidden = forbidden_ids(tokenizer, model)
-    sft(run, model, conversations, forbidden, tokenizer.pad_id, config)
+    sft(run, model, conversations, forbidden, tokenizer.pad_id, config, STAGE)
     if config.lora.rank and not merged:
         save_adapter(run.folder, model, config.lora, str(source.resolve()) if Path(name).is_dir() else name)
         tokenizer.save(run.folder)

@@ -36,10 +36,16 @@ from hadal.models.lora import adapted_size, adapter_size
 from hadal.ops.device import free_on_gpu, pick
 from hadal.ops.speed import fastest_dtype, matmul_rates
 from hadal.recipe.calibrate import Plan
-from hadal.recipe.config import CHECKPOINT, Recipe
-from hadal.recipe.kinds import DistillConfig, ExamConfig, GrpoConfig, PretrainStage, RejectConfig, SftConfig, Stage
-from hadal.recipe.stages.reject import TOGETHER
-from hadal.recipe.view import View
+from hadal.recipe.config import Recipe
+from hadal.stages import CHECKPOINT, Stage
+from hadal.stages.common.view import View
+from hadal.stages.distill import Config as DistillConfig
+from hadal.stages.evaluate import Config as ExamConfig
+from hadal.stages.grpo import Config as GrpoConfig
+from hadal.stages.pretrain import Config as PretrainStage
+from hadal.stages.reject import TOGETHER
+from hadal.stages.reject import Config as RejectConfig
+from hadal.stages.sft import SftConfig
 from hadal.tasks import Task
 from hadal.text.tokenizer import Tokenizer
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from hadal.recipe.calibrate import size_for
 from hadal.recipe.config import load_recipe_data, read_recipe
 from hadal.recipe.runner import grow
-from hadal.recipe.view import View
+from hadal.stages.common.view import View
 
 TEST_PRESET_MINUTES = 4
 """Fewer minutes than this choose the small preset that tests use."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -28,35 +28,20 @@ from hadal.recipe.calibrate import Plan, calibrate, fastest_threads, scale_recip
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
 from hadal.recipe.config import Recipe, load_recipe_data, read_recipe, recipe_file, to_toml, with_task_files
 from hadal.recipe.inherit import decided, take_over
-from hadal.recipe.kinds import SUITE, PretrainStage
 from hadal.recipe.needs import memory_left, settle
 from hadal.recipe.report import write_report
-from hadal.recipe.run import PUBLISHED, DamagedModel, Run, checkpoint_digest
 from hadal.recipe.run_folder import open_run, write_run
 from hadal.recipe.sinks import ToldLines, check_sinks
-from hadal.recipe.stages.distill import distill
-from hadal.recipe.stages.evaluate import evaluate_stage, write_evaluation
-from hadal.recipe.stages.exam import exam
-from hadal.recipe.stages.grpo import grpo
-from hadal.recipe.stages.pretrain import has_thoughts, pretrain
-from hadal.recipe.stages.reject import reject
-from hadal.recipe.stages.sft import sft_stage
-from hadal.recipe.view import View
+from hadal.stages import find
+from hadal.stages.common.run import PUBLISHED, DamagedModel, Run, checkpoint_digest
+from hadal.stages.common.view import View
+from hadal.stages.pretrain import has_thoughts
+from hadal.stages.suite import write_evaluation
 from hadal.tasks import Task, files_of, load_tasks
 from hadal.tasks.words import build_tokenizer
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.corpus import FOREIGN
 
-KINDS: dict[str, Callable[[Run, str, str, Any], None]] = {
-    "pretrain": lambda run, stage, source, config: pretrain(run, stage, config),
-    "sft": sft_stage,
-    "grpo": grpo,
-    "reject": reject,
-    "distill": distill,
-    "evaluate": exam,
-    SUITE: evaluate_stage,
-}
-"""What a stage of each kind does, from its name, the stage whose model it begins from, and its numbers."""
 OWN_FILES = (
     *PUBLISHED, "metrics.jsonl", "timing.jsonl", "ledger.jsonl", "evaluation.json",
     "report.json", "report.md", "report.html", "rollouts", "stages",
@@ -162,7 +147,7 @@ def run_stages(run: Run) -> None:
     while (stage := next((s for s in run.recipe.chain if run.result(s.name) is None), None)) is not None:
         try:
             run.begin(stage)
-            KINDS[stage.kind](run, stage.name, stage.source, stage.config)
+            find(stage.kind).run_stage(run, stage)
         except DamagedModel as damage:
             _reopen(run, damage.stage)
         except KeyboardInterrupt:
@@ -239,8 +224,8 @@ def _check_sizes(recipe: Recipe, vocabulary: int) -> None:
     """UserError for a model whose weights, gradients and optimiser alone are more than the memory that is free."""
     free = memory_left(recipe.device)
     for stage in recipe.chain:
-        if isinstance(stage.config, PretrainStage):
-            needed = 16 * parameters(stage.config.model.model_config(stage.config.arch, vocabulary)).total
+        if (shape := stage.config.grows(vocabulary)) is not None:
+            needed = 16 * parameters(shape).total
             if free is not None and needed > free:
                 raise UserError(
                     f"The model of {stage.name} needs {gigabytes(needed)} of memory, and {gigabytes(free)} are free.",

@@ -33,9 +33,8 @@ from hadal.models.hub import resolve
 from hadal.models.lora import LoraConfig, adapted_modules, attach, base_state
 from hadal.ops.device import place
 from hadal.ops.heap import give_back
-from hadal.recipe.config import CHECKPOINT, Recipe
-from hadal.recipe.kinds import PretrainStage, Stage
-from hadal.recipe.view import View
+from hadal.stages import CHECKPOINT, RunConfig, Stage
+from hadal.stages.common.view import View
 from hadal.tasks import Rng, Task
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.optim import Optimizer
@@ -73,9 +72,11 @@ class Books:
 class RunFiles:
     """A run's folder as any stage uses it: results, states, logs and books. Nothing is kept that is not on disk."""
 
-    def __init__(self, folder: Path, model_config: ModelConfig, view: View) -> None:
+    model_config: ModelConfig
+    """Of the model at work, which the books count by; whoever begins a stage sets it."""
+
+    def __init__(self, folder: Path, view: View) -> None:
         self.folder, self.view = folder, view
-        self.model_config = model_config
         self.metrics = JsonLines(folder / "metrics.jsonl")
         self.timing = JsonLines(folder / "timing.jsonl")
         self.ledger = Ledger(folder / "ledger.jsonl")
@@ -178,10 +179,12 @@ class RunFiles:
 class Run(RunFiles):
     """Everything a stage of a recipe needs."""
 
-    def __init__(self, folder: Path, recipe: Recipe, tasks: dict[str, Task], tokenizer: Tokenizer, view: View) -> None:
-        self.vocabulary = -(-tokenizer.size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-        super().__init__(folder, recipe.model.model_config(recipe.arch, self.vocabulary), view)
+    def __init__(
+        self, folder: Path, recipe: RunConfig, tasks: dict[str, Task], tokenizer: Tokenizer, view: View
+    ) -> None:
+        super().__init__(folder, view)
         self.recipe, self.tasks, self.tokenizer = recipe, tasks, tokenizer
+        self.vocabulary = -(-tokenizer.size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         self.dtype = getattr(torch, recipe.dtype)
         self.device = place(recipe.device)
         self.lora = LoraConfig()
@@ -196,8 +199,8 @@ class Run(RunFiles):
         self.tasks = {t.name: t for t in self.named(getattr(stage.config, "tasks", ()))} or self._tasks
         self.lora = getattr(stage.config, "lora", LoraConfig())
         self.cut_told = False
-        if isinstance(stage.config, PretrainStage):
-            self.model_config = stage.config.model.model_config(stage.config.arch, self.vocabulary)
+        if (grown := stage.config.grows(self.vocabulary)) is not None:
+            self.model_config = grown
         elif stage.source:
             self.model_config = load_config(self.model_folder(stage.source))
 

@@ -4,30 +4,107 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hadal import stages
+from hadal.configs.ranges import check_ranges
+from hadal.configs.reading import nearest
 from hadal.engine.sampler import forbidden_ids
+from hadal.errors import UserError
 from hadal.models.decoder import Decoder
 from hadal.models.lora import LoraConfig
-from hadal.recipe.kinds import SftConfig, SftStage
-from hadal.recipe.run import Run, RunFiles
-from hadal.recipe.watch import tell_left_out
+from hadal.ops.device import DEVICES
+from hadal.stages import Stage
+from hadal.stages.common.run import Run, RunFiles
+from hadal.stages.common.watch import tell_left_out
 from hadal.tasks.base import Rng
 from hadal.train.conversations import Conversation, epoch_batches, packed, read_conversations
 from hadal.train.corpus import Batch
 from hadal.train.losses import pretraining_loss
-from hadal.train.optim import Optimizer
+from hadal.train.optim import Optimizer, OptimizerConfig
 
-STAGE = "sft"
+LEAVES = "model"
 DATA = "data.jsonl"
 """Where a stage leaves conversations."""
 
 Objective = Callable[[Decoder, Batch], tuple[Tensor, Tensor]]
 """From a model and a batch to (what is minimised: its part of the update; the mean loss of a learnt token)."""
+
+
+@dataclass(frozen=True)
+class SftConfig(stages.Config):
+    """Every number that decides how a fine-tuning ends."""
+
+    epochs: int = 2
+    batch_tokens: int = 16_384
+    """Tokens of an update."""
+    pass_tokens: int = 4096
+    """Of a forward and backward pass; memory depends on it, the result does not but for rounding."""
+    warmup_share: float = 0.03
+    dtype: str = "auto"
+    device: str = "auto"
+    """`cpu` or `cuda`; left open, a model of some size goes to a GPU, where there is one."""
+    seed: int = 0
+    threads: int = 0
+    checkpoint_activations: bool = False
+    checkpoint_every: int = 50
+    mtp_weight: float = 0.1
+    """Of the loss of a multi-token prediction module, if the model has one and all of it is trained."""
+    router_bias_rate: float = 0.0
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=0.0, muon_lr=0.0, beta2=0.999, eps=1e-8)
+    )
+    """lr 0 stands for 1e-5, and for 2e-4 of adapters."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise UserError(f"dtype is {self.dtype!r}.", "Known are auto, float32 and bfloat16.")
+        if self.device not in DEVICES:
+            raise UserError(f"device is {self.device!r}.", nearest(self.device, DEVICES))
+        check_ranges(self)
+        if self.router_bias_rate and self.lora.rank:
+            raise UserError("Adapters leave the routers' biases as they are.", "Leave router_bias_rate at 0.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as plain data."""
+        data = asdict(self)
+        if self.device == "auto":
+            del data["device"]
+        return data
+
+    @property
+    def lr(self) -> float:
+        """The highest learning rate."""
+        return self.optimizer.lr or (2e-4 if self.lora.rank else 1e-5)
+
+    def with_lr(self) -> OptimizerConfig:
+        """The optimiser's numbers, the learning rate decided."""
+        return replace(self.optimizer, lr=self.lr)
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate's factor at step `step`, the first being 0: up, then down to 0 in a straight line."""
+        warmup = max(1, round(self.warmup_share * steps))
+        return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+
+
+@dataclass(frozen=True)
+class Config(SftConfig):
+    """Fine-tuning as a stage of a chain."""
+
+    data: list[str] = field(default_factory=list)
+    """Stages that left conversations (`reject`), and files of JSON lines; in one mixture."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("dtype", "device", "seed", "threads"):
+            if getattr(self, name) != getattr(SftConfig, name):
+                raise UserError(f"A stage of a recipe has {name}.", "It is set once, for the whole recipe.")
 
 
 def batches(conversations: Sequence[Conversation], config: SftConfig) -> list[list[int]]:
@@ -38,7 +115,7 @@ def batches(conversations: Sequence[Conversation], config: SftConfig) -> list[li
 
 def sft(
     run: RunFiles, model: Decoder, conversations: Sequence[Conversation], forbidden: Tensor, pad_id: int,
-    config: SftConfig, stage: str = STAGE, objective: Objective | None = None,
+    config: SftConfig, stage: str, objective: Objective | None = None,
 ) -> Optimizer:  # fmt: skip
     """Train the parameters of `model` that ask for gradients; they are left in float32.
 
@@ -106,18 +183,19 @@ def gradients(
     return loss
 
 
-def sft_stage(run: Run, stage: str, source: str, config: SftStage) -> None:
-    """Fine-tune the model that stage `source` left on what other stages and files hold."""
+def run_stage(run: Run, stage: Stage) -> None:
+    """Fine-tune the model that another stage left on what stages and files hold."""
+    config: Config = stage.config
     conversations, _ = gather(run, config.data)
-    model = run.stage_model(source)
+    model = run.stage_model(stage.source)
     forbidden = forbidden_ids(run.tokenizer, model)
-    numbers = settled(run, stage, config)
-    optimizer = sft(run, model, conversations, forbidden, run.tokenizer.pad_id, numbers, stage)
-    run.save_stage_model(stage, model, optimizer)
-    run.finish(stage, {"conversations": len(conversations)})
+    numbers = settled(run, stage.name, config)
+    optimizer = sft(run, model, conversations, forbidden, run.tokenizer.pad_id, numbers, stage.name)
+    run.save_stage_model(stage.name, model, optimizer)
+    run.finish(stage.name, {"conversations": len(conversations)})
 
 
-def settled(run: Run, stage: str, config: SftStage) -> SftConfig:
+def settled(run: Run, stage: str, config: Config) -> SftConfig:
     """A stage's numbers as `sft` takes them, with the run's dtype and a seed of the stage's own."""
     own = {f.name: getattr(config, f.name) for f in fields(SftConfig)}
     return replace(SftConfig(**own), dtype=run.recipe.dtype, seed=run.seed_of(stage))

@@ -9,45 +9,153 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from hadal import stages
+from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
+from hadal.configs.reading import nearest
 from hadal.engine import SamplingParams
+from hadal.errors import UserError
 from hadal.evaluate.suite import ask
 from hadal.models.decoder import Decoder
-from hadal.recipe.kinds import PretrainStage
-from hadal.recipe.run import Run
-from hadal.recipe.watch import tell_left_out
+from hadal.stages import Stage
+from hadal.stages.common.run import Run
+from hadal.stages.common.watch import tell_left_out
 from hadal.tasks import Problem, Task
-from hadal.train.corpus import batches
+from hadal.train.corpus import CorpusConfig, batches
 from hadal.train.losses import pretraining_loss
-from hadal.train.optim import Optimizer
+from hadal.train.optim import Optimizer, OptimizerConfig
+
+LEAVES = "model"
+ARCHITECTURES = ("dense", "deepseek")
 
 
-def pretrain(run: Run, stage: str = "pretrain", config: PretrainStage | None = None) -> None:
+@dataclass(frozen=True)
+class SizeConfig:
+    """The model's shape; the vocabulary follows from the tasks."""
+
+    hidden_size: int = 128
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    intermediate_size: int = 384
+    moe_intermediate_size: int = 128
+    n_routed_experts: int = 8
+    num_experts_per_tok: int = 2
+    kv_lora_rank: int = 64
+    num_nextn_predict_layers: int = 0
+
+    def model_config(self, arch: str, vocab_size: int) -> ModelConfig:
+        """The typed config of an architecture at this size."""
+        width = self.hidden_size // self.num_attention_heads
+        if arch == "dense":
+            return DenseConfig(
+                vocab_size,
+                self.hidden_size,
+                self.num_hidden_layers,
+                self.num_attention_heads,
+                self.num_key_value_heads,
+                head_dim=width,
+                intermediate_size=self.intermediate_size,
+            )
+        return DeepseekConfig(
+            vocab_size,
+            self.hidden_size,
+            self.num_hidden_layers,
+            self.num_attention_heads,
+            self.intermediate_size,
+            self.moe_intermediate_size,
+            n_routed_experts=self.n_routed_experts,
+            num_experts_per_tok=self.num_experts_per_tok,
+            kv_lora_rank=self.kv_lora_rank,
+            qk_nope_head_dim=width,
+            qk_rope_head_dim=width,
+            v_head_dim=width,
+            num_nextn_predict_layers=self.num_nextn_predict_layers,
+        )
+
+    def check(self, arch: str, where: str = "") -> None:
+        """UserError for heads that do not fit, or no such architecture."""
+        if arch not in ARCHITECTURES:
+            raise UserError(f"{where}arch is {arch!r}.", nearest(arch, ARCHITECTURES))
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"{where}model.hidden_size is {self.hidden_size}, not a multiple of {self.num_attention_heads} heads."
+            )
+        if arch == "dense" and self.num_attention_heads % self.num_key_value_heads:
+            raise UserError(
+                f"{where}model.num_attention_heads is {self.num_attention_heads}, not a multiple of "
+                f"{self.num_key_value_heads} key and value heads."
+            )
+
+
+@dataclass(frozen=True)
+class PretrainConfig(stages.Config):
+    """Steps at a rate that falls to zero, and shorter rounds of the same until every task is ready or a cap is met."""
+
+    steps: int = 3000
+    decay_share: float = 0.85
+    """The last part of the steps, in which the rate falls to zero."""
+    extra_steps: int = 600
+    """Of a further round; its rate begins at half."""
+    extra_rounds: int = 1
+    warmup: int = 20
+    check_problems: int = 64
+    margin: float = 0.05
+    """By how much thinking must beat answering for RL to have something to find."""
+    checkpoint_every: int = 200
+    router_bias_rate: float = 0.001
+    mtp_weight: float = 0.1
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def rate(self, step: int) -> float:
+        """The learning rates' factor at step `step`, the first being 0."""
+        if step >= self.steps:
+            return 0.5 * (1 - (step - self.steps) % self.extra_steps / self.extra_steps)
+        return min(1.0, (step + 1) / self.warmup, (self.steps - step) / (self.decay_share * self.steps))
+
+
+@dataclass(frozen=True)
+class Config(PretrainConfig):
+    """Pre-training as a stage of a chain: which model, on which of the recipe's tasks."""
+
+    arch: str = "dense"
+    tasks: list[str] = field(default_factory=list)
+    """None stands for all of the recipe's; so in every kind."""
+    max_tokens: int = 160
+    """Of a response in the check whether tasks are ready."""
+    model: SizeConfig = field(default_factory=SizeConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+
+    def grows(self, vocabulary: int) -> ModelConfig:
+        return self.model.model_config(self.arch, vocabulary)
+
+
+def run_stage(run: Run, stage: Stage) -> None:
     """Train a model from nothing; leaves its checkpoint, and which tasks are ready."""
-    config = config or run.recipe.chain[0].config
-    assert config is not None
-    state = run.saved_state(stage)
+    config: Config = stage.config
+    state = run.saved_state(stage.name)
     model = run.new_model()
     optimizer = Optimizer(model, config.optimizer, run.dtype)
-    run.restore(stage, state, model, optimizer)
+    run.restore(stage.name, state, model, optimizer)
     llm = run.engine(model)
     step, end = (state.step, state.numbers["end"]) if state else (0, config.steps)
-    run.view.stage(stage, end, _about(run))
+    run.view.stage(stage.name, end, _about(run))
     stream = batches(list(run.tasks.values()), run.tokenizer, config.corpus, run.recipe.seed, step)
     began, tokens = time.perf_counter(), 0
     while True:
         if step == end:
             ready = readiness(run, model, config)
-            run.metrics.append({"stage": stage, "step": step, "readiness": ready})
+            run.metrics.append({"stage": stage.name, "step": step, "readiness": ready})
             behind = ", ".join(name for name, r in ready.items() if not r["ready"])
             if not behind or step >= config.steps + config.extra_rounds * config.extra_steps:
                 break
             run.view.note(f"Not ready for RL: {behind}. {config.extra_steps} more steps.")
             end += config.extra_steps
-            run.view.stage(stage, end, _about(run))
+            run.view.stage(stage.name, end, _about(run))
         batch = next(stream).to(model.device)
         scale = config.rate(step)
         loss, next_token = pretraining_loss(model, batch, llm.forbidden, config.mtp_weight)
@@ -56,17 +164,17 @@ def pretrain(run: Run, stage: str = "pretrain", config: PretrainStage | None = N
         loads = model.load_metrics() if (step + 1) % 10 == 0 else []
         model.after_update(config.router_bias_rate)
         step += 1
-        tell_left_out(run, stage, step, optimizer)
+        tell_left_out(run, stage.name, step, optimizer)
         tokens += batch.ids.numel()
         run.count_trained(batch.ids.numel(), batch.ids.shape[1])
         if step % 10 == 0:
             seconds = time.perf_counter() - began
             value = float(next_token)
-            line = {"stage": stage, "step": step, "loss": value, "rate": scale, "grad_norm": norm}
+            line = {"stage": stage.name, "step": step, "loss": value, "rate": scale, "grad_norm": norm}
             run.metrics.append(line | optimizer.figures | ({"experts": loads} if loads else {}))
             run.timing.append(
                 {
-                    "stage": stage,
+                    "stage": stage.name,
                     "step": step,
                     "seconds": seconds,
                     "tokens": tokens,
@@ -74,17 +182,17 @@ def pretrain(run: Run, stage: str = "pretrain", config: PretrainStage | None = N
                 }
             )
             run.view.step(
-                stage,
+                stage.name,
                 step,
                 {"loss": value, "tokens_per_second": tokens / seconds, "cost_usd": run.cost_so_far()},
             )
             began, tokens = time.perf_counter(), 0
         if step % config.checkpoint_every == 0:
-            run.checkpoint(stage, step, model, optimizer, {"end": end})
+            run.checkpoint(stage.name, step, model, optimizer, {"end": end})
 
-    run.view.step(stage, step, {"cost_usd": run.cost_so_far()})
-    run.save_stage_model(stage, model, optimizer)
-    run.finish(stage, {"steps": step, "readiness": ready})
+    run.view.step(stage.name, step, {"cost_usd": run.cost_so_far()})
+    run.save_stage_model(stage.name, model, optimizer)
+    run.finish(stage.name, {"steps": step, "readiness": ready})
 
 
 def _about(run: Run) -> str:
@@ -93,7 +201,7 @@ def _about(run: Run) -> str:
 
 
 @torch.no_grad()
-def readiness(run: Run, model: Decoder, config: PretrainStage) -> dict[str, dict[str, Any]]:
+def readiness(run: Run, model: Decoder, config: Config) -> dict[str, dict[str, Any]]:
     """For each task, on training problems at its default difficulty: made to think against made to answer.
 
     A task is ready where thinking beats answering, so that RL can find out. One that came without thoughts is

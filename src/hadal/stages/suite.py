@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from hadal.evaluate.suite import EvaluationConfig, Verdict, evaluate
+from hadal import stages
+from hadal.evaluate.suite import EvaluationConfig, evaluate
 from hadal.files import write_json
-from hadal.recipe.run import Run
-from hadal.recipe.stages.pretrain import has_thoughts, why_not_ready
+from hadal.stages import Stage
+from hadal.stages.common.run import Run
+from hadal.stages.pretrain import has_thoughts, why_not_ready
 
-SHOWCASE = "How many r in strawberry?"
+LEAVES = "figures"
 
 
-def evaluate_stage(run: Run, stage: str, of: str, config: EvaluationConfig) -> None:
-    """Evaluate the model that stage `of` left, as stage `stage`."""
+@dataclass(frozen=True)
+class Config(stages.Config, EvaluationConfig):
+    """The quickstart's evaluation, before and after RL."""
+
+
+def run_stage(run: Run, stage: Stage) -> None:
+    """Evaluate the model that another stage left."""
+    config: Config = stage.config
     parts = 9 + bool(config.pass_problems)  # as the suite announces them
-    run.view.stage(stage, parts, "held-out problems: by itself, made to think, made to answer, against difficulty")
-    llm = run.engine(run.stage_model(of).to(run.dtype).eval())
+    run.view.stage(stage.name, parts, "held-out problems: by itself, made to think, made to answer, against difficulty")
+    llm = run.engine(run.stage_model(stage.source).to(run.dtype).eval())
     done = 0
 
     def progress(what: str) -> None:
         nonlocal done
         done += 1
-        run.view.step(stage, done, {"doing": what, "cost_usd": run.cost_so_far()})
+        run.view.step(stage.name, done, {"doing": what, "cost_usd": run.cost_so_far()})
 
     figures, natural = evaluate(llm, run.tasks, config, run.recipe.seed, progress)
     responses = {
@@ -31,7 +40,7 @@ def evaluate_stage(run: Run, stage: str, of: str, config: EvaluationConfig) -> N
         ]
         for name, verdicts in natural.items()
     }
-    run.finish(stage, {"figures": figures, "responses": responses})
+    run.finish(stage.name, {"figures": figures, "responses": responses})
 
 
 def write_evaluation(run: Run) -> None:
@@ -71,6 +80,3 @@ def _examples(name: str, base: dict[str, Any], rl: dict[str, Any]) -> list[dict[
             "rl": side(after),
         }
     ]
-
-
-__all__ = ["SHOWCASE", "Verdict", "evaluate_stage", "write_evaluation"]

@@ -5,31 +5,49 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from hadal import stages
 from hadal.engine import SamplingParams
-from hadal.evaluate.statistics import consensus, proportion
+from hadal.evaluate.statistics import consensus, mean_of, proportion
 from hadal.evaluate.suite import Verdict, ask, held_out
-from hadal.recipe.findings import mean_of
-from hadal.recipe.kinds import ExamConfig
-from hadal.recipe.run import Run
-from hadal.recipe.stages.pretrain import has_thoughts
 from hadal.rewards.language import language_share
 from hadal.rewards.shape import format_reward
+from hadal.stages import Stage
+from hadal.stages.common.run import Run
+from hadal.stages.pretrain import has_thoughts
 from hadal.tasks import Task
 from hadal.text.parse import parse_response
 from hadal.text.tokenizer import END_THINK, THINK
 
+LEAVES = "figures"
 SHOWN = 24
 """Problems of each task whose first answers are kept, to be set side by side."""
 REFLECTION = ("wait", "mistake", "however", "but", "retry", "error", "verify", "wrong", "evaluate", "check")
 """The words that the R1 paper counts (arXiv 2501.12948v2, appendix C.2)."""
 
 
-def exam(run: Run, stage: str, source: str, config: ExamConfig) -> None:
-    """Examine the model that stage `source` left, with the same problems and seeds after every stage."""
-    llm = run.engine(run.load(source, run.dtype).eval())
-    run.view.stage(stage, len(run.tasks), f"{config.problems} held-out problems a task, {config.samples} answers each")
+@dataclass(frozen=True)
+class Config(stages.Config):
+    """What a stage's model is asked: held-out problems of every task at its default difficulty."""
+
+    tasks: list[str] = field(default_factory=list)
+    problems: int = 100
+    samples: int = 8
+    """Of each problem: pass@1 is their mean, cons@k the answer that most of them give."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 160
+    language: str = "en"
+
+
+def run_stage(run: Run, stage: Stage) -> None:
+    """Examine the model that another stage left, with the same problems and seeds after every stage."""
+    config: Config = stage.config
+    llm = run.engine(run.load(stage.source, run.dtype).eval())
+    about = f"{config.problems} held-out problems a task, {config.samples} answers each"
+    run.view.stage(stage.name, len(run.tasks), about)
     params = SamplingParams(
         config.temperature, config.top_p, config.max_tokens, run.recipe.seed, n=config.samples
     )
@@ -46,8 +64,9 @@ def exam(run: Run, stage: str, source: str, config: ExamConfig) -> None:
             {"question": g[0].problem.prompt, "gold": g[0].problem.answer, "text": g[0].text, "right": g[0].right}
             for g in groups[:SHOWN]
         ]
-        run.view.step(stage, done, {"doing": name, "cost_usd": run.cost_so_far()})
-    run.finish(stage, {"of": source, "tasks": figures, "mean": mean(figures), "right": right, "responses": shown})
+        run.view.step(stage.name, done, {"doing": name, "cost_usd": run.cost_so_far()})
+    result = {"of": stage.source, "tasks": figures, "mean": mean(figures), "right": right, "responses": shown}
+    run.finish(stage.name, result)
 
 
 def measure(task: Task, groups: Sequence[Sequence[Verdict]], language: str) -> dict[str, Any]:

@@ -8,29 +8,61 @@ would have gone on otherwise (reverse KL at its own tokens, arXiv 2306.13649): n
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from hadal.configs.reading import nearest
 from hadal.engine import SamplingParams
 from hadal.engine.sampler import forbidden_ids
+from hadal.errors import UserError
 from hadal.models.decoder import Decoder
-from hadal.recipe.kinds import DistillConfig
-from hadal.recipe.run import Run
-from hadal.recipe.stages.sft import Objective, gather, gradients, seed_dropout, settled, sft, sft_stage
-from hadal.recipe.watch import tell_left_out
+from hadal.stages import Stage
+from hadal.stages import sft as tuning
+from hadal.stages.common.run import Run
+from hadal.stages.common.watch import tell_left_out
+from hadal.stages.sft import Objective, gather, gradients, seed_dropout, settled, sft
 from hadal.tasks import Problem, Rng
 from hadal.train.conversations import Conversation
 from hadal.train.corpus import Batch
 from hadal.train.distillation import distillation_loss
 from hadal.train.optim import Optimizer
 
+LEAVES = "model"
+METHODS = ("samples", "logits", "on-policy")
 
-def distill(run: Run, stage: str, source: str, config: DistillConfig) -> None:
-    """Teach the model that stage `source` left."""
+
+@dataclass(frozen=True)
+class Config(tuning.Config):
+    """Distillation from a stage's model (`teacher`) into the stage's own.
+
+    samples: on the teacher's answers in `data`, as R1's students; logits: on the same, towards the teacher's whole
+    distribution of each next token; on-policy: the student answers, and the teacher says how likely it would have
+    gone on so (reverse KL, arXiv 2306.13649).
+    """
+
+    method: str = "samples"
+    teacher: str = ""
+    tasks: list[str] = field(default_factory=list)
+    updates: int = 60
+    prompts: int = 30
+    samples: int = 4
+    temperature: float = 1.0
+    max_tokens: int = 160
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method not in METHODS:
+            raise UserError(f"method is {self.method!r}.", nearest(self.method, METHODS))
+
+
+def run_stage(run: Run, stage: Stage) -> None:
+    """Teach the model that another stage left."""
+    config: Config = stage.config
     if config.method == "samples":
-        sft_stage(run, stage, source, config)
+        tuning.run_stage(run, stage)
         return
-    student, teacher = run.stage_model(source), run.load(config.teacher, run.dtype).eval()
+    student, teacher = run.stage_model(stage.source), run.load(config.teacher, run.dtype).eval()
     run.check_alike(student.config, teacher.config, config.teacher)
     forbidden = forbidden_ids(run.tokenizer, student)
     on_policy = config.method == "on-policy"
@@ -40,19 +72,19 @@ def distill(run: Run, stage: str, source: str, config: DistillConfig) -> None:
         return distillation_loss(model, teacher, batch, forbidden, reverse=on_policy)
 
     if on_policy:
-        optimizer = _on_policy(run, stage, student, objective, config)
+        optimizer = _on_policy(run, stage.name, student, objective, config)
         done = {"updates": config.updates}
     else:
         conversations, _ = gather(run, config.data)
-        numbers = settled(run, stage, config)
-        optimizer = sft(run, student, conversations, forbidden, run.tokenizer.pad_id, numbers, stage, objective)
+        numbers = settled(run, stage.name, config)
+        optimizer = sft(run, student, conversations, forbidden, run.tokenizer.pad_id, numbers, stage.name, objective)
         done = {"conversations": len(conversations)}
-    run.save_stage_model(stage, student, optimizer)
-    run.finish(stage, done)
+    run.save_stage_model(stage.name, student, optimizer)
+    run.finish(stage.name, done)
 
 
 def _on_policy(
-    run: Run, stage: str, student: Decoder, objective: Objective, config: DistillConfig
+    run: Run, stage: str, student: Decoder, objective: Objective, config: Config
 ) -> Optimizer:
     numbers = settled(run, stage, config)
     optimizer = Optimizer(student, numbers.with_lr(), run.dtype)
@@ -96,7 +128,7 @@ def _on_policy(
     return optimizer
 
 
-def _problems(run: Run, seed: int, step: int, config: DistillConfig) -> list[Problem]:
+def _problems(run: Run, seed: int, step: int, config: Config) -> list[Problem]:
     """Training problems of the tasks in turn, at all levels that have worked thoughts."""
     rng, tasks = Rng("on-policy", seed, step), list(run.tasks.values())
     found = []
