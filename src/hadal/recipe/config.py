@@ -20,18 +20,14 @@ from hadal.configs.ranges import check_ranges
 from hadal.configs.reading import apply_override, nearest, read_dataclass, read_value, shown
 from hadal.errors import UserError
 from hadal.ops.device import DEVICES
-from hadal.stages import CHECKPOINT, RunConfig, Stage, find, names
-from hadal.stages.distill import Config as DistillConfig
+from hadal.stages import CHECKPOINT, Before, RunConfig, Stage, find, names
 from hadal.stages.grpo import Config as GrpoConfig
 from hadal.stages.pretrain import Config as PretrainStage
 from hadal.stages.pretrain import PretrainConfig, SizeConfig
-from hadal.stages.reject import Config as RejectConfig
-from hadal.stages.sft import Config as SftStage
 from hadal.stages.suite import Config as EvaluationConfig
 from hadal.tasks import DATA_SETS, files_of
 from hadal.train.corpus import CorpusConfig
 
-MOST_SAMPLES = 100_000
 SUITE = "suite"
 """The quickstart's own kind of evaluation, before and after RL."""
 KINDS = {kind: find(kind).Config for kind in names() if kind != SUITE}
@@ -63,14 +59,6 @@ class Recipe(RunConfig):
             raise UserError("The recipe has no tasks.", "Name at least one.")
         check_ranges(self, besides=("pretrain", "grpo", "evaluate") if self.stages else ())
         self.model.check(self.arch)
-        for stage in self.chain:
-            where = f"stage.{stage.name}." if self.stages else f"{stage.name}."
-            if self.stages:
-                check_ranges(stage.config, where)
-            if isinstance(stage.config, GrpoConfig):
-                _check_groups(stage.config, where)
-            if isinstance(stage.config, PretrainStage):
-                stage.config.model.check(stage.config.arch, where if self.stages else "")
         _check_chain(self)
 
     @property
@@ -111,65 +99,19 @@ class Recipe(RunConfig):
         return data
 
 
-def _check_groups(config: GrpoConfig, where: str) -> None:
-    """UserError for groups from which nothing can be learnt, or that no machine samples."""
-    check_ranges(config.settings, f"{where}options.")
-    if config.samples == 1 and getattr(config.settings, "baseline", 0) == 1:
-        raise UserError(
-            f"{where}samples is 1.", f"{config.algorithm} compares a problem's samples: take 2 or more, as 16."
-        )
-    if config.prompts * config.samples > MOST_SAMPLES:
-        raise UserError(
-            f"{where}prompts is {config.prompts} and {where}samples {config.samples}.",
-            f"At most {MOST_SAMPLES:,} responses make an update.",
-        )
-
-
 def _check_chain(recipe: Recipe) -> None:
-    """UserError for a stage that needs what no stage before it leaves."""
-    models: list[str] = [CHECKPOINT] if recipe.checkpoint else []
-    data: list[str] = []
-    before: list[str] = []
-
-    def known(name: str, names: list[str], key: str, what: str) -> None:
-        if name not in names:
-            why = f"leaves no {what}" if name in before else "is no stage before it"
-            remedy = nearest(name, names) if names else f"No stage before it leaves a {what}."
-            raise UserError(f"{key} is {name!r}, which {why}.", remedy)
-
+    """UserError for a stage that needs what no stage before it leaves, or that its kind refuses."""
+    before = Before(recipe.tasks, models=[CHECKPOINT] if recipe.checkpoint else [])
     for stage in recipe.chain:
-        where, config = f"stage.{stage.name}", stage.config
-        if stage.kind == "pretrain":
-            if stage.source:
-                raise UserError(f"{where}.from is {stage.source!r}.", "Pre-training begins from nothing: leave it out.")
-        elif stage.source or not isinstance(config, RejectConfig):
-            known(stage.source, models, f"{where}.from", "model")
-        if isinstance(config, RejectConfig) and config.problems and bool(stage.source) == bool(config.endpoint):
-            raise UserError(
-                f"{where} samples from {'two teachers' if stage.source else 'nobody'}.", "Give either from or endpoint."
-            )
-        if isinstance(config, SftStage) and not (isinstance(config, DistillConfig) and config.method == "on-policy"):
-            if not config.data:
-                raise UserError(f"{where} has no data.", f"Name a stage of kind reject ({', '.join(data)}) or a file.")
-            for name in config.data:
-                if not name.endswith(".jsonl"):
-                    known(name, data, f"{where}.data", "data")
-        if isinstance(config, DistillConfig) and config.method != "samples":
-            known(config.teacher, models, f"{where}.teacher", "model")
-            if config.method == "on-policy" and config.data:
-                raise UserError(f"{where} has data.", "On-policy the student's own samples are the data: leave it out.")
-        plain = config.plain_tasks if isinstance(config, RejectConfig) and config.plain else []
-        for task in [*getattr(config, "tasks", ()), *plain]:
-            if task not in recipe.tasks:
-                raise UserError(f"{where} names the task {task!r}.", nearest(task, recipe.tasks))
-        before.append(stage.name)
-        if stage.kind in LEAVE_A_MODEL:
-            models.append(stage.name)
-        if stage.kind == "reject":
-            data.append(stage.name)
+        kind = find(stage.kind)
+        if recipe.stages:
+            check_ranges(stage.config, f"{stage.where}.")
+        before.need_tasks(getattr(stage.config, "tasks", ()), stage.where)
+        kind.check(stage, before)
+        before.add(stage, kind.LEAVES)
     if recipe.publish:
-        known(recipe.publish, models, "publish", "model")
-    if not [name for name in models if name != CHECKPOINT]:
+        before.need_model(recipe.publish, "publish")
+    if not [name for name in before.models if name != CHECKPOINT]:
         raise UserError("No stage of the recipe leaves a model.", f"Such are {', '.join(LEAVE_A_MODEL)}.")
 
 

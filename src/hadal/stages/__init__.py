@@ -7,7 +7,8 @@ with is in `common/`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Protocol
@@ -43,6 +44,48 @@ class Stage:
     source: str
     config: Any
 
+    @property
+    def where(self) -> str:
+        """How a message names its table."""
+        return f"stage.{self.name}"
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a stage finds: the recipe's tasks, and which stages are before it, by what they leave."""
+
+    tasks: Sequence[str]
+    stages: list[str] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
+    data: list[str] = field(default_factory=list)
+
+    def need_model(self, name: str, key: str) -> None:
+        """UserError, about the setting `key`, unless a stage of that name is before this one and leaves a model."""
+        self._need(name, self.models, key, "model")
+
+    def need_data(self, name: str, key: str) -> None:
+        """The same of conversations."""
+        self._need(name, self.data, key, "data")
+
+    def need_tasks(self, names: Sequence[str], where: str) -> None:
+        """UserError for a task that is not among the recipe's."""
+        for name in names:
+            if name not in self.tasks:
+                raise UserError(f"{where} names the task {name!r}.", nearest(name, self.tasks))
+
+    def _need(self, name: str, names: Sequence[str], key: str, what: str) -> None:
+        if name not in names:
+            why = f"leaves no {what}" if name in self.stages else "is no stage before it"
+            remedy = nearest(name, names) if names else f"No stage before it leaves a {what}."
+            raise UserError(f"{key} is {name!r}, which {why}.", remedy)
+
+    def add(self, stage: Stage, leaves: str) -> None:
+        """Go on to the stage behind this one."""
+        self.stages.append(stage.name)
+        found = {"model": self.models, "data": self.data}.get(leaves)
+        if found is not None:
+            found.append(stage.name)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -63,6 +106,11 @@ class Kind(Protocol):
     Config: type[Config]
     LEAVES: str
     """`model`: a checkpoint, from which other stages can begin; `data`: conversations; `figures`: neither."""
+
+    def check(self, stage: Stage, before: Before) -> None:
+        """UserError, in one line, for a stage that cannot be done. That its numbers are in their ranges
+        (`configs/ranges.py`) and its `tasks` among the recipe's is looked at for all kinds."""
+        ...
 
     def run_stage(self, run: Any, stage: Stage) -> None:
         """Do the stage, or carry it on; the last that it does is `run.finish` (a `common.run.Run`)."""

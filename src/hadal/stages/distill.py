@@ -17,11 +17,11 @@ from hadal.engine import SamplingParams
 from hadal.engine.sampler import forbidden_ids
 from hadal.errors import UserError
 from hadal.models.decoder import Decoder
-from hadal.stages import Stage
+from hadal.stages import Before, Stage
 from hadal.stages import sft as tuning
 from hadal.stages.common.run import Run
 from hadal.stages.common.watch import tell_left_out
-from hadal.stages.sft import Objective, gather, gradients, seed_dropout, settled, sft
+from hadal.stages.sft import Objective, check_data, gather, gradients, seed_dropout, settled, sft
 from hadal.tasks import Problem, Rng
 from hadal.train.conversations import Conversation
 from hadal.train.corpus import Batch
@@ -54,6 +54,18 @@ class Config(tuning.Config):
         super().__post_init__()
         if self.method not in METHODS:
             raise UserError(f"method is {self.method!r}.", nearest(self.method, METHODS))
+
+
+def check(stage: Stage, before: Before) -> None:
+    """It has a student, a teacher unless the teacher has spoken, and data unless the student is to speak."""
+    config: Config = stage.config
+    before.need_model(stage.source, f"{stage.where}.from")
+    if config.method != "on-policy":
+        check_data(stage, before)
+    if config.method != "samples":
+        before.need_model(config.teacher, f"{stage.where}.teacher")
+    if config.method == "on-policy" and config.data:
+        raise UserError(f"{stage.where} has data.", "On-policy the student's own samples are the data: leave it out.")
 
 
 def run_stage(run: Run, stage: Stage) -> None:

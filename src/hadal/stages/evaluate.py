@@ -14,7 +14,7 @@ from hadal.evaluate.statistics import consensus, mean_of, proportion
 from hadal.evaluate.suite import Verdict, ask, held_out
 from hadal.rewards.language import language_share
 from hadal.rewards.shape import format_reward
-from hadal.stages import Stage
+from hadal.stages import Before, Stage
 from hadal.stages.common.run import Run
 from hadal.stages.pretrain import has_thoughts
 from hadal.tasks import Task
@@ -40,6 +40,11 @@ class Config(stages.Config):
     top_p: float = 1.0
     max_tokens: int = 160
     language: str = "en"
+
+
+def check(stage: Stage, before: Before) -> None:
+    """It has a model."""
+    before.need_model(stage.source, f"{stage.where}.from")
 
 
 def run_stage(run: Run, stage: Stage) -> None:

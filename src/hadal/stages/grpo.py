@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from hadal import stages
+from hadal.configs.ranges import check_ranges
 from hadal.cost.flops import parameters
 from hadal.engine import LLM, SamplingParams
+from hadal.errors import UserError
 from hadal.evaluate.suite import Verdict, ask, held_out
 from hadal.files import plain, write_text
 from hadal.models.decoder import Decoder
@@ -22,7 +24,7 @@ from hadal.models.lora import LoraConfig
 from hadal.ops.device import WORTH_MOVING
 from hadal.ops.heap import give_back
 from hadal.rewards import PARTS
-from hadal.stages import Stage
+from hadal.stages import Before, Stage
 from hadal.stages.common.run import Run, save_checkpoint
 from hadal.stages.common.watch import Watch, end_if_lost
 from hadal.stages.pretrain import none_ready
@@ -35,6 +37,8 @@ from hadal.train.rl import Batch, RLConfig, UpdateResult, draw_batch, sampler_mi
 from hadal.train.rollouts import Group
 
 LEAVES = "model"
+MOST_SAMPLES = 100_000
+"""Of an update."""
 STAGE = "grpo"
 REFERENCE = "reference."
 SAMPLER = "sampler."
@@ -67,6 +71,22 @@ class Config(stages.Config, RLConfig):
         """The learning rate's factor when a share `done` of the updates is behind."""
         start = min(1.0, (done * self.updates + 1) / self.warmup)
         return start * min(1.0, (1 - done) / self.decay_share)
+
+
+def check(stage: Stage, before: Before) -> None:
+    """It has a model, and groups from which something can be learnt and that a machine can sample."""
+    config: Config = stage.config
+    before.need_model(stage.source, f"{stage.where}.from")
+    check_ranges(config.settings, f"{stage.where}.options.")
+    if config.samples == 1 and getattr(config.settings, "baseline", 0) == 1:
+        raise UserError(
+            f"{stage.where}.samples is 1.", f"{config.algorithm} compares a problem's samples: take 2 or more, as 16."
+        )
+    if config.prompts * config.samples > MOST_SAMPLES:
+        raise UserError(
+            f"{stage.where}.prompts is {config.prompts} and {stage.where}.samples {config.samples}.",
+            f"At most {MOST_SAMPLES:,} responses make an update.",
+        )
 
 
 def run_stage(run: Run, stage: Stage) -> None:

@@ -21,7 +21,7 @@ from hadal.engine import SamplingParams
 from hadal.errors import UserError
 from hadal.evaluate.suite import ask
 from hadal.models.decoder import Decoder
-from hadal.stages import Stage
+from hadal.stages import Before, Stage
 from hadal.stages.common.run import Run
 from hadal.stages.common.watch import tell_left_out
 from hadal.tasks import Problem, Task
@@ -78,7 +78,7 @@ class SizeConfig:
         )
 
     def check(self, arch: str, where: str = "") -> None:
-        """UserError for heads that do not fit, or no such architecture."""
+        """UserError for heads that do not fit, or no such architecture. where: the table that has both."""
         if arch not in ARCHITECTURES:
             raise UserError(f"{where}arch is {arch!r}.", nearest(arch, ARCHITECTURES))
         if self.hidden_size % self.num_attention_heads:
@@ -132,6 +132,13 @@ class Config(PretrainConfig):
 
     def grows(self, vocabulary: int) -> ModelConfig:
         return self.model.model_config(self.arch, vocabulary)
+
+
+def check(stage: Stage, before: Before) -> None:
+    """It begins from nothing, with a model that can be built."""
+    if stage.source:
+        raise UserError(f"{stage.where}.from is {stage.source!r}.", "Pre-training begins from nothing: leave it out.")
+    stage.config.model.check(stage.config.arch, f"{stage.where}.")
 
 
 def run_stage(run: Run, stage: Stage) -> None:

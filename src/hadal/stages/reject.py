@@ -19,7 +19,7 @@ from hadal.errors import UserError
 from hadal.files import JsonLines, write_text
 from hadal.rewards.language import SCRIPTS, language_share
 from hadal.rewards.shape import format_reward, repetition_penalty
-from hadal.stages import Stage
+from hadal.stages import Before, Stage
 from hadal.stages.common.run import Run
 from hadal.stages.sft import DATA
 from hadal.tasks import Problem, Rng, Task
@@ -79,6 +79,17 @@ class Config(stages.Config):
             raise UserError("endpoint is set and endpoint_model is not.", "Name the teacher's model.")
         if not (self.problems or self.gold or self.plain):
             raise UserError("problems, gold and plain are all 0.", "Nothing would be left to learn from.")
+
+
+def check(stage: Stage, before: Before) -> None:
+    """There is one teacher, or none where nothing is asked."""
+    config: Config = stage.config
+    if stage.source:
+        before.need_model(stage.source, f"{stage.where}.from")
+    if config.problems and bool(stage.source) == bool(config.endpoint):
+        who = "two teachers" if stage.source else "nobody"
+        raise UserError(f"{stage.where} samples from {who}.", "Give either from or endpoint.")
+    before.need_tasks(config.plain_tasks if config.plain else [], stage.where)
 
 
 def run_stage(run: Run, stage: Stage) -> None:

@@ -19,7 +19,7 @@ from hadal.errors import UserError
 from hadal.models.decoder import Decoder
 from hadal.models.lora import LoraConfig
 from hadal.ops.device import DEVICES
-from hadal.stages import Stage
+from hadal.stages import Before, Stage
 from hadal.stages.common.run import Run, RunFiles
 from hadal.stages.common.watch import tell_left_out
 from hadal.tasks.base import Rng
@@ -105,6 +105,22 @@ class Config(SftConfig):
         for name in ("dtype", "device", "seed", "threads"):
             if getattr(self, name) != getattr(SftConfig, name):
                 raise UserError(f"A stage of a recipe has {name}.", "It is set once, for the whole recipe.")
+
+
+def check(stage: Stage, before: Before) -> None:
+    """It has a model and conversations."""
+    before.need_model(stage.source, f"{stage.where}.from")
+    check_data(stage, before)
+
+
+def check_data(stage: Stage, before: Before) -> None:
+    """UserError unless `data` names stages before this one that leave conversations, or files."""
+    if not stage.config.data:
+        known = ", ".join(before.data)
+        raise UserError(f"{stage.where} has no data.", f"Name a stage of kind reject ({known}) or a file.")
+    for name in stage.config.data:
+        if not name.endswith(".jsonl"):
+            before.need_data(name, f"{stage.where}.data")
 
 
 def batches(conversations: Sequence[Conversation], config: SftConfig) -> list[list[int]]:

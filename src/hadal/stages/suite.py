@@ -8,7 +8,7 @@ from typing import Any
 from hadal import stages
 from hadal.evaluate.suite import EvaluationConfig, evaluate
 from hadal.files import write_json
-from hadal.stages import Stage
+from hadal.stages import Before, Stage
 from hadal.stages.common.run import Run
 from hadal.stages.pretrain import has_thoughts, why_not_ready
 
@@ -18,6 +18,11 @@ LEAVES = "figures"
 @dataclass(frozen=True)
 class Config(stages.Config, EvaluationConfig):
     """The quickstart's evaluation, before and after RL."""
+
+
+def check(stage: Stage, before: Before) -> None:
+    """It has a model."""
+    before.need_model(stage.source, f"{stage.where}.from")
 
 
 def run_stage(run: Run, stage: Stage) -> None:
