@@ -94,7 +94,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     number = 16 if args.quick else args.problems
     recipe = read_recipe(read_run(args.run)["config"])
-    tasks, limit = load_tasks(recipe.tasks), recipe.evaluate.max_tokens
+    tasks, limit = load_tasks(recipe.tasks), recipe.stage("evaluate-rl").config.max_tokens
     problems = [p for task in tasks.values() for p in held_out(task, task.default_difficulty, number)]
     llm = LLM.load(args.run)
     ids, inside = own_responses(llm, problems, limit)

@@ -9,7 +9,7 @@ import torch
 
 from hadal.configs.models import DenseConfig
 from hadal.models.checkpoint import build
-from hadal.stages.pretrain import PretrainConfig
+from hadal.stages.pretrain import Config as PretrainConfig
 from hadal.tasks import BUILT_IN, Rng
 from hadal.tasks.words import build_tokenizer
 from hadal.train.corpus import Batch, CorpusConfig, batches, document

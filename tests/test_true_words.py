@@ -203,7 +203,8 @@ def test_answers_learnt_by_heart_are_not_told_to_take_more_minutes() -> None:
 
 def test_rl_is_announced_with_all_that_it_rewards() -> None:
     assert "nothing else is told" in _about(GrpoConfig())
-    told = _about(read_recipe({"tasks": ["sums"], "grpo": {"rewards": {"format": 0.2}, "algorithm": "dapo"}}).grpo)
+    recipe = read_recipe({"tasks": ["sums"], "grpo": {"rewards": {"format": 0.2}, "algorithm": "dapo"}})
+    told = _about(recipe.stage("grpo").config)
     assert "nothing else" not in told and re.search("accuracy, format, overlong", told)
 
 

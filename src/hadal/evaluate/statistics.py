@@ -41,21 +41,6 @@ def proportion(right: float, n: int) -> dict[str, float]:
     return {"accuracy": right / n if n else 0.0, "low": low, "high": high, "n": n}
 
 
-def mean_of_shares(counts: Sequence[tuple[int, int]]) -> dict[str, float]:
-    """The unweighted mean of independent shares (right, n), with its 95% interval (normal approximation)."""
-    k = len(counts)
-    mean = sum(right / n for right, n in counts) / k
-    # Shares of 0 or 1 have a sample variance of 0; one pseudo-count on each side keeps the interval honest.
-    variance = sum((p := (right + 1) / (n + 2)) * (1 - p) / n for right, n in counts) / (k * k)
-    half = Z * math.sqrt(variance)
-    return {
-        "accuracy": mean,
-        "low": max(0.0, mean - half),
-        "high": min(1.0, mean + half),
-        "n": sum(n for _, n in counts),
-    }
-
-
 def mean_of(estimates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The mean of independent estimates; its interval adds their half-widths in squares, side by side."""
     count = len(estimates)

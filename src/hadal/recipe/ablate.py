@@ -112,7 +112,7 @@ def _answers(folder: Path, count: int) -> dict[str, Any]:
     torch.set_num_threads(recipe.threads)
     tasks = load_tasks(recipe.tasks)
     llm = LLM.load(folder, getattr(torch, recipe.dtype))
-    limit = max(getattr(stage.config, "max_tokens", 1) for stage in recipe.chain)
+    limit = max(getattr(stage.config, "max_tokens", 1) for stage in recipe.stages)
     right: dict[str, list[int]] = {}
     length = 0.0
     for name, task in tasks.items():

@@ -18,6 +18,7 @@ from hadal.models.checkpoint import build
 from hadal.ops.device import place
 from hadal.recipe.config import Recipe
 from hadal.stages import Stage
+from hadal.stages.common.run import VOCABULARY_MULTIPLE
 from hadal.stages.distill import Config as DistillConfig
 from hadal.stages.evaluate import Config as ExamConfig
 from hadal.stages.grpo import Config as GrpoConfig
@@ -30,6 +31,7 @@ from hadal.train.losses import pretraining_loss
 from hadal.train.optim import Optimizer
 
 MEASURED_STEPS = 6
+MEASURED_PROMPTS, MEASURED_SAMPLES = 30, 16
 RESPONSE_TOKENS = 40
 """Mean response during RL, from finished runs; only the forecast of the time depends on it."""
 LADDER: tuple[tuple[float, dict[str, int]], ...] = (
@@ -53,12 +55,7 @@ class Plan:
         """What the user is told before the run begins."""
         total = sum(self.seconds.values())
         length = f"about {total / 60:.0f} minutes" if total >= 90 else f"about {total:.0f} seconds"
-        if recipe.stages:
-            return f"Expect {length}: {len(recipe.stages)} stages."
-        text = (
-            f"Expect {length}: {recipe.pretrain.steps:,} steps of "
-            f"pre-training and {recipe.grpo.updates} updates of reinforcement learning."
-        )
+        text = f"Expect {length}: {len(recipe.stages)} stages."
         if minutes is not None and total > minutes * 60 * 1.15:
             text += f" {minutes:g} minutes would be too few on this machine for the effect to show."
         return text
@@ -69,15 +66,21 @@ def size_for(minutes: float) -> dict[str, int]:
     return next(size for most, size in LADDER if minutes <= most)
 
 
+def _grown(recipe: Recipe) -> Stage:
+    """The first stage that grows a model: what is measured, is measured of it."""
+    return next(stage for stage in recipe.stages if stage.config.grows(1) is not None)
+
+
 def _step_seconds(recipe: Recipe, tasks: Mapping[str, Task], tokenizer: Tokenizer, llm: LLM) -> tuple[float, float]:
     """Seconds of a training step and of a trained token, the first step left out."""
-    optimizer = Optimizer(llm.model, recipe.pretrain.optimizer, getattr(torch, recipe.dtype))
-    stream = batches(list(tasks.values()), tokenizer, recipe.corpus, recipe.seed, 0)
+    config = _grown(recipe).config
+    optimizer = Optimizer(llm.model, config.optimizer, getattr(torch, recipe.dtype))
+    stream = batches(list(tasks.values()), tokenizer, config.corpus, recipe.seed, 0)
     seconds, tokens = 0.0, 0
     for number in range(MEASURED_STEPS):
         batch = next(stream).to(llm.model.device)
         began = time.perf_counter()
-        loss, _ = pretraining_loss(llm.model, batch, llm.forbidden, recipe.pretrain.mtp_weight)
+        loss, _ = pretraining_loss(llm.model, batch, llm.forbidden, config.mtp_weight)
         loss.backward()
         optimizer.step(0.0)
         if number > 0:
@@ -87,7 +90,7 @@ def _step_seconds(recipe: Recipe, tasks: Mapping[str, Task], tokenizer: Tokenize
 
 
 def _new_engine(recipe: Recipe, tokenizer: Tokenizer) -> LLM:
-    model = build(recipe.model.model_config(recipe.arch, -(-tokenizer.size // 64) * 64))
+    model = build(_grown(recipe).config.grows(-(-tokenizer.size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE))
     model.initialise(recipe.seed)
     return LLM(model.to(place(recipe.device)), tokenizer)
 
@@ -111,28 +114,16 @@ def calibrate(recipe: Recipe, tasks: Mapping[str, Task], tokenizer: Tokenizer) -
     """Measure a few steps of training and of sampling at the recipe's size."""
     llm = _new_engine(recipe, tokenizer)
     step, trained_token = _step_seconds(recipe, tasks, tokenizer, llm)
-    prompts = [tokenizer.chat([{"role": "user", "content": "What is 3 + 4?"}])] * recipe.grpo.prompts
+    prompts = [tokenizer.chat([{"role": "user", "content": "What is 3 + 4?"}])] * MEASURED_PROMPTS
     began = time.perf_counter()
-    outputs = llm.generate(prompts, SamplingParams(max_tokens=16, seed=0, n=recipe.grpo.samples).spread(len(prompts)))
+    outputs = llm.generate(prompts, SamplingParams(max_tokens=16, seed=0, n=MEASURED_SAMPLES).spread(len(prompts)))
     made = sum(len(s.token_ids) for o in outputs for s in o.outputs)
     return Plan(step, (time.perf_counter() - began) / made, trained_token, {})
 
 
 def forecast(recipe: Recipe, plan: Plan) -> dict[str, float]:
     """Seconds by stage that the measured rates give for a recipe."""
-    n = len(recipe.tasks)
-    if recipe.stages:
-        return {stage.name: _stage_seconds(stage, plan, n, recipe) for stage in recipe.stages}
-    update = recipe.grpo.prompts * recipe.grpo.samples * RESPONSE_TOKENS
-    e = recipe.evaluate
-    responses = n * (e.problems + 7 * e.mode_problems + e.pass_problems * e.pass_samples + 12 * e.level_problems)
-    evaluation = responses * RESPONSE_TOKENS * plan.sampled_token
-    return {
-        "pretrain": recipe.pretrain.steps * plan.step,
-        "evaluate-base": evaluation,
-        "grpo": recipe.grpo.updates * update * (plan.sampled_token + plan.trained_token),
-        "evaluate-rl": evaluation,
-    }
+    return {stage.name: _stage_seconds(stage, plan, len(recipe.tasks), recipe) for stage in recipe.stages}
 
 
 def _stage_seconds(stage: Stage, plan: Plan, tasks: int, recipe: Recipe) -> float:
@@ -146,7 +137,9 @@ def _stage_seconds(stage: Stage, plan: Plan, tasks: int, recipe: Recipe) -> floa
     if isinstance(config, RejectConfig):
         return config.problems * config.samples * RESPONSE_TOKENS * plan.sampled_token
     if isinstance(config, ExamConfig):
-        return tasks * config.problems * config.samples * RESPONSE_TOKENS * plan.sampled_token
+        asked = config.problems * config.samples + 7 * config.mode_problems + 12 * config.level_problems
+        asked += config.pass_problems * config.pass_samples
+        return tasks * asked * RESPONSE_TOKENS * plan.sampled_token
     if isinstance(config, DistillConfig) and config.method == "on-policy":
         return config.updates * config.prompts * config.samples * both
     sources = {s.name: s.config for s in recipe.stages}
@@ -158,14 +151,10 @@ def _stage_seconds(stage: Stage, plan: Plan, tasks: int, recipe: Recipe) -> floa
 def scale_recipe(recipe: Recipe, plan: Plan, minutes: float | None) -> tuple[Recipe, Plan]:
     """The recipe with budgets that fill the minutes, where given, and never below those of the recipe file."""
     seconds = forecast(recipe, plan)
-    if recipe.stages:
-        return recipe, replace(plan, seconds=seconds)
-    fixed = seconds["evaluate-base"] + seconds["evaluate-rl"]
-    factor = ((minutes or 0.0) * 60 - fixed) / (seconds["pretrain"] + seconds["grpo"])
-    if factor > 1.2:
-        recipe = replace(
-            recipe,
-            pretrain=replace(recipe.pretrain, steps=int(recipe.pretrain.steps * factor)),
-            grpo=replace(recipe.grpo, updates=int(recipe.grpo.updates * factor)),
-        )
+    learning = sum(seconds[s.name] for s in recipe.stages if s.config.stretched(2.0) != s.config)
+    if minutes is not None and learning:
+        factor = (minutes * 60 - (sum(seconds.values()) - learning)) / learning
+        if factor > 1.2:
+            stages = tuple(replace(stage, config=stage.config.stretched(factor)) for stage in recipe.stages)
+            recipe = replace(recipe, stages=stages)
     return recipe, replace(plan, seconds=forecast(recipe, plan))

@@ -32,7 +32,7 @@ def take_over(folder: Path, recipe: Recipe, other: Path) -> list[str]:
     if any(getattr(recipe, key) != getattr(theirs, key) for key in COMMON):
         return []
     names: list[str] = []
-    for ours, their in zip(recipe.chain, theirs.chain, strict=False):
+    for ours, their in zip(recipe.stages, theirs.stages, strict=False):
         source = other / "stages" / their.name
         if ours != their or not (source / "result.json").is_file():
             break

@@ -183,7 +183,7 @@ class Needs:
 
     def shape_of(self, name: str) -> ModelConfig:
         """The shape of the model that a stage leaves, or of the checkpoint."""
-        stage = next((stage for stage in self.recipe.chain if stage.name == name), None)
+        stage = next((stage for stage in self.recipe.stages if stage.name == name), None)
         if stage is None:
             return self.shape
         if isinstance(stage.config, PretrainStage):
@@ -210,7 +210,7 @@ class Needs:
         if isinstance(config, DistillConfig) and config.method == "on-policy":
             longest, count = self.prompt + config.max_tokens, config.prompts * config.samples
         else:
-            made = {stage.name: stage.config for stage in self.recipe.chain}
+            made = {stage.name: stage.config for stage in self.recipe.stages}
             sources = [made.get(name) for name in getattr(config, "data", ())]
             limits = [source.max_tokens for source in sources if isinstance(source, RejectConfig)]
             if limits and len(limits) == len(sources):

@@ -1,6 +1,6 @@
 """`hadal quickstart`: from random weights to a model that has taught itself to think, in one resumable command.
 
-It is a shipped recipe, stretched by one dial. How a recipe runs is in `runner.py`.
+It is a shipped recipe of four stages, stretched by one dial. How a recipe runs is in `runner.py`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def quickstart(
     if threads is not None:
         settings.append(f"threads={threads}")
     name = "tiny" if minutes < TEST_PRESET_MINUTES else "quickstart"
-    recipe = read_recipe(load_recipe_data(name, [*settings, *overrides]))
+    # The check whether a task is ready lets responses be as long as practice will.
+    room = [word.replace("grpo.", "pretrain.", 1) for word in overrides if word.startswith("grpo.max_tokens=")]
+    recipe = read_recipe(load_recipe_data(name, [*settings, *room, *overrides]))
     own = f"{Path(task).stem}-" if task else ""
     folder = Path(out) if out else Path("runs") / f"{own}{recipe.arch}-seed{recipe.seed}"
     command += [word for override in overrides for word in ("--set", override)]

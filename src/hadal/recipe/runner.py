@@ -31,12 +31,12 @@ from hadal.recipe.inherit import decided, take_over
 from hadal.recipe.needs import memory_left, settle
 from hadal.recipe.report import write_report
 from hadal.recipe.run_folder import open_run, write_run
+from hadal.recipe.sides import write_evaluation
 from hadal.recipe.sinks import ToldLines, check_sinks
 from hadal.stages import find
 from hadal.stages.common.run import PUBLISHED, DamagedModel, Run, checkpoint_digest
 from hadal.stages.common.view import View
 from hadal.stages.pretrain import has_thoughts
-from hadal.stages.suite import write_evaluation
 from hadal.tasks import Task, files_of, load_tasks
 from hadal.tasks.words import build_tokenizer
 from hadal.text.tokenizer import Tokenizer
@@ -99,7 +99,7 @@ def plan_of(recipe: Recipe, view: View) -> str:
     total = sum(plan.seconds.values())
     lines.append(f"in all about {total / 60:,.1f} minutes, ${LAPTOP.cost(total):.2g} ({LAPTOP.source})")
     data = recipe.to_dict()
-    if not any(stage.kind == "pretrain" for stage in recipe.chain):  # nothing is grown
+    if all(stage.config.grows(1) is None for stage in recipe.stages):
         data = {key: value for key, value in data.items() if key not in ("arch", "model", "corpus")}
     return "".join(f"# {line}\n" for line in lines) + "\n" + to_toml(data)
 
@@ -144,7 +144,7 @@ def grow(
 
 def run_stages(run: Run) -> None:
     """Every stage that has not finished, in order. One whose model is damaged is finished once more."""
-    while (stage := next((s for s in run.recipe.chain if run.result(s.name) is None), None)) is not None:
+    while (stage := next((s for s in run.recipe.stages if run.result(s.name) is None), None)) is not None:
         try:
             run.begin(stage)
             find(stage.kind).run_stage(run, stage)
@@ -165,8 +165,7 @@ def _finish(run: Run, record: dict[str, Any]) -> dict[str, Any]:
         except DamagedModel as damage:
             _reopen(run, damage.stage)
             run_stages(run)
-    if not run.recipe.stages:
-        write_evaluation(run)
+    write_evaluation(run)
     report = write_report(run.folder)
     write_run(run.folder, {**record, "status": "complete"})
     return report
@@ -223,7 +222,7 @@ def resolve(
 def _check_sizes(recipe: Recipe, vocabulary: int) -> None:
     """UserError for a model whose weights, gradients and optimiser alone are more than the memory that is free."""
     free = memory_left(recipe.device)
-    for stage in recipe.chain:
+    for stage in recipe.stages:
         if (shape := stage.config.grows(vocabulary)) is not None:
             needed = 16 * parameters(shape).total
             if free is not None and needed > free:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from hadal.configs.models import ModelConfig
 from hadal.configs.reading import nearest
@@ -19,20 +19,6 @@ from hadal.errors import UserError
 
 CHECKPOINT = "checkpoint"
 """What stages begin from where the recipe names a checkpoint."""
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """What a recipe says for all of its stages."""
-
-    tasks: list[str]
-    seed: int = 0
-    threads: int = 0
-    dtype: str = "auto"
-    device: str = "auto"
-    """`cpu` or `cuda`; left open, a checkpoint of some size goes to a GPU and what is grown here stays on the CPU."""
-    checkpoint: str = ""
-    """A folder or a Hugging Face id that stages begin `from = "checkpoint"`; its tokenizer is the run's."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +34,32 @@ class Stage:
     def where(self) -> str:
         """How a message names its table."""
         return f"stage.{self.name}"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run's stages, and what holds for all of them."""
+
+    tasks: list[str]
+    seed: int = 0
+    threads: int = 0
+    dtype: str = "auto"
+    device: str = "auto"
+    """`cpu` or `cuda`; left open, a checkpoint of some size goes to a GPU and what is grown here stays on the CPU."""
+    checkpoint: str = ""
+    """A folder or a Hugging Face id that stages begin `from = "checkpoint"`; its tokenizer is the run's."""
+    publish: str = ""
+    """The stage whose model the run folder holds in the end; the last one that leaves a model."""
+    stages: tuple[Stage, ...] = ()
+
+    @property
+    def final(self) -> str:
+        """The stage whose model is published."""
+        return self.publish or [stage.name for stage in self.stages if find(stage.kind).LEAVES == "model"][-1]
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name."""
+        return next(stage for stage in self.stages if stage.name == name)
 
 
 @dataclass(frozen=True)
@@ -98,6 +110,10 @@ class Config:
     def grows(self, vocabulary: int) -> ModelConfig | None:
         """The shape of the model that such a stage makes from nothing; None where it begins from another's."""
         return None
+
+    def stretched(self, factor: float) -> Self:
+        """The same with `factor` times as much to learn; a kind that learns nothing stays as it is."""
+        return self
 
 
 class Kind(Protocol):

@@ -11,7 +11,7 @@ from typing import Any
 from hadal import stages
 from hadal.engine import SamplingParams
 from hadal.evaluate.statistics import consensus, mean_of, proportion
-from hadal.evaluate.suite import Verdict, ask, held_out
+from hadal.evaluate.suite import Depth, Verdict, ask, held_out, in_depth
 from hadal.rewards.language import language_share
 from hadal.rewards.shape import format_reward
 from hadal.stages import Before, Stage
@@ -29,8 +29,8 @@ REFLECTION = ("wait", "mistake", "however", "but", "retry", "error", "verify", "
 
 
 @dataclass(frozen=True)
-class Config(stages.Config):
-    """What a stage's model is asked: held-out problems of every task at its default difficulty."""
+class Config(stages.Config, Depth):
+    """What a model is asked: held-out problems of every task at its default difficulty, and in depth where asked."""
 
     tasks: list[str] = field(default_factory=list)
     problems: int = 100
@@ -38,7 +38,6 @@ class Config(stages.Config):
     """Of each problem: pass@1 is their mean, cons@k the answer that most of them give."""
     temperature: float = 1.0
     top_p: float = 1.0
-    max_tokens: int = 160
     language: str = "en"
 
 
@@ -52,14 +51,21 @@ def run_stage(run: Run, stage: Stage) -> None:
     config: Config = stage.config
     llm = run.engine(run.load(stage.source, run.dtype).eval())
     about = f"{config.problems} held-out problems a task, {config.samples} answers each"
-    run.view.stage(stage.name, len(run.tasks), about)
+    run.view.stage(stage.name, len(run.tasks) + config.parts, about)
+    done = 0
+
+    def progress(what: str) -> None:
+        nonlocal done
+        done += 1
+        run.view.step(stage.name, done, {"doing": what, "cost_usd": run.cost_so_far()})
+
     params = SamplingParams(
         config.temperature, config.top_p, config.max_tokens, run.recipe.seed, n=config.samples
     )
     figures: dict[str, Any] = {}
     shown: dict[str, Any] = {}
     right: dict[str, list[int]] = {}
-    for done, (name, task) in enumerate(run.tasks.items(), 1):
+    for name, task in run.tasks.items():
         problems = held_out(task, task.default_difficulty, config.problems)
         groups = ask(llm, run.tasks, problems, params)
         told = {"about": task.about, "difficulty": task.default_difficulty, "reasoning": bool(has_thoughts(task))}
@@ -69,7 +75,9 @@ def run_stage(run: Run, stage: Stage) -> None:
             {"question": g[0].problem.prompt, "gold": g[0].problem.answer, "text": g[0].text, "right": g[0].right}
             for g in groups[:SHOWN]
         ]
-        run.view.step(stage.name, done, {"doing": name, "cost_usd": run.cost_so_far()})
+        progress(name)
+    for name, further in in_depth(llm, run.tasks, config, run.recipe.seed, progress).items():
+        figures[name] |= further
     result = {"of": stage.source, "tasks": figures, "mean": mean(figures), "right": right, "responses": shown}
     run.finish(stage.name, result)
 
@@ -122,4 +130,7 @@ def mean(figures: dict[str, Any]) -> dict[str, Any]:
     for key in ("length", "thinking_share", "format", "language", "reflection"):
         values = [row[key] for row in rows if row[key] is not None]
         out[key] = sum(values) / len(values) if values else None
+    for key in ("accuracy_thinking", "accuracy_direct"):
+        if key in rows[0]:
+            out[key] = sum(row[key] for row in rows) / len(rows)
     return out

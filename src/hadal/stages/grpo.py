@@ -72,6 +72,9 @@ class Config(stages.Config, RLConfig):
         start = min(1.0, (done * self.updates + 1) / self.warmup)
         return start * min(1.0, (1 - done) / self.decay_share)
 
+    def stretched(self, factor: float) -> Config:
+        return replace(self, updates=int(self.updates * factor))
+
 
 def check(stage: Stage, before: Before) -> None:
     """It has a model, and groups from which something can be learnt and that a machine can sample."""

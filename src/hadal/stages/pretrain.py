@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -93,7 +93,7 @@ class SizeConfig:
 
 
 @dataclass(frozen=True)
-class PretrainConfig(stages.Config):
+class Config(stages.Config):
     """Steps at a rate that falls to zero, and shorter rounds of the same until every task is ready or a cap is met."""
 
     steps: int = 3000
@@ -110,18 +110,6 @@ class PretrainConfig(stages.Config):
     router_bias_rate: float = 0.001
     mtp_weight: float = 0.1
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-
-    def rate(self, step: int) -> float:
-        """The learning rates' factor at step `step`, the first being 0."""
-        if step >= self.steps:
-            return 0.5 * (1 - (step - self.steps) % self.extra_steps / self.extra_steps)
-        return min(1.0, (step + 1) / self.warmup, (self.steps - step) / (self.decay_share * self.steps))
-
-
-@dataclass(frozen=True)
-class Config(PretrainConfig):
-    """Pre-training as a stage of a chain: which model, on which of the recipe's tasks."""
-
     arch: str = "dense"
     tasks: list[str] = field(default_factory=list)
     """None stands for all of the recipe's; so in every kind."""
@@ -130,8 +118,17 @@ class Config(PretrainConfig):
     model: SizeConfig = field(default_factory=SizeConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
 
+    def rate(self, step: int) -> float:
+        """The learning rates' factor at step `step`, the first being 0."""
+        if step >= self.steps:
+            return 0.5 * (1 - (step - self.steps) % self.extra_steps / self.extra_steps)
+        return min(1.0, (step + 1) / self.warmup, (self.steps - step) / (self.decay_share * self.steps))
+
     def grows(self, vocabulary: int) -> ModelConfig:
         return self.model.model_config(self.arch, vocabulary)
+
+    def stretched(self, factor: float) -> Config:
+        return replace(self, steps=int(self.steps * factor))
 
 
 def check(stage: Stage, before: Before) -> None:
