@@ -172,7 +172,7 @@ def test_rejection_sampling_leaves_the_choice_to_a_model_without_a_token_for_tho
 def test_what_does_not_fit_is_said_before_it_starts(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hadal.recipe import needs
+    from hadal.stages.common import needs
 
     monkeypatch.setattr(needs, "available_memory", lambda: 300_000_000)
     settings = {"checkpoint": str(checkpoint(Path("base"))), "tasks": [f"gsm8k:{rows(Path('rows'), [7])}"]}

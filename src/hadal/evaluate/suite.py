@@ -36,6 +36,12 @@ class Depth:
         """How often `in_depth` tells of its progress."""
         return (2 * len(MODES) + 1) * bool(self.mode_problems) + bool(self.pass_problems) + bool(self.level_problems)
 
+    @property
+    def responses(self) -> int:
+        """About how many are sampled for a task; how many difficulties are looked at, the answers decide."""
+        by_mode, by_level = (2 * len(MODES) + 1) * self.mode_problems, self.levels_past_gold * self.level_problems
+        return by_mode + self.pass_problems * self.pass_samples + by_level
+
 
 MODES = {"sampled": (1.0, 1.0), "r1": (0.6, 0.95), "greedy": (0.0, 1.0)}
 """temperature and top-p: as in training; as R1 is evaluated; the most likely token."""

@@ -28,8 +28,8 @@ from hadal.models.lora import adapter_size, attach, is_adapter, merge, save_adap
 from hadal.ops.device import pick, place
 from hadal.ops.speed import fastest_dtype, matmul_rates
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
-from hadal.recipe.needs import memory_left
 from hadal.recipe.run_folder import write_run
+from hadal.stages.common.needs import memory_left
 from hadal.stages.common.run import RunFiles
 from hadal.stages.common.view import View
 from hadal.stages.sft import SftConfig, batches, sft

@@ -10,13 +10,23 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from hadal.recipe.calibrate import size_for
 from hadal.recipe.config import load_recipe_data, read_recipe
 from hadal.recipe.runner import grow
 from hadal.stages.common.view import View
 
 TEST_PRESET_MINUTES = 4
 """Fewer minutes than this choose the small preset that tests use."""
+LADDER: tuple[tuple[float, dict[str, int]], ...] = (
+    (30.0, {}),
+    (200.0, {"hidden_size": 192, "num_hidden_layers": 5, "num_attention_heads": 6, "intermediate_size": 576}),
+    (1e9, {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 768}),
+)
+"""Up to so many minutes, this size instead of the recipe's."""
+
+
+def size_for(minutes: float) -> dict[str, int]:
+    """The model's shape, where so many minutes are worth another than the recipe's."""
+    return next(size for most, size in LADDER if minutes <= most)
 
 
 def quickstart(

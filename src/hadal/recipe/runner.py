@@ -9,26 +9,21 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hadal.cost.flops import parameters
-from hadal.cost.memory import gigabytes
 from hadal.cost.prices import LAPTOP
 from hadal.errors import UserError
 from hadal.files import write_bytes
 from hadal.models.hub import resolve as resolve_model
-from hadal.ops.device import pick
-from hadal.ops.speed import fastest_dtype, matmul_rates
-from hadal.recipe.calibrate import Plan, calibrate, fastest_threads, scale_recipe
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
 from hadal.recipe.config import Recipe, load_recipe_data, read_recipe, recipe_file, to_toml, with_task_files
 from hadal.recipe.inherit import decided, take_over
-from hadal.recipe.needs import memory_left, settle
+from hadal.recipe.plan import decide
 from hadal.recipe.report import write_report
 from hadal.recipe.run_folder import open_run, write_run
 from hadal.recipe.sides import write_evaluation
@@ -94,7 +89,7 @@ def plan_of(recipe: Recipe, view: View) -> str:
     """The recipe as a run would freeze it, in TOML, headed by what it would cost."""
     tasks = _load_and_check(recipe)
     _check_data(recipe)
-    recipe, plan = _decide(recipe, tasks, tokenizer_of(recipe, tasks), None, view)
+    recipe, plan = decide(recipe, tasks, tokenizer_of(recipe, tasks), None, view)
     lines = [f"{stage}: {seconds:,.0f} s, ${LAPTOP.cost(seconds):.2g}" for stage, seconds in plan.seconds.items()]
     total = sum(plan.seconds.values())
     lines.append(f"in all about {total / 60:,.1f} minutes, ${LAPTOP.cost(total):.2g} ({LAPTOP.source})")
@@ -199,48 +194,6 @@ def _is_whole(run: Run) -> bool:
 # Set-up
 
 
-def resolve(
-    recipe: Recipe, tasks: dict[str, Task], tokenizer: Tokenizer, minutes: float | None, view: View
-) -> tuple[Recipe, Plan]:
-    """Decide what is left open (threads, dtype, budgets) from a few seconds of measurement."""
-    recipe = replace(recipe, device=pick(recipe.device, 0))
-    _check_sizes(recipe, tokenizer.size)
-    if recipe.threads == 0:
-        recipe = replace(recipe, threads=fastest_threads(recipe, tasks, tokenizer))
-    torch.set_num_threads(recipe.threads)
-    if recipe.dtype == "auto":
-        rates = matmul_rates(1.0, recipe.device)
-        recipe = replace(recipe, dtype=fastest_dtype(rates))
-        threads = f"{recipe.threads} thread{'s' if recipe.threads > 1 else ''}"
-        view.note(
-            f"Computing in {recipe.dtype} on {'the GPU' if recipe.device == 'cuda' else threads}: matrices at "
-            f"{rates['float32'] / 1e9:.0f} GFLOP/s in float32, {rates['bfloat16'] / 1e9:.0f} in bfloat16."
-        )
-    return scale_recipe(recipe, calibrate(recipe, tasks, tokenizer), minutes)
-
-
-def _check_sizes(recipe: Recipe, vocabulary: int) -> None:
-    """UserError for a model whose weights, gradients and optimiser alone are more than the memory that is free."""
-    free = memory_left(recipe.device)
-    for stage in recipe.stages:
-        if (shape := stage.config.grows(vocabulary)) is not None:
-            needed = 16 * parameters(shape).total
-            if free is not None and needed > free:
-                raise UserError(
-                    f"The model of {stage.name} needs {gigabytes(needed)} of memory, and {gigabytes(free)} are free.",
-                    "Make it smaller: hidden_size, num_hidden_layers, intermediate_size.",
-                )
-
-
-def _decide(
-    recipe: Recipe, tasks: dict[str, Task], tokenizer: Tokenizer, minutes: float | None, view: View
-) -> tuple[Recipe, Plan]:
-    """The recipe with everything decided, and what it will take."""
-    if recipe.checkpoint:
-        return settle(recipe, resolve_model(recipe.checkpoint), tasks, tokenizer, view)
-    return resolve(recipe, tasks, tokenizer, minutes, view)
-
-
 def _prepare(
     folder: Path, recipe: Recipe, tasks: dict[str, Task], minutes: float | None, request: dict[str, Any], view: View,
     command: str, like: Path | None,
@@ -260,7 +213,7 @@ def _prepare(
             )
     tokenizer = tokenizer_of(recipe, tasks)
     if like is None:
-        recipe, measured = _decide(recipe, tasks, tokenizer, minutes, view)
+        recipe, measured = decide(recipe, tasks, tokenizer, minutes, view)
         view.note(measured.expectation(recipe, minutes))
         plan = asdict(measured)
     else:

@@ -104,8 +104,14 @@ class Config:
     """What every kind's own `Config`, which holds each number that decides how such a stage ends, is derived from.
 
     Some fields mean the same wherever they are: `tasks` (of the recipe's; none stands for all of them), `data` (stages
-    that left conversations, and files of JSON lines) and `lora` (adapters that are trained instead of the model).
+    that left conversations, and files of JSON lines), `lora` (adapters that are trained instead of the model) and
+    `max_tokens` (of a response), which a kind that leaves data has.
     """
+
+    @property
+    def conversations(self) -> int:
+        """How many such a stage may come to leave."""
+        return 0
 
     def grows(self, vocabulary: int) -> ModelConfig | None:
         """The shape of the model that such a stage makes from nothing; None where it begins from another's."""
@@ -126,6 +132,10 @@ class Kind(Protocol):
     def check(self, stage: Stage, before: Before) -> None:
         """UserError, in one line, for a stage that cannot be done. That its numbers are in their ranges
         (`configs/ranges.py`) and its `tasks` among the recipe's is looked at for all kinds."""
+        ...
+
+    def needs(self, stage: Stage, scene: Any) -> Any:
+        """The memory and time that it will take, as `common.needs.Needs`, in a `common.needs.Scene`."""
         ...
 
     def run_stage(self, run: Any, stage: Stage) -> None:

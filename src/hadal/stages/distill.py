@@ -8,17 +8,20 @@ would have gone on otherwise (reverse KL at its own tokens, arXiv 2306.13649): n
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from hadal.configs.reading import nearest
+from hadal.cost.flops import parameters
+from hadal.cost.memory import Pass
 from hadal.engine import SamplingParams
 from hadal.engine.sampler import forbidden_ids
 from hadal.errors import UserError
 from hadal.models.decoder import Decoder
 from hadal.stages import Before, Stage
 from hadal.stages import sft as tuning
+from hadal.stages.common.needs import Needs, Scene, training_ways
 from hadal.stages.common.run import Run
 from hadal.stages.common.watch import tell_left_out
 from hadal.stages.sft import Objective, check_data, gather, gradients, seed_dropout, settled, sft
@@ -29,6 +32,8 @@ from hadal.train.distillation import distillation_loss
 from hadal.train.optim import Optimizer
 
 LEAVES = "model"
+KL_BYTES = 28
+"""Of each logit of a chunk, what the divergence of two models' distributions holds at its most: seven of float32."""
 METHODS = ("samples", "logits", "on-policy")
 
 
@@ -66,6 +71,30 @@ def check(stage: Stage, before: Before) -> None:
         before.need_model(config.teacher, f"{stage.where}.teacher")
     if config.method == "on-policy" and config.data:
         raise UserError(f"{stage.where} has data.", "On-policy the student's own samples are the data: leave it out.")
+
+
+def needs(stage: Stage, scene: Scene) -> Needs:
+    """What fine-tuning takes, and the teacher beside it where it is asked; on-policy the student's samples as well."""
+    config: Config = stage.config
+    if config.method == "samples":
+        return tuning.needs(stage, scene)
+    teacher = {"the teacher": scene.value_bytes * parameters(scene.shape_of(config.teacher)).total}
+    if config.method == "logits":
+        found = tuning.needs(stage, scene, KL_BYTES)
+        return replace(found, memory=found.memory.beside(teacher))
+    shape = scene.shape_of(stage.source)
+    longest, count = scene.prompt + config.max_tokens, config.prompts * config.samples
+    rows = max(1, min(count, config.pass_tokens // longest))
+    memory, _, merged = scene.trained(
+        config, shape, [Pass(rows, min(longest, shape.max_position_embeddings))], KL_BYTES
+    )
+    sampled = scene.sampling_memory(shape, config.prompts, config.samples, config.max_tokens)
+    memory = memory.beside(teacher | {"what is sampled from": merged}, {"sampling": sampled})
+    responses, limit = config.updates * count, config.max_tokens
+    again, adapters = config.checkpoint_activations, bool(config.lora.rank)
+    seconds = scene.rates.sampling(shape, responses, limit, scene.prompt)
+    seconds += 2 * scene.rates.training(shape, responses, limit, scene.prompt, again, adapters)  # and the teacher's
+    return Needs(memory, seconds, training_ways(config, "pass_tokens"))
 
 
 def run_stage(run: Run, stage: Stage) -> None:

@@ -15,6 +15,7 @@ from hadal.evaluate.suite import Depth, Verdict, ask, held_out, in_depth
 from hadal.rewards.language import language_share
 from hadal.rewards.shape import format_reward
 from hadal.stages import Before, Stage
+from hadal.stages.common.needs import Needs, Scene
 from hadal.stages.common.run import Run
 from hadal.stages.pretrain import has_thoughts
 from hadal.tasks import Task
@@ -44,6 +45,16 @@ class Config(stages.Config, Depth):
 def check(stage: Stage, before: Before) -> None:
     """It has a model."""
     before.need_model(stage.source, f"{stage.where}.from")
+
+
+def needs(stage: Stage, scene: Scene) -> Needs:
+    """A model that samples."""
+    config: Config = stage.config
+    shape = scene.shape_of(stage.source)
+    memory = scene.asking_memory(shape, config.problems, config.samples, config.max_tokens)
+    responses = config.problems * config.samples + config.responses
+    asked = len(scene.run.tasks) * responses
+    return Needs(memory, scene.rates.sampling(shape, asked, config.max_tokens, scene.prompt))
 
 
 def run_stage(run: Run, stage: Stage) -> None:

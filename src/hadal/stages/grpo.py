@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from hadal import stages
+from hadal.configs.models import ModelConfig
 from hadal.configs.ranges import check_ranges
 from hadal.cost.flops import parameters
+from hadal.cost.memory import PLAIN, Pass
 from hadal.engine import LLM, SamplingParams
 from hadal.errors import UserError
 from hadal.evaluate.suite import Verdict, ask, held_out
@@ -25,6 +27,7 @@ from hadal.ops.device import WORTH_MOVING
 from hadal.ops.heap import give_back
 from hadal.rewards import PARTS
 from hadal.stages import Before, Stage
+from hadal.stages.common.needs import Needs, Scene, training_ways
 from hadal.stages.common.run import Run, save_checkpoint
 from hadal.stages.common.watch import Watch, end_if_lost
 from hadal.stages.pretrain import none_ready
@@ -42,6 +45,8 @@ MOST_SAMPLES = 100_000
 STAGE = "grpo"
 REFERENCE = "reference."
 SAMPLER = "sampler."
+POLICY_BYTES = 8
+"""Of each logit of a chunk, what log-probabilities with their entropy hold at their most."""
 MONITOR = 9  # the stream of held-out problems that is monitored during training; the final evaluation uses others
 
 
@@ -90,6 +95,42 @@ def check(stage: Stage, before: Before) -> None:
             f"{stage.where}.prompts is {config.prompts} and {stage.where}.samples {config.samples}.",
             f"At most {MOST_SAMPLES:,} responses make an update.",
         )
+
+
+def needs(stage: Stage, scene: Scene) -> Needs:
+    """Updates and the samples for them, the monitored problems, and the copies of the policy that it asks for."""
+    config: Config = stage.config
+    options, shape = config.settings, scene.shape_of(stage.source)
+    responses = config.prompts * config.samples * (options.max_draws if options.count_all else 1)
+    passes = _passes(config, -(-responses // config.minibatches), shape, scene.prompt)
+    memory, trained, merged = scene.trained(config, shape, passes, POLICY_BYTES)
+    sampled = scene.sampling_memory(shape, config.prompts, config.samples, config.max_tokens)
+    monitored = config.held_out_problems * len(scene.run.tasks)
+    peaks = {"sampling": max(sampled, scene.sampling_memory(shape, monitored, 1, config.max_tokens))}
+    if config.overlap:
+        peaks["sampling beside training"] = sampled + memory.peaks["training"]
+    ahead = merged + trained if config.overlap else 0
+    copies = {"what is sampled from": merged + ahead, "the reference": trained if options.kl else 0}
+    rows = config.updates * config.prompts * config.samples
+    drawn = rows + -(-config.updates // config.held_out_every) * monitored
+    again, adapters = config.checkpoint_activations, bool(config.lora.rank)
+    seconds = scene.rates.sampling(shape, drawn, config.max_tokens, scene.prompt)
+    seconds += scene.rates.training(shape, rows * config.epochs, config.max_tokens, 0, again, adapters)
+    return Needs(memory.beside(copies, peaks), seconds, training_ways(config, "micro_tokens"))
+
+
+def _passes(config: Config, responses: int, shape: ModelConfig, prompt: int) -> list[Pass]:
+    """Passes among which the largest is, of an update by so many responses (`hadal.train.rollouts.pack`).
+
+    The longest responses that can be; so short ones that a pass takes all; and the longest that attention keeps
+    weights of.
+    """
+    longest = max(1, min(config.max_tokens, shape.max_position_embeddings - prompt))
+    found = []
+    for length in {longest, min(longest, max(1, config.micro_tokens // responses)), min(longest, PLAIN)}:
+        rows = min(responses, max(1, config.micro_tokens // length))
+        found.append(Pass(rows, length, prompt, min(rows, config.prompts)))
+    return found
 
 
 def run_stage(run: Run, stage: Stage) -> None:

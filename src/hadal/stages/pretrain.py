@@ -17,11 +17,13 @@ import torch
 from hadal import stages
 from hadal.configs.models import DeepseekConfig, DenseConfig, ModelConfig
 from hadal.configs.reading import nearest
+from hadal.cost.memory import PLAIN, Pass, training_memory
 from hadal.engine import SamplingParams
 from hadal.errors import UserError
 from hadal.evaluate.suite import ask
 from hadal.models.decoder import Decoder
 from hadal.stages import Before, Stage
+from hadal.stages.common.needs import Needs, Scene
 from hadal.stages.common.run import Run
 from hadal.stages.common.watch import tell_left_out
 from hadal.tasks import Problem, Task
@@ -136,6 +138,19 @@ def check(stage: Stage, before: Before) -> None:
     if stage.source:
         raise UserError(f"{stage.where}.from is {stage.source!r}.", "Pre-training begins from nothing: leave it out.")
     stage.config.model.check(stage.config.arch, f"{stage.where}.")
+
+
+def needs(stage: Stage, scene: Scene) -> Needs:
+    """Batches of the corpus, and the check whether tasks are ready."""
+    config: Config = stage.config
+    shape = scene.shape_of(stage.name)
+    one = Pass(max(1, config.corpus.tokens // PLAIN), PLAIN)
+    memory = training_memory(shape, scene.value_bytes, [one], muon=config.optimizer.muon_lr > 0)
+    checked = config.check_problems * len(scene.run.tasks)
+    memory = memory.beside({}, {"sampling": scene.sampling_memory(shape, checked, 1, config.max_tokens)})
+    seconds = scene.rates.corpus(shape, config.steps * config.corpus.tokens, PLAIN)
+    halves = {key: max(1, getattr(config.model, key) // 2) for key in ("num_hidden_layers", "intermediate_size")}
+    return Needs(memory, seconds, [f"model.{key}={half}" for key, half in halves.items()])
 
 
 def run_stage(run: Run, stage: Stage) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from hadal import stages
+from hadal.cost.memory import Memory
 from hadal.engine import SamplingParams
 from hadal.engine.remote import RemoteSampler
 from hadal.engine.replies import Query
@@ -20,6 +21,7 @@ from hadal.files import JsonLines, write_text
 from hadal.rewards.language import SCRIPTS, language_share
 from hadal.rewards.shape import format_reward, repetition_penalty
 from hadal.stages import Before, Stage
+from hadal.stages.common.needs import Needs, Scene
 from hadal.stages.common.run import Run
 from hadal.stages.sft import DATA
 from hadal.tasks import Problem, Rng, Task
@@ -68,6 +70,11 @@ class Config(stages.Config):
     """The address of a teacher instead of a stage's model: `https://host/v1`, spoken to as OpenAI's chat API."""
     endpoint_model: str = ""
 
+    @property
+    def conversations(self) -> int:
+        """How many it may come to leave."""
+        return self.problems * self.keep + self.gold + self.plain
+
     def __post_init__(self) -> None:
         if self.language not in SCRIPTS:
             raise UserError(f"language is {self.language!r}.", f"Known are {', '.join(sorted(SCRIPTS))}.")
@@ -90,6 +97,17 @@ def check(stage: Stage, before: Before) -> None:
         who = "two teachers" if stage.source else "nobody"
         raise UserError(f"{stage.where} samples from {who}.", "Give either from or endpoint.")
     before.need_tasks(config.plain_tasks if config.plain else [], stage.where)
+
+
+def needs(stage: Stage, scene: Scene) -> Needs:
+    """A model that samples; nothing worth telling where the teacher is elsewhere."""
+    config: Config = stage.config
+    if not stage.source:
+        return Needs(Memory({}, {}), 0.0)
+    shape = scene.shape_of(stage.source)
+    memory = scene.asking_memory(shape, min(TOGETHER, config.problems), config.samples, config.max_tokens)
+    responses = config.problems * config.samples
+    return Needs(memory, scene.rates.sampling(shape, responses, config.max_tokens, scene.prompt))
 
 
 def run_stage(run: Run, stage: Stage) -> None:

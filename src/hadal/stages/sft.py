@@ -14,12 +14,14 @@ from torch import Tensor
 from hadal import stages
 from hadal.configs.ranges import check_ranges
 from hadal.configs.reading import nearest
+from hadal.cost.memory import Pass
 from hadal.engine.sampler import forbidden_ids
 from hadal.errors import UserError
 from hadal.models.decoder import Decoder
 from hadal.models.lora import LoraConfig
 from hadal.ops.device import DEVICES
 from hadal.stages import Before, Stage
+from hadal.stages.common.needs import Needs, Scene, training_ways
 from hadal.stages.common.run import Run, RunFiles
 from hadal.stages.common.watch import tell_left_out
 from hadal.tasks.base import Rng
@@ -121,6 +123,26 @@ def check_data(stage: Stage, before: Before) -> None:
     for name in stage.config.data:
         if not name.endswith(".jsonl"):
             before.need_data(name, f"{stage.where}.data")
+
+
+def needs(stage: Stage, scene: Scene, logit_bytes: int = 4) -> Needs:
+    """Passes over conversations, no longer than a prompt and an answer where other stages make them.
+
+    logit_bytes: of each logit of a chunk, what the loss holds at its most.
+    """
+    config: Config = stage.config
+    shape = scene.shape_of(stage.source)
+    made = [source.config for source in scene.made(config.data).values()]
+    tokens = min(config.pass_tokens, shape.max_position_embeddings)
+    longest = tokens
+    if made and len(made) == len(set(config.data)):
+        longest = scene.prompt + max(source.max_tokens for source in made)
+    one = Pass(max(1, config.pass_tokens // longest), min(longest, shape.max_position_embeddings))
+    memory, _, _ = scene.trained(config, shape, [one], logit_bytes)
+    rows, limit = sum(source.conversations for source in made), max((s.max_tokens for s in made), default=512)
+    again, adapters = config.checkpoint_activations, bool(config.lora.rank)
+    seconds = scene.rates.training(shape, rows * config.epochs, limit, scene.prompt, again, adapters)
+    return Needs(memory, seconds, training_ways(config, "pass_tokens"))
 
 
 def batches(conversations: Sequence[Conversation], config: SftConfig) -> list[list[int]]:

@@ -51,6 +51,11 @@ PUBLISHED = (
 """The files of a checkpoint."""
 
 
+def padded(vocabulary: int) -> int:
+    """The rows of the embedding of a model that is grown here, for a tokenizer of so many tokens."""
+    return -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
 class DamagedModel(Exception):
     """A finished stage's checkpoint is no longer what the stage wrote."""
 
@@ -184,7 +189,7 @@ class Run(RunFiles):
     ) -> None:
         super().__init__(folder, view)
         self.recipe, self.tasks, self.tokenizer = recipe, tasks, tokenizer
-        self.vocabulary = -(-tokenizer.size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        self.vocabulary = padded(tokenizer.size)
         self.dtype = getattr(torch, recipe.dtype)
         self.device = place(recipe.device)
         self.lora = LoraConfig()
