@@ -31,7 +31,7 @@ import torch
 from hadal.evaluate.statistics import crossing
 from hadal.evaluate.suite import Depth, frontier_points
 from hadal.models.decoder import Decoder
-from hadal.recipe.config import read_recipe
+from hadal.recipe.config import read_frozen
 from hadal.recipe.run_folder import read_run
 from hadal.stages.common.run import Run
 from hadal.stages.grpo import Config as GrpoConfig
@@ -51,7 +51,7 @@ ARMS = ("nothing", "pretraining", "expert_iteration", "online_expert_iteration",
 def open_source(folder: Path, threads: int | None) -> Run:
     """The finished run, its books kept apart from the original's."""
     record = read_run(folder)
-    recipe = read_recipe(record["config"])
+    recipe = read_frozen(record["config"])
     torch.set_num_threads(threads or recipe.threads)
     run = Run(folder, recipe, load_tasks(recipe.tasks), Tokenizer.load(folder), make_view(json=False))
     run.begin(recipe.stage("pretrain"))

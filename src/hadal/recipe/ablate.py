@@ -24,7 +24,7 @@ from hadal.errors import UserError
 from hadal.evaluate.statistics import paired_difference
 from hadal.evaluate.suite import ask, held_out
 from hadal.files import JsonLines, write_json, write_text
-from hadal.recipe.config import Recipe, read_recipe
+from hadal.recipe.config import Recipe, read_frozen
 from hadal.recipe.run_folder import read_json, read_run
 from hadal.recipe.runner import grow, read_file
 from hadal.stages.common.view import View
@@ -108,7 +108,7 @@ def _answers(folder: Path, count: int) -> dict[str, Any]:
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_bytes())
         return found
-    recipe = read_recipe(read_run(folder)["config"])
+    recipe = read_frozen(read_run(folder)["config"])
     torch.set_num_threads(recipe.threads)
     tasks = load_tasks(recipe.tasks)
     llm = LLM.load(folder, getattr(torch, recipe.dtype))

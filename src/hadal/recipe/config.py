@@ -32,6 +32,7 @@ QUICKSTART: dict[str, dict[str, str]] = {
     "evaluate-rl": {"kind": "evaluate", "from": "grpo"},
 }
 """The stages of a recipe that names none."""
+SEEDS = ("stage", "run")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
 
 
@@ -49,6 +50,8 @@ class Recipe(RunConfig):
             raise UserError(f"dtype is {self.dtype!r}.", nearest(self.dtype, ("auto", "float32", "bfloat16")))
         if self.device not in DEVICES:
             raise UserError(f"device is {self.device!r}.", nearest(self.device, DEVICES))
+        if self.seeds not in SEEDS:
+            raise UserError(f"seeds is {self.seeds!r}.", nearest(self.seeds, SEEDS))
         if not self.tasks:
             raise UserError("The recipe has no tasks.", "Name at least one.")
         check_ranges(self)
@@ -130,6 +133,11 @@ def read_recipe(data: dict[str, Any]) -> Recipe:
     recipe = read_dataclass(Recipe, {key: data[key] for key in data if key in known and key != "publish"}, "")
     publish = read_value(str, data.get("publish", ""), "publish")
     return replace(recipe, stages=_read_stages(data, recipe), publish=publish)
+
+
+def read_frozen(data: dict[str, Any]) -> Recipe:
+    """The same of what a run has frozen; one that says nothing of its seeds is from before they went by stage."""
+    return read_recipe({"seeds": "run", **data})
 
 
 def _with_stages(data: dict[str, Any]) -> dict[str, Any]:

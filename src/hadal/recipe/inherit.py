@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from hadal.files import write_text
-from hadal.recipe.config import Recipe, read_recipe
+from hadal.recipe.config import Recipe, read_frozen
 from hadal.recipe.run_folder import read_run
 
-COMMON = ("tasks", "arch", "seed", "dtype", "threads", "checkpoint", "model", "corpus")
+COMMON = ("tasks", "arch", "seed", "seeds", "dtype", "threads", "checkpoint", "model", "corpus")
 LOGS = ("metrics.jsonl", "timing.jsonl", "ledger.jsonl")
 
 
 def decided(recipe: Recipe, other: Path) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe with what the other run measured (threads, dtype), and that run's plan."""
+    """The recipe with what the other run measured (threads, dtype) and how it draws, and that run's plan."""
     record = read_run(other)
-    frozen = read_recipe(record["config"])
-    return replace(recipe, threads=frozen.threads, dtype=frozen.dtype, device=frozen.device), record["plan"]
+    frozen = read_frozen(record["config"])
+    kept = {key: getattr(frozen, key) for key in ("threads", "dtype", "device", "seeds")}
+    return replace(recipe, **kept), record["plan"]
 
 
 def take_over(folder: Path, recipe: Recipe, other: Path) -> list[str]:
@@ -28,7 +29,7 @@ def take_over(folder: Path, recipe: Recipe, other: Path) -> list[str]:
 
     Stages are alike up to the first that differs in anything: what comes behind it began from another model.
     """
-    theirs = read_recipe(read_run(other)["config"])
+    theirs = read_frozen(read_run(other)["config"])
     if any(getattr(recipe, key) != getattr(theirs, key) for key in COMMON):
         return []
     names: list[str] = []

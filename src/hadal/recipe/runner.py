@@ -21,7 +21,15 @@ from hadal.errors import UserError
 from hadal.files import write_bytes
 from hadal.models.hub import resolve as resolve_model
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
-from hadal.recipe.config import Recipe, load_recipe_data, read_recipe, recipe_file, to_toml, with_task_files
+from hadal.recipe.config import (
+    Recipe,
+    load_recipe_data,
+    read_frozen,
+    read_recipe,
+    recipe_file,
+    to_toml,
+    with_task_files,
+)
 from hadal.recipe.inherit import decided, take_over
 from hadal.recipe.plan import decide
 from hadal.recipe.report import write_report
@@ -121,7 +129,7 @@ def grow(
             check_same(folder, {**record["request"], "recipe": _wanted(asked)}, request)
             if record["status"] != "complete":
                 view.note(f"Carrying on in {folder}.")
-        frozen = read_recipe(record["config"])
+        frozen = read_frozen(record["config"])
         if recipe.threads not in (0, frozen.threads):
             view.note(f"This run began with --threads {frozen.threads} and keeps to it, so that it ends the same.")
         run = Run(folder, frozen, tasks, Tokenizer.load(folder), view)

@@ -42,6 +42,8 @@ class RunConfig:
 
     tasks: list[str]
     seed: int = 0
+    seeds: str = "stage"
+    """What else a stage's draws go by: its name (`stage`), or as in runs from before they all did (`run`)."""
     threads: int = 0
     dtype: str = "auto"
     device: str = "auto"

@@ -42,7 +42,6 @@ from hadal.train.rollouts import Group
 LEAVES = "model"
 MOST_SAMPLES = 100_000
 """Of an update."""
-STAGE = "grpo"
 REFERENCE = "reference."
 SAMPLER = "sampler."
 POLICY_BYTES = 8
@@ -136,7 +135,7 @@ def _passes(config: Config, responses: int, shape: ModelConfig, prompt: int) -> 
 def run_stage(run: Run, stage: Stage) -> None:
     """Train the model that another stage left. Leaves the last checkpoint, and the best on the monitored problems."""
     config: Config = stage.config
-    seed = run.recipe.seed if stage.name == STAGE else Rng(stage.name, run.recipe.seed).bits()  # else all draw alike
+    seed = seed_of(run, stage.name)
     readiness = (run.result(stage.source) or {}).get("readiness", {})  # which pre-training leaves
     tasks = {name: task for name, task in run.tasks.items() if readiness.get(name, {"ready": True})["ready"]}
     folder = run.stage_folder(stage.name)
@@ -218,6 +217,13 @@ def run_stage(run: Run, stage: Stage) -> None:
 
     run.save_stage_model(stage.name, model, optimizer)
     run.finish(stage.name, {"updates": step, "best": best, "curriculum": curriculum.state()})
+
+
+def seed_of(run: Run, stage: str) -> int:
+    """Of problems and samples. Runs from before all seeds went by stage had another for this kind."""
+    if run.recipe.seeds == "stage":
+        return run.seed_of(stage)
+    return run.recipe.seed if stage == "grpo" else Rng(stage, run.recipe.seed).bits()
 
 
 def _about(config: Config) -> str:

@@ -163,7 +163,7 @@ def run_stage(run: Run, stage: Stage) -> None:
     llm = run.engine(model)
     step, end = (state.step, state.numbers["end"]) if state else (0, config.steps)
     run.view.stage(stage.name, end, _about(run))
-    stream = batches(list(run.tasks.values()), run.tokenizer, config.corpus, run.recipe.seed, step)
+    stream = batches(list(run.tasks.values()), run.tokenizer, config.corpus, run.model_seed, step)
     began, tokens = time.perf_counter(), 0
     while True:
         if step == end:

@@ -192,7 +192,7 @@ class Run(RunFiles):
         self.vocabulary = padded(tokenizer.size)
         self.dtype = getattr(torch, recipe.dtype)
         self.device = place(recipe.device)
-        self.lora = LoraConfig()
+        self.lora, self.model_seed = LoraConfig(), recipe.seed
         self.cut_told = False
         """Whether it was said that the context cuts samples of this stage."""
         self._tasks = tasks
@@ -203,6 +203,8 @@ class Run(RunFiles):
         give_back()
         self.tasks = {t.name: t for t in self.named(getattr(stage.config, "tasks", ()))} or self._tasks
         self.lora = getattr(stage.config, "lora", LoraConfig())
+        if self.recipe.seeds == "stage":
+            self.model_seed = self.seed_of(stage.name)
         self.cut_told = False
         if (grown := stage.config.grows(self.vocabulary)) is not None:
             self.model_config = grown
@@ -231,9 +233,9 @@ class Run(RunFiles):
         return resolve(self.recipe.checkpoint) if stage == CHECKPOINT else self.stage_folder(stage)
 
     def new_model(self) -> Decoder:
-        """A freshly initialised model of the recipe's seed."""
+        """The model that a stage makes from nothing, freshly initialised."""
         model = build(self.model_config)
-        model.initialise(self.recipe.seed)
+        model.initialise(self.model_seed)
         return model.to(self.device)
 
     def check_model(self, stage: str) -> None:
@@ -252,7 +254,7 @@ class Run(RunFiles):
         if not self.lora.rank:
             return self.load(stage)
         model = self.load(stage, self.dtype)
-        attach(model, self.lora, self.recipe.seed)
+        attach(model, self.lora, self.model_seed)
         return model.to(self.device)
 
     def engine(self, model: Decoder) -> LLM:
