@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from small_chain import write_chain
 
+from hadal import stages
+from hadal.cli import main
 from hadal.errors import UserError
 from hadal.recipe.config import load_recipe_data, read_frozen, read_recipe
 from hadal.recipe.runner import read_file, tokenizer_of
@@ -28,6 +33,56 @@ def test_every_kind_is_whole() -> None:
         assert (kind.Config().grows(64) is not None) == (name == "pretrain")
     with pytest.raises(UserError, match="There is no kind of stage 'pretrian'"):
         find("pretrian")
+
+
+# One file more
+
+SOUP = """
+tasks = ["letters"]
+threads = 1
+dtype = "float32"
+model = { hidden_size = 32, num_hidden_layers = 1, num_attention_heads = 2, intermediate_size = 64 }
+corpus.tokens = 384
+pretrain = { steps = 2, extra_rounds = 0, check_problems = 2, max_tokens = 8 }
+[stage]
+first = { kind = "pretrain" }
+second = { kind = "pretrain" }
+third = { kind = "pretrain" }
+soup = { kind = "average", from = "first", models = ["second", "third"] }
+"""
+
+
+def average(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that docs/extending.md shows, beside the others."""
+    text = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "Model soup" in b]
+    (folder / "average.py").write_text(block)
+    monkeypatch.setattr(stages, "__path__", [*stages.__path__, str(folder)])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_one_more_file_is_one_more_kind_of_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "kinds").mkdir()
+    recipe, out = tmp_path / "soup.toml", tmp_path / "run"
+    recipe.write_text(SOUP)
+    assert main(["train", str(recipe), "--out", str(out)]) == 2
+    assert "stage.soup.kind is 'average'" in capsys.readouterr().err
+    average(tmp_path / "kinds", monkeypatch)
+    assert main(["train", str(recipe), "--dry-run"]) == 0
+    assert "# soup: 1 s" in capsys.readouterr().out
+    assert main(["train", str(recipe), "--out", str(out)]) == 0
+    parts = [load_file(out / "stages" / name / "model.safetensors") for name in ("first", "second", "third")]
+    mixed = load_file(out / "model.safetensors")
+    assert mixed.keys() == parts[0].keys()
+    for name, weights in mixed.items():
+        torch.testing.assert_close(weights, sum(part[name] for part in parts) / 3)
+    assert not all(torch.equal(mixed[name], parts[0][name]) for name in mixed)
+    for setting, told in (('models=["fourth"]', "stage.soup.models is 'fourth', which is no stage before it"),
+                          ("modles=[]", "Did you mean models?")):  # fmt: skip
+        assert main(["train", str(recipe), "--out", str(tmp_path / "other"), "--set", f"stage.soup.{setting}"]) == 2
+        assert told in capsys.readouterr().err
 
 
 # Recipes and runs from before the quickstart was a recipe of four stages

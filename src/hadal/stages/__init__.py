@@ -1,8 +1,9 @@
 """Stages of a recipe: each kind is one file here, found by its name.
 
 A stage is a function from artefacts to artefacts: it reads what earlier ones left in the run folder, and leaves its own
-result there. Which stages a run has, and in which order, is its recipe's business (`hadal.recipe`); what stages work
-with is in `common/`.
+result there. Such a file has `Config`, `LEAVES`, `check`, `needs` and `run_stage`, and nothing has to be told of it;
+docs/extending.md adds one as an example. Which stages a run has, and in which order, is its recipe's business
+(`hadal.recipe`); what stages work with is in `common/`.
 """
 
 from __future__ import annotations

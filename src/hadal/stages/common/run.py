@@ -261,8 +261,9 @@ class Run(RunFiles):
         """The engine over a model and the run's tokenizer; what it samples is on the run's books."""
         return _BookedLLM(model, self)
 
-    def save_stage_model(self, stage: str, model: Decoder, optimizer: Optimizer) -> None:
-        """Write the masters as a checkpoint that transformers opens; adapters are merged into it."""
+    def save_stage_model(self, stage: str, model: Decoder, optimizer: Optimizer | None = None) -> None:
+        """Write the masters as a checkpoint that transformers opens, or the model as it is where nothing trained it;
+        adapters are merged into it."""
         save_checkpoint(self.stage_folder(stage), model, optimizer, self.tokenizer)
 
 
@@ -297,12 +298,15 @@ class _BookedLLM(LLM):
             )
 
 
-def save_checkpoint(folder: Path, model: Decoder, optimizer: Optimizer, tokenizer: Tokenizer) -> None:
+def save_checkpoint(folder: Path, model: Decoder, optimizer: Optimizer | None, tokenizer: Tokenizer) -> None:
     """A checkpoint of the masters with its tokenizer, in the Hugging Face layout; adapters are merged.
 
     What was grown here is kept in float32, a checkpoint from elsewhere in the dtype that it is trained in.
     """
-    state = merged_state(model, optimizer, None if tokenizer.is_own else optimizer.compute.dtype)
+    if optimizer is None:
+        state = model.state_dict()
+    else:
+        state = merged_state(model, optimizer, None if tokenizer.is_own else optimizer.compute.dtype)
     save_model(folder, model.config, state, shard_bytes=1 << 62)  # one file, as PUBLISHED has it
     tokenizer.save(folder)
     ends: dict[str, Any] = {"eos_token_id": sorted(tokenizer.eos_ids)}
