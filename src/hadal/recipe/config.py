@@ -143,7 +143,7 @@ def read_frozen(data: dict[str, Any]) -> Recipe:
 def _with_stages(data: dict[str, Any]) -> dict[str, Any]:
     """The tables of a recipe that names no stages: it has the quickstart's, examined in depth."""
     tables = {name: data.get(name, {}) for name in ("pretrain", "grpo", "evaluate")}
-    chosen = {
+    chosen: dict[str, dict[str, Any]] = {
         "pretrain": {key: value for key, value in _table(tables["grpo"]).items() if key == "max_tokens"},
         "grpo": {},
         "evaluate": {
@@ -170,7 +170,7 @@ def _of_kinds(data: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     shared = {name: getattr(recipe, name) for name in ("arch", "model", "corpus")}
     found = {}
     for name in names():
-        kind = find(name).Config
+        kind: type[Any] = find(name).Config
         has = {f.name for f in fields(kind)}
         base = kind(**{key: value for key, value in shared.items() if key in has})
         found[name] = read_dataclass(kind, data.get(name, {}), name, base)

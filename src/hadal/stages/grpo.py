@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ class Config(stages.Config, RLConfig):
         start = min(1.0, (done * self.updates + 1) / self.warmup)
         return start * min(1.0, (1 - done) / self.decay_share)
 
-    def stretched(self, factor: float) -> Config:
+    def stretched(self, factor: float) -> Self:
         return replace(self, updates=int(self.updates * factor))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -129,7 +129,7 @@ class Config(stages.Config):
     def grows(self, vocabulary: int) -> ModelConfig:
         return self.model.model_config(self.arch, vocabulary)
 
-    def stretched(self, factor: float) -> Config:
+    def stretched(self, factor: float) -> Self:
         return replace(self, steps=int(self.steps * factor))
 
 
