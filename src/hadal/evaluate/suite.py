@@ -16,6 +16,9 @@ from hadal.evaluate.statistics import crossing, pass_at_k, proportion
 from hadal.tasks import Problem, Task
 from hadal.text.parse import parse_response
 
+MODES = {"sampled": (1.0, 1.0), "r1": (0.6, 0.95), "greedy": (0.0, 1.0)}
+"""temperature and top-p: as in training; as R1 is evaluated; the most likely token."""
+
 
 @dataclass(frozen=True)
 class Depth:
@@ -41,10 +44,6 @@ class Depth:
         """About how many are sampled for a task; how many difficulties are looked at, the answers decide."""
         by_mode, by_level = (2 * len(MODES) + 1) * self.mode_problems, self.levels_past_gold * self.level_problems
         return by_mode + self.pass_problems * self.pass_samples + by_level
-
-
-MODES = {"sampled": (1.0, 1.0), "r1": (0.6, 0.95), "greedy": (0.0, 1.0)}
-"""temperature and top-p: as in training; as R1 is evaluated; the most likely token."""
 
 
 @dataclass(frozen=True)
