@@ -44,7 +44,7 @@ class RunConfig:
     tasks: list[str]
     seed: int = 0
     seeds: str = "stage"
-    """What else a stage's draws go by: its name (`stage`), or as in runs from before they all did (`run`)."""
+    """What a stage's draws go by beside the seed: its name (`stage`), or what they did before that was so (`run`)."""
     threads: int = 0
     dtype: str = "auto"
     device: str = "auto"
