@@ -14,7 +14,8 @@ from hadal.engine import LLM, Sample
 from hadal.models.checkpoint import build
 from hadal.models.decoder import Decoder
 from hadal.models.deepseek import routers
-from hadal.stages.sft import SftConfig, gradients
+from hadal.stages.sft import Config as SftConfig
+from hadal.stages.sft import gradients
 from hadal.tasks import BUILT_IN, Rng
 from hadal.tasks.words import build_tokenizer
 from hadal.train.algorithms import find

@@ -25,8 +25,7 @@ from hadal.cost.ledger import Ledger, totals
 from hadal.engine import LLM, SamplingParams
 from hadal.models.checkpoint import build, save_model
 from hadal.models.lora import LoraConfig
-from hadal.recipe.finetune import finetune
-from hadal.stages.sft import SftConfig
+from hadal.recipe.finetune import SftConfig, finetune
 from hadal.terminal.view import PlainView
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.optim import OptimizerConfig
@@ -283,7 +282,7 @@ import torch
 torch.set_num_threads(1)
 import hadal.recipe.finetune as f
 from hadal.cost.ledger import peak_memory_bytes
-from hadal.stages.sft import SftConfig
+from hadal.recipe.finetune import SftConfig
 from hadal.models.lora import LoraConfig
 from hadal.configs.reading import read_dataclass
 from hadal.terminal.view import JsonView

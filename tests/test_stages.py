@@ -168,6 +168,7 @@ def test_a_run_frozen_before_that_keeps_its_draws(tmp_path: Path) -> None:
     """It says nothing of its seeds: models and corpora had the recipe's, RL another rule than the rest."""
     frozen = json.loads(json.dumps(run_of(tmp_path, seed=5, device="cpu").recipe.to_dict()))
     del frozen["seeds"]
+    frozen["stage"]["dev1"] |= {"dtype": "auto", "device": "auto", "seed": 0, "threads": 0}  # as stages once had
     recipe = read_frozen(frozen)
     assert recipe.seeds == "run" and read_recipe(frozen).seeds == "stage"
     assert read_frozen(recipe.to_dict()) == recipe

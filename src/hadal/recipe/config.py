@@ -32,6 +32,8 @@ QUICKSTART: dict[str, dict[str, str]] = {
     "evaluate-rl": {"kind": "evaluate", "from": "grpo"},
 }
 """The stages of a recipe that names none."""
+ONCE = {"dtype": "auto", "device": "auto", "seed": 0, "threads": 0}
+"""What stages that fine-tune once had in run.json, at no other values than these."""
 SEEDS = ("stage", "run")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
 
@@ -206,7 +208,9 @@ def _read_stage(name: str, table: Any, of_kind: dict[str, Any]) -> Stage:
     if not isinstance(source, str):
         raise UserError(f"{where}.from is {shown(source)}.", "It must be the name of a stage.")
     config = type(of_kind[kind])
-    _check_keys(table, ["kind", "from", *(f.name for f in fields(config))], f"{where}.")
+    known = ["kind", "from", *(f.name for f in fields(config))]
+    table = {key: value for key, value in table.items() if key in known or ONCE.get(key) != value}
+    _check_keys(table, known, f"{where}.")
     numbers = {key: value for key, value in table.items() if key not in ("kind", "from")}
     try:
         return Stage(name, kind, source, read_dataclass(config, numbers, where, of_kind[kind]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from hadal.configs.models import ModelConfig
-from hadal.configs.reading import read_dataclass
+from hadal.configs.ranges import check_ranges
+from hadal.configs.reading import nearest, read_dataclass
 from hadal.cost.flops import parameters
 from hadal.cost.memory import PROCESS, Memory, Pass, gigabytes, resident_memory, training_memory, training_seconds
 from hadal.engine.sampler import forbidden_ids
@@ -25,19 +26,48 @@ from hadal.files import write_json
 from hadal.models.checkpoint import load_config, load_model, save_model
 from hadal.models.hub import resolve
 from hadal.models.lora import adapter_size, attach, is_adapter, merge, save_adapter
-from hadal.ops.device import pick, place
+from hadal.ops.device import DEVICES, pick, place
 from hadal.ops.speed import fastest_dtype, matmul_rates
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
 from hadal.recipe.run_folder import write_run
 from hadal.stages.common.needs import memory_left
 from hadal.stages.common.run import RunFiles
 from hadal.stages.common.view import View
-from hadal.stages.sft import SftConfig, batches, sft
+from hadal.stages.sft import Config, batches, sft
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.conversations import Conversation, read_conversations, rows_of_passes
 
 STAGE = "sft"
 WRITTEN = ("metrics.jsonl", "timing.jsonl", "ledger.jsonl", "stages")
+
+
+@dataclass(frozen=True)
+class SftConfig(Config):
+    """Fine-tuning that is a run of its own, on one file of conversations; `data` stays empty."""
+
+    dtype: str = "auto"
+    device: str = "auto"
+    """`cpu` or `cuda`; left open, a model of some size goes to a GPU, where there is one."""
+    seed: int = 0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise UserError(f"dtype is {self.dtype!r}.", "Known are auto, float32 and bfloat16.")
+        if self.device not in DEVICES:
+            raise UserError(f"device is {self.device!r}.", nearest(self.device, DEVICES))
+        if self.data:
+            raise UserError("data is set.", "The file of conversations is an argument of its own.")
+        check_ranges(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as plain data."""
+        data = asdict(self)
+        del data["data"]
+        if self.device == "auto":
+            del data["device"]
+        return data
 
 
 def finetune(
@@ -110,7 +140,8 @@ def _train(
         attach(model, config.lora, config.seed)
     model = model.to(place(config.device))
     forbidden = forbidden_ids(tokenizer, model)
-    sft(run, model, conversations, forbidden, tokenizer.pad_id, config, STAGE)
+    dtype = getattr(torch, config.dtype)
+    sft(run, model, conversations, forbidden, tokenizer.pad_id, config, STAGE, dtype, config.seed)
     if config.lora.rank and not merged:
         save_adapter(run.folder, model, config.lora, str(source.resolve()) if Path(name).is_dir() else name)
         tokenizer.save(run.folder)
@@ -141,7 +172,7 @@ def needs(shape: ModelConfig, conversations: Sequence[Conversation], config: Sft
     value_bytes = 4 if config.dtype == "float32" else 2
     passes = {
         Pass(len(rows), width)
-        for chosen in batches(conversations, config)
+        for chosen in batches(conversations, config, config.seed)
         for rows, width in rows_of_passes([conversations[i] for i in chosen], config.pass_tokens)
     }
     again, muon = config.checkpoint_activations, config.optimizer.muon_lr > 0
@@ -163,7 +194,7 @@ def _tell_needs(
     )
     view.note(
         f"{len(conversations):,} conversations of {tokens:,} tokens, {config.epochs} epoch{'s' * (config.epochs > 1)}, "
-        f"{len(batches(conversations, config)):,} updates in {config.dtype} on {config.threads} "
+        f"{len(batches(conversations, config, config.seed)):,} updates in {config.dtype} on {config.threads} "
         f"thread{'s' * (config.threads > 1)}: about {seconds / 60:,.1f} minutes."
     )
     there = f"; {gigabytes(free)} are free" if free is not None else ""

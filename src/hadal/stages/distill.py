@@ -24,7 +24,7 @@ from hadal.stages import sft as tuning
 from hadal.stages.common.needs import Needs, Scene, training_ways
 from hadal.stages.common.run import Run
 from hadal.stages.common.watch import tell_left_out
-from hadal.stages.sft import Objective, check_data, gather, gradients, seed_dropout, settled, sft
+from hadal.stages.sft import Objective, check_data, gather, gradients, seed_dropout, sft
 from hadal.tasks import Problem, Rng
 from hadal.train.conversations import Conversation
 from hadal.train.corpus import Batch
@@ -117,8 +117,10 @@ def run_stage(run: Run, stage: Stage) -> None:
         done = {"updates": config.updates}
     else:
         conversations, _ = gather(run, config.data)
-        numbers = settled(run, stage.name, config)
-        optimizer = sft(run, student, conversations, forbidden, run.tokenizer.pad_id, numbers, stage.name, objective)
+        optimizer = sft(
+            run, student, conversations, forbidden, run.tokenizer.pad_id, config, stage.name, run.dtype,
+            run.seed_of(stage.name), objective,
+        )  # fmt: skip
         done = {"conversations": len(conversations)}
     run.save_stage_model(stage.name, student, optimizer)
     run.finish(stage.name, done)
@@ -127,18 +129,18 @@ def run_stage(run: Run, stage: Stage) -> None:
 def _on_policy(
     run: Run, stage: str, student: Decoder, objective: Objective, config: Config
 ) -> Optimizer:
-    numbers = settled(run, stage, config)
-    optimizer = Optimizer(student, numbers.with_lr(), run.dtype)
+    own = run.seed_of(stage)
+    optimizer = Optimizer(student, config.with_lr(), run.dtype)
     state = run.saved_state(stage)
     run.restore(stage, state, student, optimizer)
-    student.checkpoint_activations = numbers.checkpoint_activations
+    student.checkpoint_activations = config.checkpoint_activations
     llm = run.engine(student)
     run.view.stage(stage, config.updates, f"{config.teacher} grades what the student says")
     for step in range(state.step if state else 0, config.updates):
         began = time.perf_counter()
-        problems = _problems(run, numbers.seed, step, config)
+        problems = _problems(run, own, step, config)
         prompts = [run.tokenizer.chat([{"role": "user", "content": p.prompt}]) for p in problems]
-        seed = Rng("on-policy samples", numbers.seed, step).bits() >> 1
+        seed = Rng("on-policy samples", own, step).bits() >> 1
         params = SamplingParams(config.temperature, max_tokens=config.max_tokens, seed=seed, n=config.samples)
         student.eval()
         outputs = llm.generate(prompts, params.spread(len(prompts)))
@@ -150,9 +152,9 @@ def _on_policy(
                 text = run.tokenizer.opening(output.prompt_token_ids) + sample.text
                 right += run.tasks[problem.meta["task"]].score(problem, text).right
         student.train()
-        seed_dropout(numbers.lora, numbers.seed, step)
-        loss = gradients(student, chosen, objective, run.tokenizer.pad_id, numbers)
-        scale = numbers.rate(step, config.updates)
+        seed_dropout(config.lora, own, step)
+        loss = gradients(student, chosen, objective, run.tokenizer.pad_id, config)
+        scale = config.rate(step, config.updates)
         norm = optimizer.step(scale)
         student.after_update(0.0)
         for conversation in chosen:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hadal import stages
-from hadal.configs.ranges import check_ranges
-from hadal.configs.reading import nearest
 from hadal.cost.memory import Pass
 from hadal.engine.sampler import forbidden_ids
 from hadal.errors import UserError
 from hadal.models.decoder import Decoder
 from hadal.models.lora import LoraConfig
-from hadal.ops.device import DEVICES
 from hadal.stages import Before, Stage
 from hadal.stages.common.needs import Needs, Scene, training_ways
 from hadal.stages.common.run import Run, RunFiles
@@ -39,20 +35,17 @@ Objective = Callable[[Decoder, Batch], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class SftConfig(stages.Config):
+class Config(stages.Config):
     """Every number that decides how a fine-tuning ends."""
 
+    data: list[str] = field(default_factory=list)
+    """Stages that left conversations (`reject`), and files of JSON lines; in one mixture."""
     epochs: int = 2
     batch_tokens: int = 16_384
     """Tokens of an update."""
     pass_tokens: int = 4096
     """Of a forward and backward pass; memory depends on it, the result does not but for rounding."""
     warmup_share: float = 0.03
-    dtype: str = "auto"
-    device: str = "auto"
-    """`cpu` or `cuda`; left open, a model of some size goes to a GPU, where there is one."""
-    seed: int = 0
-    threads: int = 0
     checkpoint_activations: bool = False
     checkpoint_every: int = 50
     mtp_weight: float = 0.1
@@ -65,20 +58,8 @@ class SftConfig(stages.Config):
     """lr 0 stands for 1e-5, and for 2e-4 of adapters."""
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("auto", "float32", "bfloat16"):
-            raise UserError(f"dtype is {self.dtype!r}.", "Known are auto, float32 and bfloat16.")
-        if self.device not in DEVICES:
-            raise UserError(f"device is {self.device!r}.", nearest(self.device, DEVICES))
-        check_ranges(self)
         if self.router_bias_rate and self.lora.rank:
             raise UserError("Adapters leave the routers' biases as they are.", "Leave router_bias_rate at 0.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The config as plain data."""
-        data = asdict(self)
-        if self.device == "auto":
-            del data["device"]
-        return data
 
     @property
     def lr(self) -> float:
@@ -93,20 +74,6 @@ class SftConfig(stages.Config):
         """The learning rate's factor at step `step`, the first being 0: up, then down to 0 in a straight line."""
         warmup = max(1, round(self.warmup_share * steps))
         return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
-
-
-@dataclass(frozen=True)
-class Config(SftConfig):
-    """Fine-tuning as a stage of a chain."""
-
-    data: list[str] = field(default_factory=list)
-    """Stages that left conversations (`reject`), and files of JSON lines; in one mixture."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("dtype", "device", "seed", "threads"):
-            if getattr(self, name) != getattr(SftConfig, name):
-                raise UserError(f"A stage of a recipe has {name}.", "It is set once, for the whole recipe.")
 
 
 def check(stage: Stage, before: Before) -> None:
@@ -145,28 +112,28 @@ def needs(stage: Stage, scene: Scene, logit_bytes: int = 4) -> Needs:
     return Needs(memory, seconds, training_ways(config, "pass_tokens"))
 
 
-def batches(conversations: Sequence[Conversation], config: SftConfig) -> list[list[int]]:
+def batches(conversations: Sequence[Conversation], config: Config, seed: int) -> list[list[int]]:
     """The conversations of every update, over all epochs."""
     lengths = [len(c.ids) for c in conversations]
-    return [b for e in range(config.epochs) for b in epoch_batches(lengths, config.batch_tokens, config.seed, e)]
+    return [b for e in range(config.epochs) for b in epoch_batches(lengths, config.batch_tokens, seed, e)]
 
 
 def sft(
     run: RunFiles, model: Decoder, conversations: Sequence[Conversation], forbidden: Tensor, pad_id: int,
-    config: SftConfig, stage: str, objective: Objective | None = None,
+    config: Config, stage: str, dtype: torch.dtype, seed: int, objective: Objective | None = None,
 ) -> Optimizer:  # fmt: skip
     """Train the parameters of `model` that ask for gradients; they are left in float32.
 
-    forbidden: ids that get no probability, as in sampling. objective: what is minimised; by default the loss of the
-    answers' tokens. Stopped at any moment it carries on from its newest whole checkpoint, to the same bits.
+    forbidden: ids that get no probability, as in sampling. dtype: of the computation. objective: what is minimised; by
+    default the loss of the answers' tokens. Stopped at any moment it carries on from its newest whole checkpoint, to the
+    same bits.
     """
     mtp_weight = 0.0 if config.lora.rank else config.mtp_weight
     objective = objective or (lambda model, batch: pretraining_loss(model, batch, forbidden, mtp_weight))
-    dtype = getattr(torch, config.dtype)
     optimizer = Optimizer(model, config.with_lr(), dtype)
     state = run.saved_state(stage)
     run.restore(stage, state, model, optimizer)
-    plan = batches(conversations, config)
+    plan = batches(conversations, config, seed)
     begin = state.step if state else 0
     del state
     learnt = sum(c.learnt for c in conversations)
@@ -175,7 +142,7 @@ def sft(
     model.checkpoint_activations = config.checkpoint_activations
     for step in range(begin, len(plan)):
         began = time.perf_counter()
-        seed_dropout(config.lora, config.seed, step)
+        seed_dropout(config.lora, seed, step)
         chosen = [conversations[i] for i in plan[step]]
         loss = gradients(model, chosen, objective, pad_id, config)
         scale = config.rate(step, len(plan))
@@ -209,7 +176,7 @@ def seed_dropout(lora: LoraConfig, seed: int, step: int) -> None:
 
 
 def gradients(
-    model: Decoder, chosen: Sequence[Conversation], objective: Objective, pad_id: int, config: SftConfig
+    model: Decoder, chosen: Sequence[Conversation], objective: Objective, pad_id: int, config: Config
 ) -> float:
     """Add up the gradients of an update, in passes; returns the mean loss of a learnt token."""
     passes = packed(chosen, config.pass_tokens, pad_id)
@@ -227,16 +194,10 @@ def run_stage(run: Run, stage: Stage) -> None:
     conversations, _ = gather(run, config.data)
     model = run.stage_model(stage.source)
     forbidden = forbidden_ids(run.tokenizer, model)
-    numbers = settled(run, stage.name, config)
-    optimizer = sft(run, model, conversations, forbidden, run.tokenizer.pad_id, numbers, stage.name)
+    seed = run.seed_of(stage.name)
+    optimizer = sft(run, model, conversations, forbidden, run.tokenizer.pad_id, config, stage.name, run.dtype, seed)
     run.save_stage_model(stage.name, model, optimizer)
     run.finish(stage.name, {"conversations": len(conversations)})
-
-
-def settled(run: Run, stage: str, config: Config) -> SftConfig:
-    """A stage's numbers as `sft` takes them, with the run's dtype and a seed of the stage's own."""
-    own = {f.name: getattr(config, f.name) for f in fields(SftConfig)}
-    return replace(SftConfig(**own), dtype=run.recipe.dtype, seed=run.seed_of(stage))
 
 
 def gather(run: Run, names: Sequence[str]) -> tuple[list[Conversation], int]:
