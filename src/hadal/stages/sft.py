@@ -124,9 +124,9 @@ def sft(
 ) -> Optimizer:  # fmt: skip
     """Train the parameters of `model` that ask for gradients; they are left in float32.
 
-    forbidden: ids that get no probability, as in sampling. dtype: of the computation. objective: what is minimised; by
-    default the loss of the answers' tokens. Stopped at any moment it carries on from its newest whole checkpoint, to the
-    same bits.
+    forbidden: ids that get no probability, as in sampling. dtype: of the computation. objective: what is minimised, by
+    default the loss of the answers' tokens. Stopped at any moment it carries on from its newest whole checkpoint, to
+    the same bits.
     """
     mtp_weight = 0.0 if config.lora.rank else config.mtp_weight
     objective = objective or (lambda model, batch: pretraining_loss(model, batch, forbidden, mtp_weight))
