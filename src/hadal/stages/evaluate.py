@@ -79,7 +79,9 @@ def run_stage(run: Run, stage: Stage) -> None:
     for name, task in run.tasks.items():
         problems = held_out(task, task.default_difficulty, config.problems)
         groups = ask(llm, run.tasks, problems, params)
-        told = {"about": task.about, "difficulty": task.default_difficulty, "reasoning": bool(has_thoughts(task))}
+        reasoning = has_thoughts(task)
+        told = {"about": task.about, "difficulty": task.default_difficulty, "reasoning": reasoning}
+        told["gold_limit"] = task.gold_limit if reasoning else None
         figures[name] = told | measure(task, groups, config.language)
         right[name] = [sum(v.right for v in g) for g in groups]  # so that models can be compared problem by problem
         shown[name] = [

@@ -211,7 +211,8 @@ def run_stage(run: Run, stage: Stage) -> None:
 
     run.view.step(stage.name, step, {"cost_usd": run.cost_so_far()})
     run.save_stage_model(stage.name, model, optimizer)
-    run.finish(stage.name, {"steps": step, "readiness": ready})
+    left_out = {name: why_not_ready(run.tasks[name], rates) for name, rates in ready.items() if not rates["ready"]}
+    run.finish(stage.name, {"steps": step, "readiness": ready, "left_out": left_out})
 
 
 def _about(run: Run) -> str:
