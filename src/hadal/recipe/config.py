@@ -176,6 +176,7 @@ def _of_kinds(data: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
         has = {f.name for f in fields(kind)}
         base = kind(**{key: value for key, value in shared.items() if key in has})
         found[name] = read_dataclass(kind, data.get(name, {}), name, base)
+        check_ranges(found[name], f"{name}.")
     return found
 
 

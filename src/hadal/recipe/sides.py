@@ -30,7 +30,7 @@ def write_evaluation(run: Run) -> None:
         for name, task in known.items()
         if name in base["tasks"] and name in rl["tasks"]
     }
-    readiness = next((result["readiness"] for result in left if "readiness" in result), {})
+    readiness: dict[str, Any] = next((result["readiness"] for result in left if "readiness" in result), {})
     left_out = {name: why_not_ready(known[name], r) for name, r in readiness.items() if not r["ready"]}
     examples = [_example(name, *(result["responses"][name] for result in results)) for name in tasks]
     mean = {"base": base["mean"], "rl": rl["mean"]}

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from hadal import stages
 from hadal.cost.memory import Memory
@@ -43,6 +44,8 @@ FIRST_WAIT = 1.0  # seconds before such a teacher is asked a second time; twice 
 @dataclass(frozen=True)
 class Config(stages.Config):
     """Rejection sampling: which answers are drawn, and which of them become conversations to learn from."""
+
+    RANGES: ClassVar[dict[str, str]] = {"problems": "[0, 10000000]"}
 
     tasks: list[str] = field(default_factory=list)
     problems: int = 600
