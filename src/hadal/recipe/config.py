@@ -33,7 +33,7 @@ QUICKSTART: dict[str, dict[str, str]] = {
 }
 """The stages of a recipe that names none."""
 ONCE = {"dtype": "auto", "device": "auto", "seed": 0, "threads": 0}
-"""What stages that fine-tune once had in run.json, at no other values than these."""
+"""What is set once, for the whole recipe. In run.json, stages that fine-tune had it before, at these values."""
 SEEDS = ("stage", "run")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
 
@@ -211,6 +211,9 @@ def _read_stage(name: str, table: Any, of_kind: dict[str, Any]) -> Stage:
     config = type(of_kind[kind])
     known = ["kind", "from", *(f.name for f in fields(config))]
     table = {key: value for key, value in table.items() if key in known or ONCE.get(key) != value}
+    for key in table:
+        if key in ONCE and key not in known:
+            raise UserError(f"{where}.{key} is set.", "It is set once, for the whole recipe.")
     _check_keys(table, known, f"{where}.")
     numbers = {key: value for key, value in table.items() if key not in ("kind", "from")}
     try:
