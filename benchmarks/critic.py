@@ -29,11 +29,12 @@ import prepared  # noqa: F401
 import torch
 
 from hadal.evaluate.statistics import crossing
-from hadal.evaluate.suite import EvaluationConfig, frontier_points
+from hadal.evaluate.suite import Depth, frontier_points
 from hadal.library.record import read_run
 from hadal.models.decoder import Decoder
-from hadal.recipe.config import GrpoConfig, read_recipe
-from hadal.recipe.run import Run
+from hadal.recipe.config import read_frozen
+from hadal.stages.common.run import Run
+from hadal.stages.grpo import Config as GrpoConfig
 from hadal.tasks import Rng, Task, load_tasks
 from hadal.terminal.view import make_view
 from hadal.text.tokenizer import Tokenizer
@@ -50,9 +51,10 @@ ARMS = ("nothing", "pretraining", "expert_iteration", "online_expert_iteration",
 def open_source(folder: Path, threads: int | None) -> Run:
     """The finished run, its books kept apart from the original's."""
     record = read_run(folder)
-    recipe = read_recipe(record["config"])
+    recipe = read_frozen(record["config"])
     torch.set_num_threads(threads or recipe.threads)
     run = Run(folder, recipe, load_tasks(recipe.tasks), Tokenizer.load(folder), make_view(json=False))
+    run.begin(recipe.stage("pretrain"))
     return run
 
 
@@ -63,13 +65,13 @@ def rl_flops(run: Run) -> float:
 
 def more_pretraining(run: Run, budget: float) -> Decoder:
     """The base trained on, on new batches of the corpus, its rate falling from full to zero."""
-    config = run.recipe.pretrain
+    config = run.recipe.stage("pretrain").config
     model = run.stage_model("pretrain").train()
     optimizer = build_optimizer(model, config.optimizer, run.dtype)
     llm = run.engine(model)
     first = 1_000_000  # batches that pre-training never reached
     used = 0.0
-    stream = batches(list(run.tasks.values()), run.tokenizer, run.recipe.corpus, run.recipe.seed, first)
+    stream = batches(list(run.tasks.values()), run.tokenizer, config.corpus, run.recipe.seed, first)
     for number, batch in enumerate(stream):
         loss, _ = pretraining_loss(model, batch, llm.forbidden, config.mtp_weight)
         loss.backward()
@@ -182,7 +184,7 @@ def main() -> None:
     options = parser.parse_args()
     run = open_source(options.run, options.threads)
     problems = 20 if options.quick else options.problems
-    rl = run.recipe.grpo
+    rl = run.recipe.stage("grpo").config
     expert = replace(
         rl,
         algorithm="expert_iteration",
@@ -191,9 +193,8 @@ def main() -> None:
         optimizer=OptimizerConfig(**{**vars(rl.optimizer), "lr": options.ei_lr or rl.optimizer.lr}),
     )
     trained = arms(run, options.arms.split(","), expert)
-    config = EvaluationConfig(
-        level_problems=problems, levels_past_gold=options.levels, max_tokens=run.recipe.evaluate.max_tokens
-    )
+    limit = run.recipe.stage("evaluate-rl").config.max_tokens
+    config = Depth(level_problems=problems, levels_past_gold=options.levels, max_tokens=limit)
     result: dict[str, Any] = {"run": options.run.name, "seed": run.recipe.seed, "arms": {}, "tasks": {}}
     for name, arm in trained.items():
         result["arms"][name] = {"flops": arm["flops"], "seconds": arm["seconds"]}

@@ -31,7 +31,7 @@ from hadal.cost.memory import PROCESS, Pass, gigabytes, training_memory
 from hadal.engine import LLM, EngineConfig, Sample, SamplingParams
 from hadal.machine.memory import peak_memory_bytes, resident_memory
 from hadal.models.build import build
-from hadal.recipe.needs import POLICY_BYTES
+from hadal.stages.grpo import POLICY_BYTES
 from hadal.tasks import Problem, Reward
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.optim import OptimizerConfig

@@ -24,7 +24,7 @@ from common import arguments
 from hadal.engine.sampler import forbidden_ids
 from hadal.models.build import build
 from hadal.recipe.config import load_recipe_data, read_recipe
-from hadal.recipe.run import VOCABULARY_MULTIPLE
+from hadal.stages.common.run import VOCABULARY_MULTIPLE
 from hadal.tasks import load_tasks
 from hadal.tasks.words import build_tokenizer
 from hadal.train.corpus import batches

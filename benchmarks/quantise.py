@@ -27,7 +27,7 @@ from hadal.library.record import read_run
 from hadal.models.decoder import Decoder
 from hadal.models.packed import packed_copy
 from hadal.ops.linear import FORMS, kind_of, usable
-from hadal.recipe.config import read_recipe
+from hadal.recipe.config import read_frozen
 from hadal.tasks import Problem, Task, load_tasks
 
 
@@ -93,8 +93,8 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     number = 16 if args.quick else args.problems
-    recipe = read_recipe(read_run(args.run)["config"])
-    tasks, limit = load_tasks(recipe.tasks), recipe.evaluate.max_tokens
+    recipe = read_frozen(read_run(args.run)["config"])
+    tasks, limit = load_tasks(recipe.tasks), recipe.stage("evaluate-rl").config.max_tokens
     problems = [p for task in tasks.values() for p in held_out(task, task.default_difficulty, number)]
     llm = LLM.load(args.run)
     ids, inside = own_responses(llm, problems, limit)

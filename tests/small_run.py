@@ -89,6 +89,9 @@ def as_settings(recipe: Path) -> list[str]:
     from hadal.recipe.config import load_recipe_data, read_recipe
 
     data = read_recipe(load_recipe_data(recipe)).to_dict()
+    above = ("kind", "from", "arch", "model", "corpus", "tasks")
+    for stage in data.pop("stage").values():
+        data[stage["kind"]] = {key: value for key, value in stage.items() if key not in above}
     data["tasks"] = ["letters", str(recipe.parent / "coin.py")]
     return [word for key, value in _flat(data) for word in ("--set", f"{key}={json.dumps(value)}")]
 

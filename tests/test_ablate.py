@@ -53,7 +53,7 @@ def test_an_ablation_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(command) == 0
     first, second = (out / "seed0" / name for name in ("grpo", "dr_grpo"))
     assert "Taken over from" in capsys.readouterr().out
-    assert [read_run(run)["config"]["grpo"]["algorithm"] for run in (first, second)] == ["grpo", "dr_grpo"]
+    assert [read_run(run)["config"]["stage"]["grpo"]["algorithm"] for run in (first, second)] == ["grpo", "dr_grpo"]
 
     def of(run: Path, stage: str) -> list[str]:
         return [json.dumps(line) for line in JsonLines(run / "metrics.jsonl").read() if line["stage"] == stage]

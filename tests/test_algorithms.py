@@ -19,7 +19,7 @@ from updates import rl_update
 from hadal.engine import LLM, Sample
 from hadal.errors import UserError
 from hadal.recipe.config import load_recipe_data, read_recipe
-from hadal.recipe.kinds import GrpoConfig
+from hadal.stages.grpo import Config as GrpoConfig
 from hadal.tasks import BUILT_IN, Rng
 from hadal.tasks.words import build_tokenizer
 from hadal.train import algorithms
@@ -297,7 +297,7 @@ def test_one_more_file_is_one_more_algorithm(tmp_path: Path, monkeypatch: pytest
         RLConfig(algorithm="cispo")
     cispo(tmp_path, monkeypatch)
     recipe = read_recipe({"tasks": ["letters"], "grpo": {"algorithm": "cispo", "options": {"clip_high": 3.0}}})
-    assert recipe.grpo.settings.clip_high == 3.0
+    assert recipe.stage("grpo").config.settings.clip_high == 3.0
     lines = update(small_policy(), replace(SMALL, algorithm="cispo", minibatches=2), STEPS)
     assert lines[-1]["reward"] > lines[0]["reward"] + 0.2
 
@@ -326,8 +326,8 @@ def test_a_run_from_before_options_is_read_as_it_was() -> None:
     old = {"baseline": 1.0, "clip_low": 0.2, "clip_high": 0.28, "algorithm": "grpo", "prompts": 5}
     new = read_recipe({"tasks": ["letters"], "grpo": {"algorithm": "grpo", "prompts": 5}})
     assert read_recipe({"tasks": ["letters"], "grpo": old}) == new
-    changed = read_recipe({"tasks": ["letters"], "grpo": {**old, "baseline": 0.9}})
-    assert changed.grpo.options == {"baseline": 0.9} and changed.grpo.settings.baseline == 0.9
+    changed = read_recipe({"tasks": ["letters"], "grpo": {**old, "baseline": 0.9}}).stage("grpo").config
+    assert changed.options == {"baseline": 0.9} and changed.settings.baseline == 0.9
 
 
 def test_recipes_here_name_the_algorithm_they_were_measured_with() -> None:
@@ -336,7 +336,7 @@ def test_recipes_here_name_the_algorithm_they_were_measured_with() -> None:
     stages = {(name, stage.name): stage.config for name, recipe in recipes.items() for stage in recipe.stages}
     used = {place: config.algorithm for place, config in stages.items() if isinstance(config, GrpoConfig)}
     assert len(used) >= 10 and set(used.values()) == {"grpo"}, used
-    assert read_recipe({"tasks": ["letters"]}).grpo.algorithm == "dr_grpo"
+    assert read_recipe({"tasks": ["letters"]}).stage("grpo").config.algorithm == "dr_grpo"
 
 
 # Side by side with TRL

@@ -20,11 +20,11 @@ from hadal.evaluate.statistics import proportion
 from hadal.evaluate.suite import Verdict
 from hadal.recipe.chain_report import difference
 from hadal.recipe.config import load_recipe_data, read_recipe, to_toml
-from hadal.recipe.kinds import RejectConfig
-from hadal.recipe.stages import reject as rejection
-from hadal.recipe.stages.exam import agreed, clean, measure, reflections
-from hadal.recipe.stages.reject import readable
 from hadal.rewards.language import language_share
+from hadal.stages import reject as rejection
+from hadal.stages.evaluate import agreed, clean, measure, reflections
+from hadal.stages.reject import Config as RejectConfig
+from hadal.stages.reject import readable
 from hadal.tasks import Problem, Rng, load_tasks
 from hadal.tasks.words import build_tokenizer
 from hadal.train.corpus import FOREIGN, CorpusConfig, document

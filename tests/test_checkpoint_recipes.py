@@ -138,7 +138,7 @@ def test_a_tokenizer_without_a_token_for_thoughts_is_trained_all_the_same(family
     base = checkpoint(Path("base"), family)
     settings = {
         "checkpoint": str(base), "tasks": [f"gsm8k:{rows(Path('rows'), [7])}"], "grpo.updates": 3, "grpo.prompts": 2,
-        "grpo.samples": 4, "grpo.max_tokens": 16, "grpo.optimizer.lr": 1e-3, "grpo.lora.rank": lora,
+        "grpo.samples": 16, "grpo.max_tokens": 16, "grpo.optimizer.lr": 1e-3, "grpo.lora.rank": lora,
         "grpo.rewards.repetition": 1.0, "grpo.rewards.repetition_ngram": 1, "evaluate.problems": 2,
         "evaluate.max_tokens": 8, "dtype": "float32", **SMALL,
     }  # fmt: skip
@@ -173,7 +173,7 @@ def test_rejection_sampling_leaves_the_choice_to_a_model_without_a_token_for_tho
 def test_what_does_not_fit_is_said_before_it_starts(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hadal.recipe import needs
+    from hadal.stages.common import needs
 
     monkeypatch.setattr(needs, "available_memory", lambda: 300_000_000)
     settings = {"checkpoint": str(checkpoint(Path("base"))), "tasks": [f"gsm8k:{rows(Path('rows'), [7])}"]}

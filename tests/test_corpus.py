@@ -9,7 +9,7 @@ import torch
 
 from hadal.models.build import build
 from hadal.models.dense.config import DenseConfig
-from hadal.recipe.config import PretrainConfig
+from hadal.stages.pretrain import Config as PretrainConfig
 from hadal.tasks import BUILT_IN, Rng
 from hadal.tasks.words import build_tokenizer
 from hadal.train.corpus import Batch, CorpusConfig, batches, document

@@ -15,8 +15,8 @@ from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
 from hadal.models.deepseek.config import DeepseekConfig, DeepseekV2Config
 from hadal.models.deepseek.router import routers
-from hadal.recipe.kinds import SftConfig
-from hadal.recipe.stages.sft import gradients
+from hadal.stages.sft import Config as SftConfig
+from hadal.stages.sft import gradients
 from hadal.tasks import BUILT_IN, Rng
 from hadal.tasks.words import build_tokenizer
 from hadal.train.algorithms import find

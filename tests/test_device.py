@@ -18,7 +18,7 @@ from hadal.models.build import build
 from hadal.models.config import ModelConfig
 from hadal.models.deepseek.config import DeepseekConfig
 from hadal.models.dense.config import DenseConfig
-from hadal.recipe import run
+from hadal.stages.common import run
 from hadal.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

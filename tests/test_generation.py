@@ -32,10 +32,10 @@ from hadal.models.deepseek.router import routers
 from hadal.models.dense.config import Qwen2Config
 from hadal.models.lora import LoraConfig, attach, merge
 from hadal.models.packed import pack, packed_copy, repack
-from hadal.recipe import run as run_module
-from hadal.recipe.run import Run
 from hadal.rewards import read_rewards
 from hadal.rollout import Query, sample_all
+from hadal.stages.common import run as run_module
+from hadal.stages.common.run import Run
 from hadal.tasks import BUILT_IN
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.optim import OptimizerConfig
@@ -190,7 +190,7 @@ WRITES_NO_SAMPLED_WEIGHTS = {
                          "FlatMasters._take", "FlatMasters.decay"},  # refresh; within __init__, within step
     "train/optim/flat.py": {"FlatOptimizer._muon"},  # within step
     "train/rollouts.py": {"counted_rows"},  # a mask
-    "recipe/stages/sft.py": {"gradients"},  # a loss's weight
+    "stages/sft.py": {"gradients"},  # a loss's weight
 }
 """Functions that write in place and have no `changed()` of their own, each with what sees to it."""
 
@@ -218,7 +218,7 @@ def test_every_function_that_writes_in_place_is_known() -> None:
     """A new one says `changed()`, or stands in the list above with the reason why it need not."""
     root = Path(__file__).resolve().parent.parent / "src" / "hadal"
     unknown = []
-    rooms = ("models", "checkpoints", "train", "recipe")
+    rooms = ("models", "checkpoints", "train", "stages", "recipe")
     for path in (path for room in rooms for path in sorted((root / room).rglob("*.py"))):
         known = WRITES_NO_SAMPLED_WEIGHTS.get(str(path.relative_to(root)), set())
         for name, function in _functions(ast.parse(path.read_text())):

@@ -11,8 +11,8 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "hadal"
 ROOMS = [
-    "errors", "files", "rng", "http", "reading", "machine", "ops", "models", "text", "checkpoints", "cost",
-    "library", "sandbox", "rollout", "tasks", "rewards", "engine", "evaluate", "train", "recipe", "terminal", "server",
+    "errors", "files", "rng", "http", "reading", "machine", "ranges", "ops", "models", "text", "checkpoints", "cost",
+    "library", "sandbox", "rollout", "tasks", "rewards", "engine", "evaluate", "train", "stages", "recipe", "terminal", "server",
     "cli",
 ]  # fmt: skip
 WITHOUT_TORCH = (

@@ -11,7 +11,7 @@ from small_chain import write_chain
 from torch import Tensor
 
 from hadal.cli import main
-from hadal.recipe.stages import distill, pretrain, sft
+from hadal.stages import distill, pretrain, sft
 from hadal.train import rl
 
 STAGES = {"base": pretrain, "dev1": sft, "on-logits": distill, "on-policy": distill, "r1-zero": rl}

@@ -24,8 +24,10 @@ from hadal.models.dense.config import DenseConfig, Qwen2Config
 from hadal.models.lora import LoraConfig, adapter_size, attach
 from hadal.models.packed import merged_copy
 from hadal.recipe.config import Recipe, read_recipe
-from hadal.recipe.needs import Needs
-from hadal.recipe.stages.sft import gradients
+from hadal.recipe.plan import Room
+from hadal.stages import find
+from hadal.stages.common.needs import ComputedRates, Needs, Scene
+from hadal.stages.sft import gradients
 from hadal.tasks import Problem, Reward
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.conversations import Conversation
@@ -81,8 +83,13 @@ def recipe(dtype: str = "float32", **stage: Any) -> Recipe:
     return read_recipe({"tasks": ["sums"], "checkpoint": "x", "dtype": dtype, "device": "cpu", "stage": {"rl": table}})
 
 
-def needs(config: ModelConfig, recipe: Recipe, **more: Any) -> memory.Memory:
-    return Needs(recipe, config, config.vocab_size, PROMPT, **more).of(recipe.stages[0])
+def scene(config: ModelConfig, recipe: Recipe) -> Scene:
+    return Scene(recipe, config, config.vocab_size, PROMPT, ComputedRates(1e9))
+
+
+def needs(config: ModelConfig, recipe: Recipe) -> memory.Memory:
+    found: Needs = find(recipe.stages[0].kind).needs(recipe.stages[0], scene(config, recipe))
+    return found.memory
 
 
 def held(model: Decoder, optimizer: FlatOptimizer) -> dict[str, int]:
@@ -181,7 +188,7 @@ def test_sampling_takes_what_is_told(ask: tuple[int, int, int], dtype: str) -> N
     llm.engine.forbidden = llm.engine.sampler.forbidden = llm.engine.forbidden[:0]
     draw = torch.Generator().manual_seed(0)
     rows = torch.randint(100, 2000, (prompts, PROMPT), generator=draw).tolist()
-    told = Needs(recipe(dtype), config, 2000, PROMPT).sampling(config, prompts, samples, max_tokens)
+    told = scene(config, recipe(dtype)).sampling_memory(config, prompts, samples, max_tokens)
     params = SamplingParams(max_tokens=max_tokens, n=samples, seed=0, ignore_eos=True, logprobs=0)
     llm.generate(rows[0], SamplingParams(max_tokens=2))  # operators are tried here
     with Alive() as alive:
@@ -261,6 +268,8 @@ def test_the_teacher_and_its_distributions_are_told() -> None:
 def test_the_process_itself_is_told() -> None:
     held = torch.ones(50_000_000)
     assert resident_memory() > held.nbytes
-    plan = recipe()
-    without, told = needs(DENSE, plan), needs(DENSE, plan, process=300_000_000)
+    room, without = Room("cpu"), needs(DENSE, recipe())
+    assert room.process > held.nbytes
+    room.process = 300_000_000
+    told = room.of(Needs(without, 1.0))
     assert told.total == without.total + 300_000_000 and "the process 300 MB" in told.describe()

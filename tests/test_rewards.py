@@ -22,7 +22,6 @@ from hadal import rewards as rewards_room
 from hadal.cli import main
 from hadal.errors import UserError
 from hadal.recipe.config import load_recipe_data, read_recipe
-from hadal.recipe.stages import reject
 from hadal.rewards import Response, read_rewards, score_group
 from hadal.rewards.format import format_reward
 from hadal.rewards.language import language_share
@@ -31,6 +30,7 @@ from hadal.rewards.overlong import overlong_penalty
 from hadal.rewards.repetition import repetition_penalty
 from hadal.rollout import Query, Sample
 from hadal.sandbox import Limits, Sandbox, check_asserts
+from hadal.stages import reject
 from hadal.tasks import BUILT_IN
 from hadal.tasks.code import MBPP, HumanEval
 from hadal.train.curriculum import Curriculum

@@ -28,8 +28,7 @@ from hadal.models.config import ModelConfig
 from hadal.models.deepseek.config import DeepseekConfig
 from hadal.models.dense.config import LlamaConfig, Qwen2Config
 from hadal.models.lora import LoraConfig
-from hadal.recipe.finetune import finetune
-from hadal.recipe.stages.sft import SftConfig
+from hadal.recipe.finetune import SftConfig, finetune
 from hadal.terminal.view import PlainView
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.optim import OptimizerConfig
@@ -286,7 +285,7 @@ import torch
 torch.set_num_threads(1)
 import hadal.recipe.finetune as f
 from hadal.machine.memory import peak_memory_bytes
-from hadal.recipe.stages.sft import SftConfig
+from hadal.recipe.finetune import SftConfig
 from hadal.models.lora import LoraConfig
 from hadal.reading import read_dataclass
 from hadal.terminal.view import JsonView

@@ -23,10 +23,10 @@ from hadal.models.dense.config import Qwen2Config
 from hadal.recipe.chain_report import gather_chain
 from hadal.recipe.config import read_recipe
 from hadal.recipe.findings import headline, skill_finding, wilson
-from hadal.recipe.kinds import GrpoConfig
-from hadal.recipe.stages.grpo import _about
-from hadal.recipe.stages.pretrain import none_ready
 from hadal.recipe.words import setting
+from hadal.stages.grpo import Config as GrpoConfig
+from hadal.stages.grpo import _about
+from hadal.stages.pretrain import none_ready
 from hadal.tasks import load_tasks
 from hadal.terminal.chat import Chat
 from hadal.terminal.model import Model
@@ -203,7 +203,8 @@ def test_answers_learnt_by_heart_are_not_told_to_take_more_minutes() -> None:
 
 def test_rl_is_announced_with_all_that_it_rewards() -> None:
     assert "nothing else is told" in _about(GrpoConfig())
-    told = _about(read_recipe({"tasks": ["sums"], "grpo": {"rewards": {"format": 0.2}, "algorithm": "dapo"}}).grpo)
+    recipe = read_recipe({"tasks": ["sums"], "grpo": {"rewards": {"format": 0.2}, "algorithm": "dapo"}})
+    told = _about(recipe.stage("grpo").config)
     assert "nothing else" not in told and re.search("accuracy, format, overlong", told)
 
 

@@ -15,7 +15,7 @@ from small_policy import allow, allowed, small_policy
 from updates import rl_update
 
 from hadal.files import plain
-from hadal.recipe.watch import AGAIN, RULES, WINDOW, Watch
+from hadal.stages.common.watch import AGAIN, RULES, WINDOW, Watch
 from hadal.tasks import BUILT_IN
 from hadal.train import algorithms, rl
 from hadal.train.curriculum import Curriculum

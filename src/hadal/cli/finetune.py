@@ -41,8 +41,7 @@ def sft(options: argparse.Namespace) -> None:
     import shlex
 
     from hadal.reading import apply_override, read_dataclass
-    from hadal.recipe.finetune import finetune
-    from hadal.recipe.stages.sft import SftConfig
+    from hadal.recipe.finetune import SftConfig, finetune
     from hadal.terminal.view import make_view
 
     data: dict[str, Any] = {}

@@ -7,8 +7,9 @@ problem, and problems are what is drawn again.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,18 +41,17 @@ def proportion(right: float, n: int) -> dict[str, float]:
     return {"accuracy": right / n if n else 0.0, "low": low, "high": high, "n": n}
 
 
-def mean_of_shares(counts: Sequence[tuple[int, int]]) -> dict[str, float]:
-    """The unweighted mean of independent shares (right, n), with its 95% interval (normal approximation)."""
-    k = len(counts)
-    mean = sum(right / n for right, n in counts) / k
-    # Shares of 0 or 1 have a sample variance of 0; one pseudo-count on each side keeps the interval honest.
-    variance = sum((p := (right + 1) / (n + 2)) * (1 - p) / n for right, n in counts) / (k * k)
-    half = Z * math.sqrt(variance)
+def mean_of(estimates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of independent estimates; its interval adds their half-widths in squares, side by side."""
+    count = len(estimates)
+    centre = sum(e["accuracy"] for e in estimates) / count
+    below = math.sqrt(sum((e["accuracy"] - e["low"]) ** 2 for e in estimates)) / count
+    above = math.sqrt(sum((e["high"] - e["accuracy"]) ** 2 for e in estimates)) / count
     return {
-        "accuracy": mean,
-        "low": max(0.0, mean - half),
-        "high": min(1.0, mean + half),
-        "n": sum(n for _, n in counts),
+        "accuracy": centre,
+        "low": max(0.0, centre - below),
+        "high": min(1.0, centre + above),
+        "n": sum(e.get("n") or 0 for e in estimates),
     }
 
 

@@ -1,7 +1,7 @@
-"""The evaluation of a grown model: what it does by itself, what it can do, and how far.
+"""Held-out problems and what a model makes of them; and, in depth, what it can do and how far.
 
-By itself: one sample at temperature 1, thinking or not as it likes. Can do: made to think and made to answer at
-once, at three settings. How far: greedy and made to think, against difficulty.
+Can do: made to think and made to answer at once, at three settings. How far: greedy and made to think, against
+difficulty. What it does by itself is the examination's business (`hadal.stages.evaluate`).
 """
 
 from __future__ import annotations
@@ -11,28 +11,39 @@ from dataclasses import dataclass
 from typing import Any
 
 from hadal.errors import UserError
-from hadal.evaluate.statistics import crossing, mean_of_shares, pass_at_k, proportion
+from hadal.evaluate.statistics import crossing, pass_at_k, proportion
 from hadal.rollout import Query, Rollout, Sample, SamplingParams, sample_all
 from hadal.tasks import Problem, Task
 from hadal.text.parse import parse_response
 
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """How many problems a task for each figure."""
-
-    problems: int = 500
-    mode_problems: int = 250
-    level_problems: int = 100
-    levels_past_gold: int = 12
-    """Difficulties above the gold limit that the frontier looks at."""
-    pass_problems: int = 24
-    pass_samples: int = 64
-    max_tokens: int = 320
-
-
 MODES = {"sampled": (1.0, 1.0), "r1": (0.6, 0.95), "greedy": (0.0, 1.0)}
 """temperature and top-p: as in training; as R1 is evaluated; the most likely token."""
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How many problems a task each figure beyond plain accuracy is measured on; 0 leaves the figure out."""
+
+    mode_problems: int = 0
+    """Made to think and made to answer at once, at three settings; and in a wording never trained on."""
+    level_problems: int = 0
+    """Of each difficulty, from a little below the gold limit on."""
+    levels_past_gold: int = 12
+    """Difficulties above the gold limit that are looked at."""
+    pass_problems: int = 0
+    pass_samples: int = 64
+    max_tokens: int = 160
+
+    @property
+    def parts(self) -> int:
+        """How often `in_depth` tells of its progress."""
+        return (2 * len(MODES) + 1) * bool(self.mode_problems) + bool(self.pass_problems) + bool(self.level_problems)
+
+    @property
+    def responses(self) -> int:
+        """About how many are sampled for a task; how many difficulties are looked at, the answers decide."""
+        by_mode, by_level = (2 * len(MODES) + 1) * self.mode_problems, self.levels_past_gold * self.level_problems
+        return by_mode + self.pass_problems * self.pass_samples + by_level
 
 
 @dataclass(frozen=True)
@@ -80,87 +91,59 @@ def ask(
     return [judge(p, samples) for p, samples in zip(problems, sample_all(rollout, queries), strict=True)]
 
 
-def evaluate(
-    rollout: Rollout,
-    tasks: Mapping[str, Task],
-    config: EvaluationConfig,
-    seed: int,
-    progress: Callable[[str], None] = lambda _: None,
-) -> tuple[dict[str, Any], dict[str, list[Verdict]]]:
-    """Figures by task and their mean in the form of evaluation.json, and the verdicts of the natural mode."""
-    limit = config.max_tokens
-    by_task: dict[str, dict[str, Any]] = {name: {} for name in tasks}
-    natural: dict[str, list[Verdict]] = {}
+def in_depth(
+    rollout: Rollout, tasks: Mapping[str, Task], config: Depth, seed: int, progress: Callable[[str], None] = lambda _: None
+) -> dict[str, dict[str, Any]]:
+    """By task: `modes` (and of them `accuracy_thinking` and `accuracy_direct`), `new_phrasing`, `pass_at_k`,
+    `by_difficulty` and `frontier`, as far as `config` asks for them."""
+    found: dict[str, dict[str, Any]] = {name: {} for name in tasks}
 
     def run(problems: dict[str, list[Problem]], params: SamplingParams) -> dict[str, list[list[Verdict]]]:
         flat = [p for part in problems.values() for p in part]
         verdicts = iter(ask(rollout, tasks, flat, params))
         return {name: [next(verdicts) for _ in part] for name, part in problems.items()}
 
-    def counts(groups: list[list[Verdict]]) -> tuple[int, int]:
-        return sum(v[0].right for v in groups), len(groups)
+    def share(groups: list[list[Verdict]]) -> dict[str, float]:
+        return proportion(sum(v[0].right for v in groups), len(groups))
 
-    progress("by itself")
-    main = {name: held_out(task, task.default_difficulty, config.problems) for name, task in tasks.items()}
-    plain = run(main, SamplingParams(max_tokens=limit, seed=seed))
-    for name, groups in plain.items():
-        natural[name] = [g[0] for g in groups]
-        by_task[name] |= proportion(*counts(groups))
-        by_task[name]["length"] = sum(v.tokens for v in natural[name]) / len(natural[name])
-        by_task[name]["thinking_share"] = sum(v.thinks for v in natural[name]) / len(natural[name])
+    def problems(n: int, stream: int = 0, new_phrasing: bool = False) -> dict[str, list[Problem]]:
+        return {name: held_out(t, t.default_difficulty, n, stream, new_phrasing) for name, t in tasks.items()}
 
-    modes: dict[str, dict[str, Any]] = {name: {} for name in tasks}
-    few = {name: part[: config.mode_problems] for name, part in main.items()}
-    mode_counts: dict[str, list[tuple[int, int]]] = {"thinking": [], "direct": []}
-    for mode, (temperature, top_p) in MODES.items():
-        for kind, thinking in (("thinking", True), ("direct", False)):
-            progress(f"{mode}, {'made to think' if thinking else 'made to answer at once'}")
-            params = SamplingParams(temperature, top_p, limit, seed, thinking)
-            for name, groups in run(few, params).items():
-                modes[name].setdefault(mode, {})[kind] = proportion(*counts(groups))
-                if mode == "sampled":
-                    by_task[name][f"accuracy_{kind}"] = modes[name][mode][kind]["accuracy"]
-                    mode_counts[kind].append(counts(groups))
-    for name in tasks:
-        by_task[name]["modes"] = modes[name]
-
-    progress("a wording never trained on")
-    fresh = {
-        name: held_out(task, task.default_difficulty, config.mode_problems, stream=1, new_phrasing=True)
-        for name, task in tasks.items()
-    }
-    for name, groups in run(fresh, SamplingParams(max_tokens=limit, seed=seed)).items():
-        by_task[name]["new_phrasing"] = proportion(*counts(groups))
+    if config.mode_problems:
+        for mode, (temperature, top_p) in MODES.items():
+            for kind, thinking in (("thinking", True), ("direct", False)):
+                progress(f"{mode}, {'made to think' if thinking else 'made to answer at once'}")
+                params = SamplingParams(temperature, top_p, config.max_tokens, seed, thinking)
+                for name, groups in run(problems(config.mode_problems), params).items():
+                    found[name].setdefault("modes", {}).setdefault(mode, {})[kind] = share(groups)
+                    if mode == "sampled":
+                        found[name][f"accuracy_{kind}"] = share(groups)["accuracy"]
+        progress("a wording never trained on")
+        fresh = problems(config.mode_problems, stream=1, new_phrasing=True)
+        for name, groups in run(fresh, SamplingParams(max_tokens=config.max_tokens, seed=seed)).items():
+            found[name]["new_phrasing"] = share(groups)
 
     if config.pass_problems:
-        progress(f"pass@k, {config.pass_samples} samples a problem")
-        ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= config.pass_samples]
-        hard = {
-            name: held_out(task, task.default_difficulty, config.pass_problems, stream=2)
-            for name, task in tasks.items()
-        }
-        for name, groups in run(hard, SamplingParams(max_tokens=limit, seed=seed, n=config.pass_samples)).items():
+        n = config.pass_samples
+        progress(f"pass@k, {n} samples a problem")
+        hard = problems(config.pass_problems, stream=2)
+        for name, groups in run(hard, SamplingParams(max_tokens=config.max_tokens, seed=seed, n=n)).items():
             right = [sum(v.right for v in g) for g in groups]
-            values = {str(k): sum(pass_at_k(config.pass_samples, c, k) for c in right) / len(right) for k in ks}
-            by_task[name]["pass_at_k"] = {"n_problems": len(groups), "values": values}
+            ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= n]
+            values = {str(k): sum(pass_at_k(n, c, k) for c in right) / len(right) for k in ks}
+            found[name]["pass_at_k"] = {"n_problems": len(groups), "values": values}
 
-    progress("against difficulty")
-    for name, task in tasks.items():
-        by_task[name]["by_difficulty"] = frontier_points(rollout, tasks, task, config, seed)
-        points = [(p["difficulty"], p["accuracy"]) for p in by_task[name]["by_difficulty"]]
-        by_task[name]["frontier"] = crossing(points)
-
-    totals = mean_of_shares([counts(groups) for groups in plain.values()])
-    mean: dict[str, Any] = dict(totals)
-    for kind, shares in mode_counts.items():
-        mean[f"accuracy_{kind}"] = mean_of_shares(shares)["accuracy"]
-    for key in ("length", "thinking_share"):
-        mean[key] = sum(by_task[name][key] for name in tasks) / len(tasks)
-    return {"tasks": by_task, "mean": mean}, natural
+    if config.level_problems:
+        progress("against difficulty")
+        for name, task in tasks.items():
+            points = frontier_points(rollout, tasks, task, config, seed)
+            found[name]["by_difficulty"] = points
+            found[name]["frontier"] = crossing([(p["difficulty"], p["accuracy"]) for p in points])
+    return found
 
 
 def frontier_points(
-    rollout: Rollout, tasks: Mapping[str, Task], task: Task, config: EvaluationConfig, seed: int
+    rollout: Rollout, tasks: Mapping[str, Task], task: Task, config: Depth, seed: int
 ) -> list[dict[str, float]]:
     """Greedy, made to think, level by level; stops where two levels in a row are out of reach."""
     last = min(task.difficulties.stop - 1, task.gold_limit + config.levels_past_gold)

@@ -25,9 +25,9 @@ from hadal.evaluate.statistics import paired_difference
 from hadal.evaluate.suite import ask, held_out
 from hadal.files import JsonLines, write_json, write_text
 from hadal.library.record import read_json, read_run
-from hadal.recipe.config import Recipe, read_recipe
+from hadal.recipe.config import Recipe, read_frozen
 from hadal.recipe.runner import grow, read_file
-from hadal.recipe.view import View
+from hadal.stages.common.view import View
 from hadal.tasks import load_tasks
 
 STREAM = 11  # of held-out problems; no stage sees these
@@ -108,11 +108,11 @@ def _answers(folder: Path, count: int) -> dict[str, Any]:
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_bytes())
         return found
-    recipe = read_recipe(read_run(folder)["config"])
+    recipe = read_frozen(read_run(folder)["config"])
     torch.set_num_threads(recipe.threads)
     tasks = load_tasks(recipe.tasks)
     llm = LLM.load(folder, getattr(torch, recipe.dtype))
-    limit = max(getattr(stage.config, "max_tokens", 1) for stage in recipe.chain)
+    limit = max(getattr(stage.config, "max_tokens", 1) for stage in recipe.stages)
     right: dict[str, list[int]] = {}
     length = 0.0
     for name, task in tasks.items():

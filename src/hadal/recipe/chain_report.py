@@ -15,7 +15,7 @@ from hadal.evaluate.statistics import intervals
 from hadal.files import JsonLines
 from hadal.library.record import read_json
 from hadal.recipe.findings import bounds, change, from_to, percent, points, took_to_thinking
-from hadal.recipe.stages.exam import REFLECTION, reflections
+from hadal.stages.evaluate import REFLECTION, reflections
 
 Json = dict[str, Any]
 PAPER = {

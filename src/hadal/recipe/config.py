@@ -1,8 +1,8 @@
 """A recipe: a run's stages and every number that decides how it ends, typed, read from TOML and frozen in run.json.
 
 Its table `stage` names the stages in order, each with a `kind` and the stage whose model it begins `from`. A table
-named after a kind holds for all stages of it, and a stage's own table changes single values. A recipe without stages
-is the quickstart's: pretrain, evaluate-base, grpo, evaluate-rl.
+named after a kind holds for all stages of it, and a stage's own table changes single values. A recipe that names no
+stages has the quickstart's: pretrain, evaluate-base, grpo, evaluate-rl.
 """
 
 from __future__ import annotations
@@ -17,93 +17,49 @@ from pathlib import Path
 from typing import Any
 
 from hadal.errors import UserError
-from hadal.evaluate.suite import EvaluationConfig
 from hadal.machine.device import DEVICES
+from hadal.ranges import check_ranges
 from hadal.reading import apply_override, nearest, read_dataclass, read_value, shown
-from hadal.recipe.kinds import (
-    KINDS,
-    LEAVE_A_MODEL,
-    SUITE,
-    DistillConfig,
-    GrpoConfig,
-    PretrainConfig,
-    PretrainStage,
-    RejectConfig,
-    SftStage,
-    SizeConfig,
-    Stage,
-)
-from hadal.recipe.ranges import check_ranges
+from hadal.stages import CHECKPOINT, Before, RunConfig, Stage, find, names
+from hadal.stages.pretrain import SizeConfig
 from hadal.tasks import DATA_SETS, files_of
 from hadal.train.corpus import CorpusConfig
 
-MOST_SAMPLES = 100_000
-CHECKPOINT = "checkpoint"
-"""What stages begin from where the recipe names a checkpoint."""
+QUICKSTART: dict[str, dict[str, str]] = {
+    "pretrain": {"kind": "pretrain"},
+    "evaluate-base": {"kind": "evaluate", "from": "pretrain"},
+    "grpo": {"kind": "grpo", "from": "pretrain"},
+    "evaluate-rl": {"kind": "evaluate", "from": "grpo"},
+}
+"""The stages of a recipe that names none."""
+ONCE = {"dtype": "auto", "device": "auto", "seed": 0, "threads": 0}
+"""What is set once, for the whole recipe. In run.json, stages that fine-tune had it before, at these values."""
+SEEDS = ("stage", "run")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(RunConfig):
     """A whole run. Two runs with equal recipes (threads included) on one machine end in equal weights."""
 
-    tasks: list[str]
     arch: str = "dense"
-    seed: int = 0
-    threads: int = 0
-    dtype: str = "auto"
-    device: str = "auto"
-    """`cpu` or `cuda`; left open, a checkpoint of some size goes to a GPU and what is grown here stays on the CPU."""
-    checkpoint: str = ""
-    """A folder or a Hugging Face id that stages begin `from = "checkpoint"`; its tokenizer is the run's."""
-    publish: str = ""
-    """The stage whose model the run folder holds in the end; the last one that leaves a model."""
+    """This and the next two are what stages that grow a model have, unless they say otherwise."""
     model: SizeConfig = field(default_factory=SizeConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    grpo: GrpoConfig = field(default_factory=GrpoConfig)
-    evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
-    stages: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise UserError(f"dtype is {self.dtype!r}.", nearest(self.dtype, ("auto", "float32", "bfloat16")))
         if self.device not in DEVICES:
             raise UserError(f"device is {self.device!r}.", nearest(self.device, DEVICES))
+        if self.seeds not in SEEDS:
+            raise UserError(f"seeds is {self.seeds!r}.", nearest(self.seeds, SEEDS))
         if not self.tasks:
             raise UserError("The recipe has no tasks.", "Name at least one.")
-        check_ranges(self, besides=("pretrain", "grpo", "evaluate") if self.stages else ())
+        check_ranges(self)
         self.model.check(self.arch)
-        for stage in self.chain:
-            where = f"stage.{stage.name}." if self.stages else f"{stage.name}."
-            if self.stages:
-                check_ranges(stage.config, where)
-            if isinstance(stage.config, GrpoConfig):
-                _check_groups(stage.config, where)
-            if isinstance(stage.config, PretrainStage):
-                stage.config.model.check(stage.config.arch, where if self.stages else "")
-        _check_chain(self)
-
-    @property
-    def chain(self) -> tuple[Stage, ...]:
-        """The stages, in order."""
-        if self.stages:
-            return self.stages
-        own = {f.name: getattr(self.pretrain, f.name) for f in fields(PretrainConfig)}
-        pretrain = PretrainStage(
-            **own, arch=self.arch, max_tokens=self.grpo.max_tokens, model=self.model, corpus=self.corpus
-        )
-        return (
-            Stage("pretrain", "pretrain", "", pretrain),
-            Stage("evaluate-base", SUITE, "pretrain", self.evaluate),
-            Stage("grpo", "grpo", "pretrain", self.grpo),
-            Stage("evaluate-rl", SUITE, "grpo", self.evaluate),
-        )
-
-    @property
-    def final(self) -> str:
-        """The stage whose model is published."""
-        return self.publish or [stage.name for stage in self.chain if stage.kind in LEAVE_A_MODEL][-1]
+        if self.stages:  # a recipe is read in two parts
+            _check_chain(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data; `read_recipe` takes it back."""
@@ -112,78 +68,26 @@ class Recipe:
         for key, default in (("checkpoint", ""), ("publish", ""), ("device", "auto")):
             if data[key] == default:
                 del data[key]
-        if self.stages:
-            for kind in ("pretrain", "grpo", "evaluate"):
-                del data[kind]  # each stage has its own
-            data["stage"] = {
-                s.name: {"kind": s.kind} | ({"from": s.source} if s.source else {}) | asdict(s.config)
-                for s in self.stages
-            }
+        data["stage"] = {
+            s.name: {"kind": s.kind} | ({"from": s.source} if s.source else {}) | asdict(s.config) for s in self.stages
+        }
         return data
 
 
-def _check_groups(config: GrpoConfig, where: str) -> None:
-    """UserError for groups from which nothing can be learnt, or that no machine samples."""
-    check_ranges(config.settings, f"{where}options.")
-    for options in config.reward_config().options.values():
-        check_ranges(options, f"{where}rewards.")
-    if config.samples == 1 and getattr(config.settings, "baseline", 0) == 1:
-        raise UserError(
-            f"{where}samples is 1.", f"{config.algorithm} compares a problem's samples: take 2 or more, as 16."
-        )
-    if config.prompts * config.samples > MOST_SAMPLES:
-        raise UserError(
-            f"{where}prompts is {config.prompts} and {where}samples {config.samples}.",
-            f"At most {MOST_SAMPLES:,} responses make an update.",
-        )
-
-
 def _check_chain(recipe: Recipe) -> None:
-    """UserError for a stage that needs what no stage before it leaves."""
-    models: list[str] = [CHECKPOINT] if recipe.checkpoint else []
-    data: list[str] = []
-    before: list[str] = []
-
-    def known(name: str, names: list[str], key: str, what: str) -> None:
-        if name not in names:
-            why = f"leaves no {what}" if name in before else "is no stage before it"
-            remedy = nearest(name, names) if names else f"No stage before it leaves a {what}."
-            raise UserError(f"{key} is {name!r}, which {why}.", remedy)
-
-    for stage in recipe.chain:
-        where, config = f"stage.{stage.name}", stage.config
-        if stage.kind == "pretrain":
-            if stage.source:
-                raise UserError(f"{where}.from is {stage.source!r}.", "Pre-training begins from nothing: leave it out.")
-        elif stage.source or not isinstance(config, RejectConfig):
-            known(stage.source, models, f"{where}.from", "model")
-        if isinstance(config, RejectConfig) and config.problems and bool(stage.source) == bool(config.endpoint):
-            raise UserError(
-                f"{where} samples from {'two teachers' if stage.source else 'nobody'}.", "Give either from or endpoint."
-            )
-        if isinstance(config, SftStage) and not (isinstance(config, DistillConfig) and config.method == "on-policy"):
-            if not config.data:
-                raise UserError(f"{where} has no data.", f"Name a stage of kind reject ({', '.join(data)}) or a file.")
-            for name in config.data:
-                if not name.endswith(".jsonl"):
-                    known(name, data, f"{where}.data", "data")
-        if isinstance(config, DistillConfig) and config.method != "samples":
-            known(config.teacher, models, f"{where}.teacher", "model")
-            if config.method == "on-policy" and config.data:
-                raise UserError(f"{where} has data.", "On-policy the student's own samples are the data: leave it out.")
-        plain = config.plain_tasks if isinstance(config, RejectConfig) and config.plain else []
-        for task in [*getattr(config, "tasks", ()), *plain]:
-            if task not in recipe.tasks:
-                raise UserError(f"{where} names the task {task!r}.", nearest(task, recipe.tasks))
-        before.append(stage.name)
-        if stage.kind in LEAVE_A_MODEL:
-            models.append(stage.name)
-        if stage.kind == "reject":
-            data.append(stage.name)
+    """UserError for a stage that needs what no stage before it leaves, or that its kind refuses."""
+    before = Before(recipe.tasks, models=[CHECKPOINT] if recipe.checkpoint else [])
+    for stage in recipe.stages:
+        kind = find(stage.kind)
+        check_ranges(stage.config, f"{stage.where}.")
+        before.need_tasks(getattr(stage.config, "tasks", ()), stage.where)
+        kind.check(stage, before)
+        before.add(stage, kind.LEAVES)
     if recipe.publish:
-        known(recipe.publish, models, "publish", "model")
-    if not [name for name in models if name != CHECKPOINT]:
-        raise UserError("No stage of the recipe leaves a model.", f"Such are {', '.join(LEAVE_A_MODEL)}.")
+        before.need_model(recipe.publish, "publish")
+    if not [name for name in before.models if name != CHECKPOINT]:
+        kinds = [kind for kind in names() if find(kind).LEAVES == "model"]
+        raise UserError("No stage of the recipe leaves a model.", f"Such are {', '.join(kinds)}.")
 
 
 def to_toml(data: dict[str, Any], where: str = "") -> str:
@@ -225,18 +129,55 @@ def read_recipe(data: dict[str, Any]) -> Recipe:
     if "stages" in data:
         raise UserError("Unknown key stages.", "Did you mean stage?")
     if "stage" not in data:
-        return read_dataclass(Recipe, data, "")
-    whole = {key: value for key, value in data.items() if key not in (*KINDS, "stage", "publish")}
-    _check_keys(whole, [*(f.name for f in fields(Recipe) if f.name != "stages"), *KINDS, "stage"], "")
-    recipe = read_dataclass(Recipe, whole, "")
+        data = _with_stages(data)
+    known = [f.name for f in fields(Recipe) if f.name != "stages"]
+    _check_keys(data, [*known, *names(), "stage"], "")
+    recipe = read_dataclass(Recipe, {key: data[key] for key in data if key in known and key != "publish"}, "")
     publish = read_value(str, data.get("publish", ""), "publish")
     return replace(recipe, stages=_read_stages(data, recipe), publish=publish)
+
+
+def read_frozen(data: dict[str, Any]) -> Recipe:
+    """The same of what a run has frozen; one that says nothing of its seeds is from before they went by stage."""
+    return read_recipe({"seeds": "run", **data})
+
+
+def _with_stages(data: dict[str, Any]) -> dict[str, Any]:
+    """The tables of a recipe that names no stages: it has the quickstart's, examined in depth."""
+    tables = {name: data.get(name, {}) for name in ("pretrain", "grpo", "evaluate")}
+    chosen: dict[str, dict[str, Any]] = {
+        "pretrain": {key: value for key, value in _table(tables["grpo"]).items() if key == "max_tokens"},
+        "grpo": {},
+        "evaluate": {
+            "problems": 500, "samples": 1, "mode_problems": 250, "level_problems": 100, "pass_problems": 24,
+            "max_tokens": 320,
+        },
+    }  # fmt: skip
+    merged = {name: {**chosen[name], **table} if isinstance(table, dict) else table for name, table in tables.items()}
+    return {**data, **merged, "stage": {name: dict(table) for name, table in QUICKSTART.items()}}
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _check_keys(table: dict[str, Any], known: Sequence[str], where: str) -> None:
     for key in table:
         if key not in known:
             raise UserError(f"Unknown key {where}{key}.", nearest(key, known))
+
+
+def _of_kinds(data: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """By kind, the numbers that a stage of it has where its own table says nothing."""
+    shared = {name: getattr(recipe, name) for name in ("arch", "model", "corpus")}
+    found = {}
+    for name in names():
+        kind: type[Any] = find(name).Config
+        has = {f.name for f in fields(kind)}
+        base = kind(**{key: value for key, value in shared.items() if key in has})
+        found[name] = read_dataclass(kind, data.get(name, {}), name, base)
+        check_ranges(found[name], f"{name}.")
+    return found
 
 
 def _read_stages(data: dict[str, Any], recipe: Recipe) -> tuple[Stage, ...]:
@@ -246,34 +187,40 @@ def _read_stages(data: dict[str, Any], recipe: Recipe) -> tuple[Stage, ...]:
         raise UserError(f"stage is {shown(tables)}.", "Stages are tables: [stage.base].")
     if not tables:
         raise UserError("The recipe has no stages.", "Name at least one: [stage.base].")
-    of_kind = {kind: read_dataclass(type_, data.get(kind, {}), kind) for kind, type_ in KINDS.items()}
-    shared = PretrainStage(arch=recipe.arch, model=recipe.model, corpus=recipe.corpus)
-    of_kind["pretrain"] = read_dataclass(PretrainStage, data.get("pretrain", {}), "pretrain", shared)
-    stages: list[Stage] = []
-    for name, table in tables.items():
-        where = f"stage.{name}"
-        if not _NAME.fullmatch(name):
-            raise UserError(f"A stage is named {shown(name)}.", "Use small letters, digits and dashes.")
-        if not isinstance(table, dict):
-            raise UserError(f"{where} is {shown(table)}.", "It must be a table of keys and values.")
-        kind, source = table.get("kind", ""), table.get("from", "")
-        if not isinstance(kind, str) or kind not in KINDS:
-            raise UserError(f"{where}.kind is {shown(kind)}.", nearest(kind if isinstance(kind, str) else "", KINDS))
-        if not isinstance(source, str):
-            raise UserError(f"{where}.from is {shown(source)}.", "It must be the name of a stage.")
-        _check_keys(table, ["kind", "from", *(f.name for f in fields(KINDS[kind]))], f"{where}.")
-        numbers = {key: value for key, value in table.items() if key not in ("kind", "from")}
-        try:
-            stages.append(Stage(name, kind, source, read_dataclass(KINDS[kind], numbers, where, of_kind[kind])))
-        except UserError as error:
-            inside = error.cause.startswith((where, f"Unknown key {where}"))
-            raise UserError(error.cause if inside else f"{where}: {error.cause}", error.remedy) from None
+    of_kind = _of_kinds(data, recipe)
+    stages = [_read_stage(name, table, of_kind) for name, table in tables.items()]
     if "evaluate" in data:
         watched = {stage.source for stage in stages if stage.kind == "evaluate"}
         for place, stage in reversed(list(enumerate(stages, 1))):
-            if stage.kind in LEAVE_A_MODEL and stage.name not in watched:
+            if find(stage.kind).LEAVES == "model" and stage.name not in watched:
                 stages.insert(place, Stage(f"evaluate-{stage.name}", "evaluate", stage.name, of_kind["evaluate"]))
     return tuple(stages)
+
+
+def _read_stage(name: str, table: Any, of_kind: dict[str, Any]) -> Stage:
+    where = f"stage.{name}"
+    if not _NAME.fullmatch(name):
+        raise UserError(f"A stage is named {shown(name)}.", "Use small letters, digits and dashes.")
+    if not isinstance(table, dict):
+        raise UserError(f"{where} is {shown(table)}.", "It must be a table of keys and values.")
+    kind, source = table.get("kind", ""), table.get("from", "")
+    if not isinstance(kind, str) or kind not in of_kind:
+        raise UserError(f"{where}.kind is {shown(kind)}.", nearest(kind if isinstance(kind, str) else "", of_kind))
+    if not isinstance(source, str):
+        raise UserError(f"{where}.from is {shown(source)}.", "It must be the name of a stage.")
+    config = type(of_kind[kind])
+    known = ["kind", "from", *(f.name for f in fields(config))]
+    table = {key: value for key, value in table.items() if key in known or ONCE.get(key) != value}
+    for key in table:
+        if key in ONCE and key not in known:
+            raise UserError(f"{where}.{key} is set.", "It is set once, for the whole recipe.")
+    _check_keys(table, known, f"{where}.")
+    numbers = {key: value for key, value in table.items() if key not in ("kind", "from")}
+    try:
+        return Stage(name, kind, source, read_dataclass(config, numbers, where, of_kind[kind]))
+    except UserError as error:
+        inside = error.cause.startswith((where, f"Unknown key {where}"))
+        raise UserError(error.cause if inside else f"{where}: {error.cause}", error.remedy) from None
 
 
 def recipe_file(name: str | Path) -> Path:

@@ -1,14 +1,14 @@
 """`hadal sft`: a model and a file of conversations to a fine-tuned model, or to adapters for it, in one folder.
 
 What it will need is told before it starts. Stopped at any moment, the same command carries on. How the training goes
-is in `stages/sft.py`.
+is in `hadal.stages.sft`.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -25,22 +25,53 @@ from hadal.errors import UserError
 from hadal.files import digest_of, write_json
 from hadal.library.find import find_model
 from hadal.library.record import write_run
-from hadal.machine.device import pick, place
+from hadal.machine.device import DEVICES, pick, place
 from hadal.machine.memory import resident_memory
 from hadal.machine.speed import fastest_dtype, matmul_rates
 from hadal.models.config import ModelConfig
 from hadal.models.lora import adapter_size, attach, merge
-from hadal.reading import read_dataclass
+from hadal.ranges import check_ranges
+from hadal.reading import nearest, read_dataclass
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
-from hadal.recipe.needs import memory_left
-from hadal.recipe.run import RunFiles
-from hadal.recipe.stages.sft import STAGE, SftConfig, batches, sft
-from hadal.recipe.view import View
+from hadal.stages.common.needs import memory_left
+from hadal.stages.common.run import RunFiles
+from hadal.stages.common.view import View
+from hadal.stages.sft import Config, batches, sft
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.conversations import Conversation, read_conversations, rows_of_passes
 from hadal.train.optim import kept
 
+STAGE = "sft"
 WRITTEN = ("metrics.jsonl", "timing.jsonl", "ledger.jsonl", "stages")
+
+
+@dataclass(frozen=True)
+class SftConfig(Config):
+    """Fine-tuning that is a run of its own, on one file of conversations; `data` stays empty."""
+
+    dtype: str = "auto"
+    device: str = "auto"
+    """`cpu` or `cuda`; left open, a model of some size goes to a GPU, where there is one."""
+    seed: int = 0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise UserError(f"dtype is {self.dtype!r}.", "Known are auto, float32 and bfloat16.")
+        if self.device not in DEVICES:
+            raise UserError(f"device is {self.device!r}.", nearest(self.device, DEVICES))
+        if self.data:
+            raise UserError("data is set.", "The file of conversations is an argument of its own.")
+        check_ranges(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as plain data."""
+        data = asdict(self)
+        del data["data"]
+        if self.device == "auto":
+            del data["device"]
+        return data
 
 
 def finetune(
@@ -91,7 +122,8 @@ def finetune(
         _tell_needs(model, shape, conversations, config, view)
         write_run(out, {**record, "status": "running"})
         torch.set_num_threads(config.threads)
-        run = RunFiles(out, shape, view)
+        run = RunFiles(out, view)
+        run.model_config = shape
         try:
             _train(run, source, model, tokenizer, conversations, config, merged)
         except KeyboardInterrupt:
@@ -114,7 +146,8 @@ def _train(
         attach(model, config.lora, config.seed)
     model = model.to(place(config.device))
     forbidden = forbidden_ids(tokenizer, model)
-    sft(run, model, conversations, forbidden, tokenizer.pad_id, config)
+    dtype = getattr(torch, config.dtype)
+    sft(run, model, conversations, forbidden, tokenizer.pad_id, config, STAGE, dtype, config.seed)
     if config.lora.rank and not merged:
         save_adapter(run.folder, model, config.lora, str(source.resolve()) if Path(name).is_dir() else name)
         tokenizer.save(run.folder)
@@ -145,7 +178,7 @@ def needs(shape: ModelConfig, conversations: Sequence[Conversation], config: Sft
     value_bytes = 4 if config.dtype == "float32" else 2
     passes = {
         Pass(len(rows), width)
-        for chosen in batches(conversations, config)
+        for chosen in batches(conversations, config, config.seed)
         for rows, width in rows_of_passes([conversations[i] for i in chosen], config.pass_tokens)
     }
     again = config.checkpoint_activations
@@ -167,7 +200,7 @@ def _tell_needs(
     )
     view.note(
         f"{len(conversations):,} conversations of {tokens:,} tokens, {config.epochs} epoch{'s' * (config.epochs > 1)}, "
-        f"{len(batches(conversations, config)):,} updates in {config.dtype} on {config.threads} "
+        f"{len(batches(conversations, config, config.seed)):,} updates in {config.dtype} on {config.threads} "
         f"thread{'s' * (config.threads > 1)}: about {seconds / 60:,.1f} minutes."
     )
     there = f"; {gigabytes(free)} are free" if free is not None else ""

@@ -10,17 +10,18 @@ from typing import Any
 
 from hadal.files import write_text
 from hadal.library.record import read_run
-from hadal.recipe.config import Recipe, read_recipe
+from hadal.recipe.config import Recipe, read_frozen
 
-COMMON = ("tasks", "arch", "seed", "dtype", "threads", "checkpoint", "model", "corpus")
+COMMON = ("tasks", "arch", "seed", "seeds", "dtype", "threads", "checkpoint", "model", "corpus")
 LOGS = ("metrics.jsonl", "timing.jsonl", "ledger.jsonl")
 
 
 def decided(recipe: Recipe, other: Path) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe with what the other run measured (threads, dtype), and that run's plan."""
+    """The recipe with what the other run measured (threads, dtype) and how it draws, and that run's plan."""
     record = read_run(other)
-    frozen = read_recipe(record["config"])
-    return replace(recipe, threads=frozen.threads, dtype=frozen.dtype, device=frozen.device), record["plan"]
+    frozen = read_frozen(record["config"])
+    kept = {key: getattr(frozen, key) for key in ("threads", "dtype", "device", "seeds")}
+    return replace(recipe, **kept), record["plan"]
 
 
 def take_over(folder: Path, recipe: Recipe, other: Path) -> list[str]:
@@ -28,11 +29,11 @@ def take_over(folder: Path, recipe: Recipe, other: Path) -> list[str]:
 
     Stages are alike up to the first that differs in anything: what comes behind it began from another model.
     """
-    theirs = read_recipe(read_run(other)["config"])
+    theirs = read_frozen(read_run(other)["config"])
     if any(getattr(recipe, key) != getattr(theirs, key) for key in COMMON):
         return []
     names: list[str] = []
-    for ours, their in zip(recipe.chain, theirs.chain, strict=False):
+    for ours, their in zip(recipe.stages, theirs.stages, strict=False):
         source = other / "stages" / their.name
         if ours != their or not (source / "result.json").is_file():
             break

@@ -1,6 +1,6 @@
 """`hadal quickstart`: from random weights to a model that has taught itself to think, in one resumable command.
 
-It is a shipped recipe, stretched by one dial. How a recipe runs is in `runner.py`.
+It is a shipped recipe of four stages, stretched by one dial. How a recipe runs is in `runner.py`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,23 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from hadal.recipe.calibrate import size_for
 from hadal.recipe.config import load_recipe_data, read_recipe
 from hadal.recipe.runner import grow
-from hadal.recipe.view import View
+from hadal.stages.common.view import View
 
 TEST_PRESET_MINUTES = 4
 """Fewer minutes than this choose the small preset that tests use."""
+LADDER: tuple[tuple[float, dict[str, int]], ...] = (
+    (30.0, {}),
+    (200.0, {"hidden_size": 192, "num_hidden_layers": 5, "num_attention_heads": 6, "intermediate_size": 576}),
+    (1e9, {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 768}),
+)
+"""Up to so many minutes, this size instead of the recipe's."""
+
+
+def size_for(minutes: float) -> dict[str, int]:
+    """The model's shape, where so many minutes are worth another than the recipe's."""
+    return next(size for most, size in LADDER if minutes <= most)
 
 
 def quickstart(
@@ -39,7 +49,9 @@ def quickstart(
     if threads is not None:
         settings.append(f"threads={threads}")
     name = "tiny" if minutes < TEST_PRESET_MINUTES else "quickstart"
-    recipe = read_recipe(load_recipe_data(name, [*settings, *overrides]))
+    # The check whether a task is ready lets responses be as long as practice will.
+    room = [word.replace("grpo.", "pretrain.", 1) for word in overrides if word.startswith("grpo.max_tokens=")]
+    recipe = read_recipe(load_recipe_data(name, [*settings, *room, *overrides]))
     own = f"{Path(task).stem}-" if task else ""
     folder = Path(out) if out else Path("runs") / f"{own}{recipe.arch}-seed{recipe.seed}"
     command += [word for override in overrides for word in ("--set", override)]

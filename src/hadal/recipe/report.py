@@ -27,7 +27,7 @@ def write_report(run: Path) -> dict[str, Any]:
     run = Path(run)
     record = read_run(run)
     metrics = JsonLines(run / "metrics.jsonl").read()
-    if "stage" in (record.get("config") or {}):
+    if "stage" in (record.get("config") or {}) and not (run / "evaluation.json").is_file():
         report = plain(common(run, record) | gather_chain(run, record["config"]))
         pages = chain_markdown.page(report), chain_html.page(report, metrics)
     else:

@@ -8,54 +8,42 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hadal.cost.flops import parameters
-from hadal.cost.memory import gigabytes
 from hadal.cost.prices import LAPTOP
 from hadal.errors import UserError
 from hadal.files import digest_of, write_bytes
 from hadal.library.find import find_model
 from hadal.library.record import open_run, write_run
-from hadal.machine.device import pick
-from hadal.machine.speed import fastest_dtype, matmul_rates
-from hadal.recipe.calibrate import Plan, calibrate, fastest_threads, scale_recipe
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
-from hadal.recipe.config import Recipe, load_recipe_data, read_recipe, recipe_file, to_toml, with_task_files
+from hadal.recipe.config import (
+    Recipe,
+    load_recipe_data,
+    read_frozen,
+    read_recipe,
+    recipe_file,
+    to_toml,
+    with_task_files,
+)
 from hadal.recipe.inherit import decided, take_over
-from hadal.recipe.kinds import SUITE, PretrainStage
-from hadal.recipe.needs import memory_left, settle
+from hadal.recipe.plan import decide
 from hadal.recipe.report import write_report
-from hadal.recipe.run import PUBLISHED, DamagedModel, Run, checkpoint_digest
+from hadal.recipe.sides import write_evaluation
 from hadal.recipe.sinks import ToldLines, check_sinks
-from hadal.recipe.stages.distill import distill
-from hadal.recipe.stages.evaluate import evaluate_stage, write_evaluation
-from hadal.recipe.stages.exam import exam
-from hadal.recipe.stages.grpo import grpo
-from hadal.recipe.stages.pretrain import has_thoughts, pretrain
-from hadal.recipe.stages.reject import reject
-from hadal.recipe.stages.sft import sft_stage
-from hadal.recipe.view import View
+from hadal.stages import find
+from hadal.stages.common.run import PUBLISHED, DamagedModel, Run, checkpoint_digest
+from hadal.stages.common.view import View
+from hadal.stages.pretrain import has_thoughts
 from hadal.tasks import Task, files_of, load_tasks
 from hadal.tasks.words import build_tokenizer
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.corpus import FOREIGN
 
-KINDS: dict[str, Callable[[Run, str, str, Any], None]] = {
-    "pretrain": lambda run, stage, source, config: pretrain(run, stage, config),
-    "sft": sft_stage,
-    "grpo": grpo,
-    "reject": reject,
-    "distill": distill,
-    "evaluate": exam,
-    SUITE: evaluate_stage,
-}
-"""What a stage of each kind does, from its name, the stage whose model it begins from, and its numbers."""
 OWN_FILES = (
     *PUBLISHED, "metrics.jsonl", "timing.jsonl", "ledger.jsonl", "evaluation.json",
     "report.json", "report.md", "report.html", "rollouts", "stages",
@@ -108,12 +96,12 @@ def plan_of(recipe: Recipe, view: View) -> str:
     """The recipe as a run would freeze it, in TOML, headed by what it would cost."""
     tasks = _load_and_check(recipe)
     _check_data(recipe)
-    recipe, plan = _decide(recipe, tasks, tokenizer_of(recipe, tasks), None, view)
+    recipe, plan = decide(recipe, tasks, tokenizer_of(recipe, tasks), None, view)
     lines = [f"{stage}: {seconds:,.0f} s, ${LAPTOP.cost(seconds):.2g}" for stage, seconds in plan.seconds.items()]
     total = sum(plan.seconds.values())
     lines.append(f"in all about {total / 60:,.1f} minutes, ${LAPTOP.cost(total):.2g} ({LAPTOP.source})")
     data = recipe.to_dict()
-    if not any(stage.kind == "pretrain" for stage in recipe.chain):  # nothing is grown
+    if all(stage.config.grows(1) is None for stage in recipe.stages):
         data = {key: value for key, value in data.items() if key not in ("arch", "model", "corpus")}
     return "".join(f"# {line}\n" for line in lines) + "\n" + to_toml(data)
 
@@ -140,7 +128,7 @@ def grow(
             check_same(folder, {**record["request"], "recipe": _wanted(asked)}, request)
             if record["status"] != "complete":
                 view.note(f"Carrying on in {folder}.")
-        frozen = read_recipe(record["config"])
+        frozen = read_frozen(record["config"])
         if recipe.threads not in (0, frozen.threads):
             view.note(f"This run began with --threads {frozen.threads} and keeps to it, so that it ends the same.")
         run = Run(folder, frozen, tasks, Tokenizer.load(folder), view)
@@ -158,10 +146,10 @@ def grow(
 
 def run_stages(run: Run) -> None:
     """Every stage that has not finished, in order. One whose model is damaged is finished once more."""
-    while (stage := next((s for s in run.recipe.chain if run.result(s.name) is None), None)) is not None:
+    while (stage := next((s for s in run.recipe.stages if run.result(s.name) is None), None)) is not None:
         try:
             run.begin(stage)
-            KINDS[stage.kind](run, stage.name, stage.source, stage.config)
+            find(stage.kind).run_stage(run, stage)
         except DamagedModel as damage:
             _reopen(run, damage.stage)
         except KeyboardInterrupt:
@@ -179,8 +167,7 @@ def _finish(run: Run, record: dict[str, Any]) -> dict[str, Any]:
         except DamagedModel as damage:
             _reopen(run, damage.stage)
             run_stages(run)
-    if not run.recipe.stages:
-        write_evaluation(run)
+    write_evaluation(run)
     report = write_report(run.folder)
     write_run(run.folder, {**record, "status": "complete"})
     return report
@@ -214,48 +201,6 @@ def _is_whole(run: Run) -> bool:
 # Set-up
 
 
-def resolve(
-    recipe: Recipe, tasks: dict[str, Task], tokenizer: Tokenizer, minutes: float | None, view: View
-) -> tuple[Recipe, Plan]:
-    """Decide what is left open (threads, dtype, budgets) from a few seconds of measurement."""
-    recipe = replace(recipe, device=pick(recipe.device, 0))
-    _check_sizes(recipe, tokenizer.size)
-    if recipe.threads == 0:
-        recipe = replace(recipe, threads=fastest_threads(recipe, tasks, tokenizer))
-    torch.set_num_threads(recipe.threads)
-    if recipe.dtype == "auto":
-        rates = matmul_rates(1.0, recipe.device)
-        recipe = replace(recipe, dtype=fastest_dtype(rates))
-        threads = f"{recipe.threads} thread{'s' if recipe.threads > 1 else ''}"
-        view.note(
-            f"Computing in {recipe.dtype} on {'the GPU' if recipe.device == 'cuda' else threads}: matrices at "
-            f"{rates['float32'] / 1e9:.0f} GFLOP/s in float32, {rates['bfloat16'] / 1e9:.0f} in bfloat16."
-        )
-    return scale_recipe(recipe, calibrate(recipe, tasks, tokenizer), minutes)
-
-
-def _check_sizes(recipe: Recipe, vocabulary: int) -> None:
-    """UserError for a model whose weights, gradients and optimiser alone are more than the memory that is free."""
-    free = memory_left(recipe.device)
-    for stage in recipe.chain:
-        if isinstance(stage.config, PretrainStage):
-            needed = 16 * parameters(stage.config.model.model_config(stage.config.arch, vocabulary)).total
-            if free is not None and needed > free:
-                raise UserError(
-                    f"The model of {stage.name} needs {gigabytes(needed)} of memory, and {gigabytes(free)} are free.",
-                    "Make it smaller: hidden_size, num_hidden_layers, intermediate_size.",
-                )
-
-
-def _decide(
-    recipe: Recipe, tasks: dict[str, Task], tokenizer: Tokenizer, minutes: float | None, view: View
-) -> tuple[Recipe, Plan]:
-    """The recipe with everything decided, and what it will take."""
-    if recipe.checkpoint:
-        return settle(recipe, find_model(recipe.checkpoint), tasks, tokenizer, view)
-    return resolve(recipe, tasks, tokenizer, minutes, view)
-
-
 def _prepare(
     folder: Path, recipe: Recipe, tasks: dict[str, Task], minutes: float | None, request: dict[str, Any], view: View,
     command: str, like: Path | None,
@@ -275,7 +220,7 @@ def _prepare(
             )
     tokenizer = tokenizer_of(recipe, tasks)
     if like is None:
-        recipe, measured = _decide(recipe, tasks, tokenizer, minutes, view)
+        recipe, measured = decide(recipe, tasks, tokenizer, minutes, view)
         view.note(measured.expectation(recipe, minutes))
         plan = asdict(measured)
     else:

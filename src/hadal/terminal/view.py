@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.text import Text
 
 from hadal.files import plain
-from hadal.recipe.view import View
+from hadal.stages.common.view import View
 from hadal.terminal.clean import clean, one_line
 from hadal.terminal.interrupts import held
 from hadal.text.parse import parse_response

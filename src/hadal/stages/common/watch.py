@@ -13,8 +13,8 @@ from math import isfinite, sqrt
 from typing import Any
 
 from hadal.errors import UserError
-from hadal.recipe.run import RunFiles
 from hadal.rewards.format import format_reward
+from hadal.stages.common.run import RunFiles
 from hadal.train.optim import Optimizer
 from hadal.train.rl import RLConfig
 from hadal.train.rollouts import Group

@@ -9,22 +9,28 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
+from hadal import stages
+from hadal.cost.memory import Memory
 from hadal.engine.remote import RemoteRollout
+from hadal.errors import UserError
 from hadal.files import JsonLines, write_text
-from hadal.recipe.kinds import RejectConfig
-from hadal.recipe.run import Run
-from hadal.recipe.stages.sft import DATA
 from hadal.rewards.format import format_reward
-from hadal.rewards.language import language_share
+from hadal.rewards.language import SCRIPTS, language_share
 from hadal.rewards.repetition import repetition_penalty
 from hadal.rng import Rng
 from hadal.rollout import Query, SamplingParams, sample_all
+from hadal.stages import Before, Stage
+from hadal.stages.common.needs import Needs, Scene
+from hadal.stages.common.run import Run
+from hadal.stages.sft import DATA
 from hadal.tasks import Problem, Task
 from hadal.text.parse import parse_response
 from hadal.text.tokenizer import END_THINK, THINK, Tokenizer
 
+LEAVES = "data"
 ANSWERS = "answers.jsonl"
 """A line for each problem: its number, the problem and all that was answered, kept and not."""
 TOGETHER = 64
@@ -36,36 +42,109 @@ ATTEMPTS = 5
 FIRST_WAIT = 1.0  # seconds before such a teacher is asked a second time; twice as long before each further one
 
 
-def reject(run: Run, stage: str, source: str, config: RejectConfig) -> None:
+@dataclass(frozen=True)
+class Config(stages.Config):
+    """Rejection sampling: which answers are drawn, and which of them become conversations to learn from."""
+
+    RANGES: ClassVar[dict[str, str]] = {"problems": "[0, 10000000]"}
+
+    tasks: list[str] = field(default_factory=list)
+    problems: int = 600
+    samples: int = 8
+    keep: int = 2
+    """Of a problem's right and readable answers, at most so many."""
+    levels_past_gold: int = 4
+    """Difficulties above the gold limit that problems are drawn from."""
+    thinking: bool = True
+    """Whether the thought is opened for the model, where its tokenizer has a token for that; else it chooses."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 160
+    language: str = "en"
+    least_language: float = 1.0
+    """The share of a thought's words that must be of the language."""
+    most_repetition: float = 0.3
+    """The share of eight-token pieces that may have come before."""
+    gold: int = 0
+    """Worked thoughts of the tasks themselves, of the easier half of their levels."""
+    plain: int = 0
+    """Conversations without a thought, from `plain_tasks`."""
+    plain_tasks: list[str] = field(default_factory=lambda: ["talk"])
+    endpoint: str = ""
+    """The address of a teacher instead of a stage's model: `https://host/v1`, spoken to as OpenAI's chat API."""
+    endpoint_model: str = ""
+
+    @property
+    def conversations(self) -> int:
+        """How many it may come to leave."""
+        return self.problems * self.keep + self.gold + self.plain
+
+    def __post_init__(self) -> None:
+        if self.language not in SCRIPTS:
+            raise UserError(f"language is {self.language!r}.", f"Known are {', '.join(sorted(SCRIPTS))}.")
+        if self.problems and self.keep > self.samples:
+            raise UserError(f"keep is {self.keep}, of {self.samples} samples.", "Keep at most as many as are drawn.")
+        if self.endpoint and not self.endpoint.startswith(("http://", "https://")):
+            raise UserError(f"endpoint is {self.endpoint!r}.", "Give an address such as https://host/v1.")
+        if self.endpoint and not self.endpoint_model:
+            raise UserError("endpoint is set and endpoint_model is not.", "Name the teacher's model.")
+        if not (self.problems or self.gold or self.plain):
+            raise UserError("problems, gold and plain are all 0.", "Nothing would be left to learn from.")
+
+
+def check(stage: Stage, before: Before) -> None:
+    """There is one teacher, or none where nothing is asked."""
+    config: Config = stage.config
+    if stage.source:
+        before.need_model(stage.source, f"{stage.where}.from")
+    if config.problems and bool(stage.source) == bool(config.endpoint):
+        who = "two teachers" if stage.source else "nobody"
+        raise UserError(f"{stage.where} samples from {who}.", "Give either from or endpoint.")
+    before.need_tasks(config.plain_tasks if config.plain else [], stage.where)
+
+
+def needs(stage: Stage, scene: Scene) -> Needs:
+    """A model that samples; nothing worth telling where the teacher is elsewhere."""
+    config: Config = stage.config
+    if not stage.source:
+        return Needs(Memory({}, {}), 0.0)
+    shape = scene.shape_of(stage.source)
+    memory = scene.asking_memory(shape, min(TOGETHER, config.problems), config.samples, config.max_tokens)
+    responses = config.problems * config.samples
+    return Needs(memory, scene.rates.sampling(shape, responses, config.max_tokens, scene.prompt))
+
+
+def run_stage(run: Run, stage: Stage) -> None:
     """Sample, keep what is right and readable, mix; leaves the answers and `data.jsonl`."""
-    run.metrics.truncate_after(-1, stage)
-    stored = JsonLines(run.stage_folder(stage) / ANSWERS)
-    problems = list(draw(run, stage, config))
+    config: Config = stage.config
+    run.metrics.truncate_after(-1, stage.name)
+    stored = JsonLines(run.stage_folder(stage.name) / ANSWERS)
+    problems = list(draw(run, stage.name, config))
     answers: dict[int, list[str]] = {line["number"]: line["answers"] for line in stored.read()}
-    run.view.stage(stage, max(1, len(problems)), f"{len(problems)} problems, {config.samples} answers each")
+    run.view.stage(stage.name, max(1, len(problems)), f"{len(problems)} problems, {config.samples} answers each")
     missing = {number: problem for number, problem in enumerate(problems) if number not in answers}
     ask = _ask_endpoint if config.endpoint else _ask_model
-    for number, answer in ask(run, stage, source, config, missing):
+    for number, answer in ask(run, stage.name, stage.source, config, missing):
         problem, answers[number] = problems[number], answer
         stored.append({"number": number, "task": problem.meta["task"], "prompt": problem.prompt, "answers": answer})
         if len(answers) % TOGETHER == 0 or len(answers) == len(problems):
-            run.enter_books(stage)
-            run.view.step(stage, len(answers), {"cost_usd": run.cost_so_far()})
+            run.enter_books(stage.name)
+            run.view.step(stage.name, len(answers), {"cost_usd": run.cost_so_far()})
     kept, fell = select(run, config, problems, [answers[number] for number in range(len(problems))])
-    worked, talks = list(gold(run, stage, config)), list(plain(run, stage, config))
+    worked, talks = list(gold(run, stage.name, config)), list(plain(run, stage.name, config))
     lines = [
         json.dumps({"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]})
         for asked, said in [*kept, *worked, *talks]
     ]
-    write_text(run.stage_folder(stage) / DATA, "".join(f"{line}\n" for line in lines))
+    write_text(run.stage_folder(stage.name) / DATA, "".join(f"{line}\n" for line in lines))
     given = sum(map(len, answers.values()))
     counts = {"answers": given, "kept": len(kept), **fell, "gold": len(worked), "plain": len(talks)}
-    run.metrics.append({"stage": stage, "step": len(problems), **counts})
-    run.view.note(f"{stage}: of {given:,} answers {len(kept):,} are kept; {len(lines):,} conversations.")
-    run.finish(stage, counts)
+    run.metrics.append({"stage": stage.name, "step": len(problems), **counts})
+    run.view.note(f"{stage.name}: of {given:,} answers {len(kept):,} are kept; {len(lines):,} conversations.")
+    run.finish(stage.name, counts)
 
 
-def draw(run: Run, stage: str, config: RejectConfig) -> Iterator[Problem]:
+def draw(run: Run, stage: str, config: Config) -> Iterator[Problem]:
     """The problems that are asked: tasks in turn, all levels alike."""
     rng, names = Rng("reject", run.seed_of(stage)), list(run.tasks)
     for i in range(config.problems):
@@ -76,7 +155,7 @@ def draw(run: Run, stage: str, config: RejectConfig) -> Iterator[Problem]:
 
 
 def _ask_model(
-    run: Run, stage: str, source: str, config: RejectConfig, problems: Mapping[int, Problem]
+    run: Run, stage: str, source: str, config: Config, problems: Mapping[int, Problem]
 ) -> Iterator[tuple[int, list[str]]]:
     """Numbers of the given problems with their answers, in order. A problem has a seed of its own, so that it matters
     nowhere with which others it is asked."""
@@ -99,7 +178,7 @@ def _ask_model(
 
 
 def _ask_endpoint(
-    run: Run, stage: str, source: str, config: RejectConfig, problems: Mapping[int, Problem]
+    run: Run, stage: str, source: str, config: Config, problems: Mapping[int, Problem]
 ) -> Iterator[tuple[int, list[str]]]:
     """The same of a server, each problem as soon as it has all of its answers. UserError where the server stays down,
     refuses, or talks nonsense."""
@@ -126,7 +205,7 @@ def _seed(run: Run, stage: str, number: int) -> int:
     return (run.seed_of(stage) + number) % (1 << 63)
 
 
-def readable(text: str, tokenizer: Tokenizer, config: RejectConfig) -> bool:
+def readable(text: str, tokenizer: Tokenizer, config: Config) -> bool:
     """A thought and an answer, each closed, or an answer alone; in one language; without going round in circles."""
     parsed = parse_response(text)
     if THINK in text or END_THINK in text:
@@ -139,7 +218,7 @@ def readable(text: str, tokenizer: Tokenizer, config: RejectConfig) -> bool:
 
 
 def select(
-    run: Run, config: RejectConfig, problems: Sequence[Problem], answers: Sequence[Sequence[str]]
+    run: Run, config: Config, problems: Sequence[Problem], answers: Sequence[Sequence[str]]
 ) -> tuple[list[tuple[str, str]], dict[str, int]]:
     """(question, answer) of what is kept, and how many answers fell for which reason."""
     kept: list[tuple[str, str]] = []
@@ -162,7 +241,7 @@ def select(
     return kept, dict(fell)
 
 
-def gold(run: Run, stage: str, config: RejectConfig) -> Iterator[tuple[str, str]]:
+def gold(run: Run, stage: str, config: Config) -> Iterator[tuple[str, str]]:
     """Worked thoughts of the easier half of each task's levels."""
     rng, tasks = Rng("gold", run.seed_of(stage)), list(run.tasks.values())
     given = 0
@@ -175,7 +254,7 @@ def gold(run: Run, stage: str, config: RejectConfig) -> Iterator[tuple[str, str]
             yield problem.prompt, f"{THINK}{problem.thought}{END_THINK} {problem.answer}"
 
 
-def plain(run: Run, stage: str, config: RejectConfig) -> Iterator[tuple[str, str]]:
+def plain(run: Run, stage: str, config: Config) -> Iterator[tuple[str, str]]:
     """Conversations without a thought."""
     rng, tasks = Rng("plain", run.seed_of(stage)), run.named(config.plain_tasks) if config.plain else []
     for i in range(config.plain):

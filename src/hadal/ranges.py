@@ -93,11 +93,10 @@ RANGES: dict[str, str] = {
     "top_p": "(0, 1]",
     # problems
     "problems": "[1, 10000000]",
-    "RejectConfig.problems": "[0, 10000000]",
     "check_problems": "[1, 1000000]",
     "held_out_problems": "[1, 1000000]",
-    "mode_problems": "[1, 1000000]",
-    "level_problems": "[1, 1000000]",
+    "mode_problems": "[0, 1000000]",
+    "level_problems": "[0, 1000000]",
     "pass_problems": "[0, 1000000]",
     "pass_samples": "[1, 100000]",
     "levels_past_gold": "[0, 1000]",
@@ -108,7 +107,8 @@ RANGES: dict[str, str] = {
     "least_language": "[0, 1]",
     "most_repetition": "[0, 1]",
 }
-"""By field, and before that by class and field. A round bracket leaves the end out."""
+"""By field, and before that by class and field. A round bracket leaves the end out. A class may have `RANGES` of its
+own, which come first."""
 _FORM = re.compile(r"([\[(])(\S+), (\S+)([\])])")
 
 
@@ -129,8 +129,11 @@ def check_ranges(config: Any, where: str = "", besides: tuple[str, ...] = ()) ->
 
 def range_of(kind: type, name: str) -> str | None:
     """The range of a field; None for what the table does not know, such as an option of an algorithm of one's own."""
+    own = [vars(ancestor)["RANGES"] for ancestor in kind.__mro__ if "RANGES" in vars(ancestor)]
     names = [f"{ancestor.__name__}.{name}" for ancestor in kind.__mro__]
-    return next((RANGES[key] for key in [*names, name] if key in RANGES), None)
+    found = [ranges[name] for ranges in own if name in ranges]
+    found += [RANGES[key] for key in [*names, name] if key in RANGES]
+    return found[0] if found else None
 
 
 def _check(value: float, interval: str | None, name: str) -> None:

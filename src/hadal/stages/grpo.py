@@ -6,54 +6,147 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from hadal import stages
 from hadal.cost.flops import parameters
+from hadal.cost.memory import PLAIN, Pass
 from hadal.engine import LLM, SamplingParams
 from hadal.engine.remote import RemoteRollout
+from hadal.errors import UserError
 from hadal.evaluate.suite import Verdict, ask, held_out
 from hadal.files import plain, write_text
 from hadal.machine.device import WORTH_MOVING
+from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
+from hadal.models.lora import LoraConfig
 from hadal.ops.heap import give_back
-from hadal.recipe.config import GrpoConfig
-from hadal.recipe.run import Run, save_checkpoint
-from hadal.recipe.stages.pretrain import none_ready
-from hadal.recipe.stages.sft import seed_dropout
-from hadal.recipe.watch import Watch, end_if_lost
+from hadal.ranges import check_ranges
 from hadal.rng import Rng
+from hadal.stages import Before, Stage
+from hadal.stages.common.needs import Needs, Scene, training_ways
+from hadal.stages.common.run import Run, save_checkpoint
+from hadal.stages.common.watch import Watch, end_if_lost
+from hadal.stages.pretrain import none_ready
+from hadal.stages.sft import seed_dropout
 from hadal.train.curriculum import Curriculum
-from hadal.train.optim import Optimizer, build_optimizer
+from hadal.train.optim import Optimizer, OptimizerConfig, build_optimizer
 from hadal.train.overlap import Ahead, follow, still_copy
-from hadal.train.rl import Batch, UpdateResult, draw_batch, sampler_mismatch, train_on
+from hadal.train.rl import Batch, RLConfig, UpdateResult, draw_batch, sampler_mismatch, train_on
 from hadal.train.rollouts import Group
 
-STAGE = "grpo"
+LEAVES = "model"
+MOST_SAMPLES = 100_000
+"""Of an update."""
 REFERENCE = "reference."
 SAMPLER = "sampler."
 JUDGE_KEY = "HADAL_JUDGE_KEY"
 """The environment variable that holds the key of the model that rewards ask, where it asks for one."""
+POLICY_BYTES = 8
+"""Of each logit of a chunk, what log-probabilities with their entropy hold at their most."""
 MONITOR = 9  # the stream of held-out problems that is monitored during training; the final evaluation uses others
 
 
-def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoConfig | None = None) -> None:
-    """Train the model that stage `source` left, as stage `stage`, by the recipe's `grpo` where no config is given.
+@dataclass(frozen=True)
+class Config(stages.Config, RLConfig):
+    """An RL stage: how many updates, and how often it looks up from its work."""
 
-    Leaves the last checkpoint, and the best on the monitored problems.
+    updates: int = 120
+    warmup: int = 5
+    decay_share: float = 0.4
+    """The last part of the updates, in which the rate falls to zero."""
+    held_out_every: int = 20
+    held_out_problems: int = 50
+    checkpoint_every: int = 20
+    rollouts_every: int = 20
+    overlap: bool = False
+    """Draw each batch while the one before is trained on: one update stale, for the time that it saves."""
+    checkpoint_activations: bool = False
+    """Keep of each layer its input alone and compute the rest again for the gradient: the same bits, less memory."""
+    tasks: list[str] = field(default_factory=list)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=2e-4, muon_lr=0.0, beta2=0.99, eps=1e-8)
+    )
+
+    def rate(self, done: float) -> float:
+        """The learning rate's factor when a share `done` of the updates is behind."""
+        start = min(1.0, (done * self.updates + 1) / self.warmup)
+        return start * min(1.0, (1 - done) / self.decay_share)
+
+    def stretched(self, factor: float) -> Self:
+        return replace(self, updates=int(self.updates * factor))
+
+
+def check(stage: Stage, before: Before) -> None:
+    """It has a model, and groups from which something can be learnt and that a machine can sample."""
+    config: Config = stage.config
+    before.need_model(stage.source, f"{stage.where}.from")
+    check_ranges(config.settings, f"{stage.where}.options.")
+    for options in config.reward_config().options.values():
+        check_ranges(options, f"{stage.where}.rewards.")
+    if config.samples == 1 and getattr(config.settings, "baseline", 0) == 1:
+        raise UserError(
+            f"{stage.where}.samples is 1.", f"{config.algorithm} compares a problem's samples: take 2 or more, as 16."
+        )
+    if config.prompts * config.samples > MOST_SAMPLES:
+        raise UserError(
+            f"{stage.where}.prompts is {config.prompts} and {stage.where}.samples {config.samples}.",
+            f"At most {MOST_SAMPLES:,} responses make an update.",
+        )
+
+
+def needs(stage: Stage, scene: Scene) -> Needs:
+    """Updates and the samples for them, the monitored problems, and the copies of the policy that it asks for."""
+    config: Config = stage.config
+    options, shape = config.settings, scene.shape_of(stage.source)
+    responses = config.prompts * config.samples * (options.max_draws if options.count_all else 1)
+    passes = _passes(config, -(-responses // config.minibatches), shape, scene.prompt)
+    memory, trained, merged = scene.trained(config, shape, passes, POLICY_BYTES)
+    sampled = scene.sampling_memory(shape, config.prompts, config.samples, config.max_tokens)
+    monitored = config.held_out_problems * len(scene.run.tasks)
+    peaks = {"sampling": max(sampled, scene.sampling_memory(shape, monitored, 1, config.max_tokens))}
+    if config.overlap:
+        peaks["sampling beside training"] = sampled + memory.peaks["training"]
+    ahead = merged + trained if config.overlap else 0
+    copies = {"what is sampled from": merged + ahead, "the reference": trained if options.kl else 0}
+    rows = config.updates * config.prompts * config.samples
+    drawn = rows + -(-config.updates // config.held_out_every) * monitored
+    again, adapters = config.checkpoint_activations, bool(config.lora.rank)
+    seconds = scene.rates.sampling(shape, drawn, config.max_tokens, scene.prompt)
+    seconds += scene.rates.training(shape, rows * config.epochs, config.max_tokens, 0, again, adapters)
+    return Needs(memory.beside(copies, peaks), seconds, training_ways(config, "micro_tokens"))
+
+
+def _passes(config: Config, responses: int, shape: ModelConfig, prompt: int) -> list[Pass]:
+    """Passes among which the largest is, of an update by so many responses (`hadal.train.rollouts.pack`).
+
+    The longest responses that can be; so short ones that a pass takes all; and the longest that attention keeps
+    weights of.
     """
-    config = config or run.recipe.grpo
-    seed = run.recipe.seed if stage == STAGE else Rng(stage, run.recipe.seed).bits()  # else all would draw alike
-    readiness = (run.result(source) or {}).get("readiness", {})  # which pre-training leaves
+    longest = max(1, min(config.max_tokens, shape.max_position_embeddings - prompt))
+    found = []
+    for length in {longest, min(longest, max(1, config.micro_tokens // responses)), min(longest, PLAIN)}:
+        rows = min(responses, max(1, config.micro_tokens // length))
+        found.append(Pass(rows, length, prompt, min(rows, config.prompts)))
+    return found
+
+
+def run_stage(run: Run, stage: Stage) -> None:
+    """Train the model that another stage left. Leaves the last checkpoint, and the best on the monitored problems."""
+    config: Config = stage.config
+    seed = seed_of(run, stage.name)
+    readiness = (run.result(stage.source) or {}).get("readiness", {})  # which pre-training leaves
     tasks = {name: task for name, task in run.tasks.items() if readiness.get(name, {"ready": True})["ready"]}
-    folder = run.stage_folder(stage)
-    state = run.saved_state(stage)
-    model = run.stage_model(source).train()
+    folder = run.stage_folder(stage.name)
+    state = run.saved_state(stage.name)
+    model = run.stage_model(stage.source).train()
     optimizer = build_optimizer(model, config.optimizer, run.dtype)
-    run.restore(stage, state, model, optimizer)
+    run.restore(stage.name, state, model, optimizer)
     model.checkpoint_activations = config.checkpoint_activations
     llm = run.engine(model)
     curriculum = Curriculum(tasks)
@@ -78,14 +171,14 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
         return replace(batch, mismatch=sampler_mismatch(llm, batch, config)) if sampler is not None else batch
 
     ahead = Ahead(run.engine(sampler), draw, torch.get_num_threads()) if sampler is not None else None
-    run.view.stage(stage, config.updates, _about(config))
-    watch = Watch(stage, config, config.held_out_problems * len(run.tasks), run.metrics.read())
+    run.view.stage(stage.name, config.updates, _about(config))
+    watch = Watch(stage.name, config, config.held_out_problems * len(run.tasks), run.metrics.read())
 
     def enter(line: dict[str, Any], groups: list[Group]) -> None:
         run.metrics.append(line)
         for alarm in watch.look(plain(line), groups):
             run.metrics.append(alarm)
-            run.view.note(f"{stage}, update {step}: {alarm['text']}")
+            run.view.note(f"{stage.name}, update {step}: {alarm['text']}")
 
     if not tasks:
         run.view.note(none_ready(run.tasks, readiness))
@@ -110,16 +203,16 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
         length = sum(len(g.prompt) + len(g.samples[0].token_ids) for g in result.groups) / len(result.groups)
         run.count_trained(result.tokens_trained, int(length))
         levels = {name: round(curriculum.mean_level(name), 3) for name in tasks}
-        line = {"stage": stage, "step": step, **result.metrics, "difficulty": levels}
+        line = {"stage": stage.name, "step": step, **result.metrics, "difficulty": levels}
         line |= {"stale": batch.stale} if ahead is not None else {}
         enter(line | ({"experts": loads} if loads else {}), result.groups)
-        end_if_lost(stage, step, optimizer)
-        tell(run, stage, step, result, seconds, levels)
+        end_if_lost(stage.name, step, optimizer)
+        tell(run, stage.name, step, result, seconds, levels)
         if step % config.rollouts_every == 0 or step == config.updates:
-            write_rollouts(run, stage, step, result)
+            write_rollouts(run, stage.name, step, result)
         if step % config.held_out_every == 0 or step == config.updates:
             shares = monitor(run, llm, config)
-            enter({"stage": stage, "step": step, "held_out": shares}, result.groups)
+            enter({"stage": stage.name, "step": step, "held_out": shares}, result.groups)
             mean = sum(shares.values()) / len(shares)
             if mean > best:
                 best = mean
@@ -129,13 +222,20 @@ def grpo(run: Run, stage: str = STAGE, source: str = "pretrain", config: GrpoCon
         if step % config.checkpoint_every == 0:
             numbers = {"curriculum": drawn, "best": best}
             others = _prefixed(reference, optimizer, REFERENCE) | _prefixed(sampler, optimizer, SAMPLER)
-            run.checkpoint(stage, step, model, optimizer, numbers, others)
+            run.checkpoint(stage.name, step, model, optimizer, numbers, others)
 
-    run.save_stage_model(stage, model, optimizer)
-    run.finish(stage, {"updates": step, "best": best, "curriculum": curriculum.state()})
+    run.save_stage_model(stage.name, model, optimizer)
+    run.finish(stage.name, {"updates": step, "best": best, "curriculum": curriculum.state()})
 
 
-def _about(config: GrpoConfig) -> str:
+def seed_of(run: Run, stage: str) -> int:
+    """Of problems and samples. Runs from before all seeds went by stage had another for this kind."""
+    if run.recipe.seeds == "stage":
+        return run.seed_of(stage)
+    return run.recipe.seed if stage == "grpo" else Rng(stage, run.recipe.seed).bits()
+
+
+def _about(config: Config) -> str:
     """What is reinforced, as the stage is announced."""
     earned = [name for name, weight in config.reward_config().weights.items() if weight]
     if earned == ["accuracy"]:
@@ -167,7 +267,7 @@ def _unprefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def monitor(run: Run, llm: LLM, config: GrpoConfig) -> dict[str, float]:
+def monitor(run: Run, llm: LLM, config: Config) -> dict[str, float]:
     """Accuracy by task on the monitored held-out problems, as the model answers by itself."""
     n = config.held_out_problems
     out: dict[str, float] = {}

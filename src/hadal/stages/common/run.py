@@ -34,11 +34,10 @@ from hadal.models.config import ModelConfig
 from hadal.models.decoder import Decoder
 from hadal.models.lora import LoraConfig, adapted_modules, attach, base_state
 from hadal.ops.heap import give_back
-from hadal.recipe.config import CHECKPOINT, Recipe
-from hadal.recipe.kinds import PretrainStage, Stage
-from hadal.recipe.view import View
 from hadal.rng import Rng
 from hadal.rollout import Query, Sample
+from hadal.stages import CHECKPOINT, RunConfig, Stage
+from hadal.stages.common.view import View
 from hadal.tasks import Task
 from hadal.text.tokenizer import Tokenizer
 from hadal.train.optim import Optimizer
@@ -53,6 +52,11 @@ PUBLISHED = (
     "tokenizer_config.json",
 )
 """The files of a checkpoint."""
+
+
+def padded(vocabulary: int) -> int:
+    """The rows of the embedding of a model that is grown here, for a tokenizer of so many tokens."""
+    return -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 class DamagedModel(Exception):
@@ -76,9 +80,11 @@ class Books:
 class RunFiles:
     """A run's folder as any stage uses it: results, states, logs and books. Nothing is kept that is not on disk."""
 
-    def __init__(self, folder: Path, model_config: ModelConfig, view: View) -> None:
+    model_config: ModelConfig
+    """Of the model at work, which the books count by; whoever begins a stage sets it."""
+
+    def __init__(self, folder: Path, view: View) -> None:
         self.folder, self.view = folder, view
-        self.model_config = model_config
         self.metrics = JsonLines(folder / "metrics.jsonl")
         self.timing = JsonLines(folder / "timing.jsonl")
         self.ledger = Ledger(folder / "ledger.jsonl")
@@ -181,13 +187,15 @@ class RunFiles:
 class Run(RunFiles):
     """Everything a stage of a recipe needs."""
 
-    def __init__(self, folder: Path, recipe: Recipe, tasks: dict[str, Task], tokenizer: Tokenizer, view: View) -> None:
-        self.vocabulary = -(-tokenizer.size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-        super().__init__(folder, recipe.model.model_config(recipe.arch, self.vocabulary), view)
+    def __init__(
+        self, folder: Path, recipe: RunConfig, tasks: dict[str, Task], tokenizer: Tokenizer, view: View
+    ) -> None:
+        super().__init__(folder, view)
         self.recipe, self.tasks, self.tokenizer = recipe, tasks, tokenizer
+        self.vocabulary = padded(tokenizer.size)
         self.dtype = getattr(torch, recipe.dtype)
         self.device = place(recipe.device)
-        self.lora = LoraConfig()
+        self.lora, self.model_seed = LoraConfig(), recipe.seed
         self.cut_told = False
         """Whether it was said that the context cuts samples of this stage."""
         self._tasks = tasks
@@ -198,9 +206,11 @@ class Run(RunFiles):
         give_back()
         self.tasks = {t.name: t for t in self.named(getattr(stage.config, "tasks", ()))} or self._tasks
         self.lora = getattr(stage.config, "lora", LoraConfig())
+        if self.recipe.seeds == "stage":
+            self.model_seed = self.seed_of(stage.name)
         self.cut_told = False
-        if isinstance(stage.config, PretrainStage):
-            self.model_config = stage.config.model.model_config(stage.config.arch, self.vocabulary)
+        if (grown := stage.config.grows(self.vocabulary)) is not None:
+            self.model_config = grown
         elif stage.source:
             self.model_config = load_config(self.model_folder(stage.source))
 
@@ -226,9 +236,9 @@ class Run(RunFiles):
         return find_model(self.recipe.checkpoint) if stage == CHECKPOINT else self.stage_folder(stage)
 
     def new_model(self) -> Decoder:
-        """A freshly initialised model of the recipe's seed."""
+        """The model that a stage makes from nothing, freshly initialised."""
         model = build(self.model_config)
-        model.initialise(self.recipe.seed)
+        model.initialise(self.model_seed)
         return model.to(self.device)
 
     def check_model(self, stage: str) -> None:
@@ -247,15 +257,16 @@ class Run(RunFiles):
         if not self.lora.rank:
             return self.load(stage)
         model = self.load(stage, self.dtype)
-        attach(model, self.lora, self.recipe.seed)
+        attach(model, self.lora, self.model_seed)
         return model.to(self.device)
 
     def engine(self, model: Decoder) -> LLM:
         """The engine over a model and the run's tokenizer; what it samples is on the run's books."""
         return _BookedLLM(model, self)
 
-    def save_stage_model(self, stage: str, model: Decoder, optimizer: Optimizer) -> None:
-        """Write the masters as a checkpoint that transformers opens; adapters are merged into it."""
+    def save_stage_model(self, stage: str, model: Decoder, optimizer: Optimizer | None = None) -> None:
+        """Write the masters as a checkpoint that transformers opens, or the model as it is where nothing trained it;
+        adapters are merged into it."""
         save_checkpoint(self.stage_folder(stage), model, optimizer, self.tokenizer)
 
 
@@ -291,12 +302,15 @@ class _BookedLLM(LLM):
             )
 
 
-def save_checkpoint(folder: Path, model: Decoder, optimizer: Optimizer, tokenizer: Tokenizer) -> None:
+def save_checkpoint(folder: Path, model: Decoder, optimizer: Optimizer | None, tokenizer: Tokenizer) -> None:
     """A checkpoint of the masters with its tokenizer, in the Hugging Face layout; adapters are merged.
 
     What was grown here is kept in float32, a checkpoint from elsewhere in the dtype that it is trained in.
     """
-    state = merged_state(model, optimizer, None if tokenizer.is_own else optimizer.dtype)
+    if optimizer is None:
+        state = model.state_dict()
+    else:
+        state = merged_state(model, optimizer, None if tokenizer.is_own else optimizer.dtype)
     save_model(folder, model.config, state, shard_bytes=1 << 62)  # one file, as PUBLISHED has it
     tokenizer.save(folder)
     ends: dict[str, Any] = {"eos_token_id": sorted(tokenizer.eos_ids)}

@@ -5,49 +5,94 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from hadal import stages
 from hadal.engine import SamplingParams
-from hadal.evaluate.statistics import consensus, proportion
-from hadal.evaluate.suite import Verdict, ask, held_out
-from hadal.recipe.findings import mean_of
-from hadal.recipe.kinds import ExamConfig
-from hadal.recipe.run import Run
-from hadal.recipe.stages.pretrain import has_thoughts
+from hadal.evaluate.statistics import consensus, mean_of, proportion
+from hadal.evaluate.suite import Depth, Verdict, ask, held_out, in_depth
 from hadal.rewards.format import format_reward
 from hadal.rewards.language import language_share
+from hadal.stages import Before, Stage
+from hadal.stages.common.needs import Needs, Scene
+from hadal.stages.common.run import Run
+from hadal.stages.pretrain import has_thoughts
 from hadal.tasks import Task
 from hadal.text.parse import parse_response
 from hadal.text.tokenizer import END_THINK, THINK
 
+LEAVES = "figures"
 SHOWN = 24
 """Problems of each task whose first answers are kept, to be set side by side."""
 REFLECTION = ("wait", "mistake", "however", "but", "retry", "error", "verify", "wrong", "evaluate", "check")
 """The words that the R1 paper counts (arXiv 2501.12948v2, appendix C.2)."""
 
 
-def exam(run: Run, stage: str, source: str, config: ExamConfig) -> None:
-    """Examine the model that stage `source` left, with the same problems and seeds after every stage."""
-    llm = run.engine(run.load(source, run.dtype).eval())
-    run.view.stage(stage, len(run.tasks), f"{config.problems} held-out problems a task, {config.samples} answers each")
+@dataclass(frozen=True)
+class Config(stages.Config, Depth):
+    """What a model is asked: held-out problems of every task at its default difficulty, and in depth where asked."""
+
+    tasks: list[str] = field(default_factory=list)
+    problems: int = 100
+    samples: int = 8
+    """Of each problem: pass@1 is their mean, cons@k the answer that most of them give."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    language: str = "en"
+
+
+def check(stage: Stage, before: Before) -> None:
+    """It has a model."""
+    before.need_model(stage.source, f"{stage.where}.from")
+
+
+def needs(stage: Stage, scene: Scene) -> Needs:
+    """A model that samples."""
+    config: Config = stage.config
+    shape = scene.shape_of(stage.source)
+    memory = scene.asking_memory(shape, config.problems, config.samples, config.max_tokens)
+    responses = config.problems * config.samples + config.responses
+    asked = len(scene.run.tasks) * responses
+    return Needs(memory, scene.rates.sampling(shape, asked, config.max_tokens, scene.prompt))
+
+
+def run_stage(run: Run, stage: Stage) -> None:
+    """Examine the model that another stage left, with the same problems and seeds after every stage."""
+    config: Config = stage.config
+    llm = run.engine(run.load(stage.source, run.dtype).eval())
+    about = f"{config.problems} held-out problems a task, {config.samples} answers each"
+    run.view.stage(stage.name, len(run.tasks) + config.parts, about)
+    done = 0
+
+    def progress(what: str) -> None:
+        nonlocal done
+        done += 1
+        run.view.step(stage.name, done, {"doing": what, "cost_usd": run.cost_so_far()})
+
     params = SamplingParams(
         config.temperature, config.top_p, config.max_tokens, run.recipe.seed, n=config.samples
     )
     figures: dict[str, Any] = {}
     shown: dict[str, Any] = {}
     right: dict[str, list[int]] = {}
-    for done, (name, task) in enumerate(run.tasks.items(), 1):
+    for name, task in run.tasks.items():
         problems = held_out(task, task.default_difficulty, config.problems)
         groups = ask(llm, run.tasks, problems, params)
-        told = {"about": task.about, "difficulty": task.default_difficulty, "reasoning": bool(has_thoughts(task))}
+        reasoning = has_thoughts(task)
+        told = {"about": task.about, "difficulty": task.default_difficulty, "reasoning": reasoning}
+        told["gold_limit"] = task.gold_limit if reasoning else None
         figures[name] = told | measure(task, groups, config.language)
         right[name] = [sum(v.right for v in g) for g in groups]  # so that models can be compared problem by problem
         shown[name] = [
             {"question": g[0].problem.prompt, "gold": g[0].problem.answer, "text": g[0].text, "right": g[0].right}
             for g in groups[:SHOWN]
         ]
-        run.view.step(stage, done, {"doing": name, "cost_usd": run.cost_so_far()})
-    run.finish(stage, {"of": source, "tasks": figures, "mean": mean(figures), "right": right, "responses": shown})
+        progress(name)
+    for name, further in in_depth(llm, run.tasks, config, run.recipe.seed, progress).items():
+        figures[name] |= further
+    result = {"of": stage.source, "tasks": figures, "mean": mean(figures), "right": right, "responses": shown}
+    run.finish(stage.name, result)
 
 
 def measure(task: Task, groups: Sequence[Sequence[Verdict]], language: str) -> dict[str, Any]:
@@ -98,4 +143,7 @@ def mean(figures: dict[str, Any]) -> dict[str, Any]:
     for key in ("length", "thinking_share", "format", "language", "reflection"):
         values = [row[key] for row in rows if row[key] is not None]
         out[key] = sum(values) / len(values) if values else None
+    for key in ("accuracy_thinking", "accuracy_direct"):
+        if key in rows[0]:
+            out[key] = sum(row[key] for row in rows) / len(rows)
     return out
