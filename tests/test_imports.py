@@ -12,8 +12,8 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "hadal"
 ROOMS = [
     "errors", "files", "rng", "http", "reading", "machine", "ranges", "ops", "models", "text", "checkpoints", "cost",
-    "library", "sandbox", "rollout", "tasks", "rewards", "engine", "evaluate", "train", "stages", "recipe", "terminal", "server",
-    "cli",
+    "library", "sandbox", "rollout", "tasks", "rewards", "engine", "evaluate", "train", "stages", "recipe", "terminal",
+    "server", "cli",
 ]  # fmt: skip
 WITHOUT_TORCH = (
     "errors", "files", "rng", "http", "reading", "machine/__init__", "machine/environment", "machine/spinning",

@@ -92,8 +92,9 @@ def ask(
 
 
 def in_depth(
-    rollout: Rollout, tasks: Mapping[str, Task], config: Depth, seed: int, progress: Callable[[str], None] = lambda _: None
-) -> dict[str, dict[str, Any]]:
+    rollout: Rollout, tasks: Mapping[str, Task], config: Depth, seed: int,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """By task: `modes` (and of them `accuracy_thinking` and `accuracy_direct`), `new_phrasing`, `pass_at_k`,
     `by_difficulty` and `frontier`, as far as `config` asks for them."""
     found: dict[str, dict[str, Any]] = {name: {} for name in tasks}

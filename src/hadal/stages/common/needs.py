@@ -17,6 +17,7 @@ from hadal.engine.kv.pool import prefill_size
 from hadal.engine.kv.prefix import BLOCK
 from hadal.engine.memory import LEAST, SHARE, WIDEST
 from hadal.machine.device import free_on_gpu
+from hadal.machine.memory import available_memory
 from hadal.models.config import ModelConfig
 from hadal.models.lora import LoraConfig, adapted_size, adapter_size
 from hadal.stages import CHECKPOINT, RunConfig, Stage
