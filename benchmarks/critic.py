@@ -30,10 +30,10 @@ import torch
 
 from hadal.evaluate.statistics import crossing
 from hadal.evaluate.suite import EvaluationConfig, frontier_points
+from hadal.library.run_folder import read_run
 from hadal.models.decoder import Decoder
 from hadal.recipe.config import GrpoConfig, read_recipe
 from hadal.recipe.run import Run
-from hadal.recipe.run_folder import read_run
 from hadal.tasks import Rng, Task, load_tasks
 from hadal.terminal.view import make_view
 from hadal.text.tokenizer import Tokenizer

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hadal.files import JsonLines, write_json
-from hadal.recipe.findings import wilson
-from hadal.recipe.run_folder import write_run
+from hadal.library.run_folder import write_run
+from hadal.report.findings import wilson
 
 # name: about, D, difficulty, base free / thinking / direct, RL free, frontiers, share that thinks
 TASKS: dict[str, tuple[str, int, int, tuple[float, float, float], float, tuple[float, float]]] = {

@@ -12,8 +12,8 @@ from hadal.cli import main
 from hadal.errors import UserError
 from hadal.evaluate.statistics import paired_difference
 from hadal.files import JsonLines
+from hadal.library.run_folder import read_run
 from hadal.recipe.ablate import variants_of
-from hadal.recipe.run_folder import read_run
 
 
 def test_variants_are_all_combinations() -> None:

@@ -16,14 +16,15 @@ from small_chain import CHAIN, write_chain
 
 from hadal.cli import main
 from hadal.errors import UserError
+from hadal.evaluate.reflection import reflections
 from hadal.evaluate.statistics import proportion
 from hadal.evaluate.suite import Verdict
-from hadal.recipe.chain_report import difference
 from hadal.recipe.config import load_recipe_data, read_recipe, to_toml
 from hadal.recipe.kinds import RejectConfig
 from hadal.recipe.stages import reject as rejection
-from hadal.recipe.stages.exam import agreed, clean, measure, reflections
+from hadal.recipe.stages.exam import agreed, clean, measure
 from hadal.recipe.stages.reject import readable
+from hadal.report.chain import difference
 from hadal.rewards.language import language_share
 from hadal.tasks import Problem, Rng, load_tasks
 from hadal.tasks.words import build_tokenizer

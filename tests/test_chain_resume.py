@@ -14,7 +14,7 @@ from faulty_runs import QUIET, FaultyRuns
 from small_chain import outcome, write_chain
 
 from hadal.cli import main
-from hadal.recipe import chain_html, chain_markdown
+from hadal.report import chain_html, chain_markdown
 from hadal.terminal.rollouts import Place, Rollouts, moved
 
 

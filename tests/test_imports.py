@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "hadal"
-ROOMS = ["errors", "spinning", "environment", "files", "configs", "ops", "models", "text", "cost", "sandbox", "tasks",
-         "rewards", "engine", "evaluate", "train", "recipe", "terminal", "server", "cli"]  # fmt: skip
-WITHOUT_TORCH = ("errors", "spinning", "environment", "files", "configs", "cost", "cli")
+ROOMS = ["errors", "spinning", "environment", "files", "configs", "ops", "models", "text", "cost", "library",
+         "sandbox", "tasks", "rewards", "engine", "evaluate", "report", "train", "recipe", "terminal", "server",
+         "cli"]  # fmt: skip
+WITHOUT_TORCH = ("errors", "spinning", "environment", "files", "configs", "cost", "library", "report", "cli")
 
 
 def imported(tree: ast.AST, package: tuple[str, ...]) -> Iterator[str]:
@@ -100,3 +101,11 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         check=True,
     )
     assert done.stdout.splitlines()[-1] == "LOADED"
+
+
+def test_reports_are_made_without_torch() -> None:
+    modules = [".".join(("hadal", *path.with_suffix("").parts)) for path in files() if path.parts[0] == "report"]
+    program = f"import sys, {', '.join(modules)}\nprint('torch' in sys.modules)".replace(".__init__", "")
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE.parent)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "False\n"

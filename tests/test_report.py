@@ -10,11 +10,12 @@ from sample_run import TASKS, make_sample_run
 
 from hadal.cost.prices import API_PRICES
 from hadal.errors import UserError
-from hadal.evaluate.charts import Series, line_chart, thin, ticks
+from hadal.evaluate.statistics import mean_of
 from hadal.files import write_json
-from hadal.recipe.findings import change, findings, headline, mean_of, past_frontier, percent, wilson
-from hadal.recipe.report import write_report
-from hadal.recipe.words import money, number, span
+from hadal.report.charts import Series, line_chart, thin, ticks
+from hadal.report.findings import change, findings, headline, past_frontier, percent, wilson
+from hadal.report.run import write_report
+from hadal.report.words import money, number, span
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 HOSTILE = (

@@ -18,15 +18,15 @@ from test_checkpoint_recipes import checkpoint, rows, train
 
 from hadal.configs.models import Qwen2Config
 from hadal.evaluate.statistics import proportion
+from hadal.library.run_folder import is_grown, origin
 from hadal.models import packed
-from hadal.recipe.chain_report import gather_chain
 from hadal.recipe.config import read_recipe
-from hadal.recipe.findings import headline, skill_finding, wilson
 from hadal.recipe.kinds import GrpoConfig
-from hadal.recipe.run_folder import is_grown, origin
 from hadal.recipe.stages.grpo import _about
 from hadal.recipe.stages.pretrain import none_ready
-from hadal.recipe.words import setting
+from hadal.report.chain import gather_chain
+from hadal.report.findings import headline, skill_finding, wilson
+from hadal.report.words import setting
 from hadal.tasks import load_tasks
 from hadal.terminal.chat import Chat
 from hadal.terminal.model import Model

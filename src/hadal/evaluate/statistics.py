@@ -7,7 +7,7 @@ problem, and problems are what is drawn again.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -52,6 +52,20 @@ def mean_of_shares(counts: Sequence[tuple[int, int]]) -> dict[str, float]:
         "low": max(0.0, mean - half),
         "high": min(1.0, mean + half),
         "n": sum(n for _, n in counts),
+    }
+
+
+def mean_of(estimates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of independent estimates; its interval adds their half-widths in squares, side by side."""
+    count = len(estimates)
+    centre = sum(e["accuracy"] for e in estimates) / count
+    below = math.sqrt(sum((e["accuracy"] - e["low"]) ** 2 for e in estimates)) / count
+    above = math.sqrt(sum((e["high"] - e["accuracy"]) ** 2 for e in estimates)) / count
+    return {
+        "accuracy": centre,
+        "low": max(0.0, centre - below),
+        "high": min(1.0, centre + above),
+        "n": sum(e.get("n") or 0 for e in estimates),
     }
 
 

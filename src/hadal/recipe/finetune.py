@@ -22,6 +22,7 @@ from hadal.cost.memory import PROCESS, Memory, Pass, gigabytes, resident_memory,
 from hadal.engine.sampler import forbidden_ids
 from hadal.errors import UserError
 from hadal.files import write_json
+from hadal.library.run_folder import write_run
 from hadal.models.checkpoint import load_config, load_model, save_model
 from hadal.models.hub import resolve
 from hadal.models.lora import adapter_size, attach, is_adapter, merge, save_adapter
@@ -30,7 +31,6 @@ from hadal.ops.speed import fastest_dtype, matmul_rates
 from hadal.recipe.claim import alone_in, check_same, disk_trouble_told, existing
 from hadal.recipe.needs import memory_left
 from hadal.recipe.run import RunFiles
-from hadal.recipe.run_folder import write_run
 from hadal.recipe.stages.sft import STAGE, SftConfig, batches, sft
 from hadal.recipe.view import View
 from hadal.text.tokenizer import Tokenizer

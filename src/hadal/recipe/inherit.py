@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hadal.files import write_text
+from hadal.library.run_folder import read_run
 from hadal.recipe.config import Recipe, read_recipe
-from hadal.recipe.run_folder import read_run
 
 COMMON = ("tasks", "arch", "seed", "dtype", "threads", "checkpoint", "model", "corpus")
 LOGS = ("metrics.jsonl", "timing.jsonl", "ledger.jsonl")

@@ -21,6 +21,7 @@ from hadal.cost.memory import gigabytes
 from hadal.cost.prices import LAPTOP
 from hadal.errors import UserError
 from hadal.files import write_bytes
+from hadal.library.run_folder import open_run, write_run
 from hadal.models.hub import resolve as resolve_model
 from hadal.ops.device import pick
 from hadal.ops.speed import fastest_dtype, matmul_rates
@@ -30,9 +31,7 @@ from hadal.recipe.config import Recipe, load_recipe_data, read_recipe, recipe_fi
 from hadal.recipe.inherit import decided, take_over
 from hadal.recipe.kinds import SUITE, PretrainStage
 from hadal.recipe.needs import memory_left, settle
-from hadal.recipe.report import write_report
 from hadal.recipe.run import PUBLISHED, DamagedModel, Run, checkpoint_digest
-from hadal.recipe.run_folder import open_run, write_run
 from hadal.recipe.sinks import ToldLines, check_sinks
 from hadal.recipe.stages.distill import distill
 from hadal.recipe.stages.evaluate import evaluate_stage, write_evaluation
@@ -42,6 +41,7 @@ from hadal.recipe.stages.pretrain import has_thoughts, pretrain
 from hadal.recipe.stages.reject import reject
 from hadal.recipe.stages.sft import sft_stage
 from hadal.recipe.view import View
+from hadal.report.run import write_report
 from hadal.tasks import Task, files_of, load_tasks
 from hadal.tasks.words import build_tokenizer
 from hadal.text.tokenizer import Tokenizer

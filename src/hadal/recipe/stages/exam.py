@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from hadal.engine import SamplingParams
-from hadal.evaluate.statistics import consensus, proportion
+from hadal.evaluate.reflection import reflections
+from hadal.evaluate.statistics import consensus, mean_of, proportion
 from hadal.evaluate.suite import Verdict, ask, held_out
-from hadal.recipe.findings import mean_of
 from hadal.recipe.kinds import ExamConfig
 from hadal.recipe.run import Run
 from hadal.recipe.stages.pretrain import has_thoughts
@@ -22,8 +21,6 @@ from hadal.text.tokenizer import END_THINK, THINK
 
 SHOWN = 24
 """Problems of each task whose first answers are kept, to be set side by side."""
-REFLECTION = ("wait", "mistake", "however", "but", "retry", "error", "verify", "wrong", "evaluate", "check")
-"""The words that the R1 paper counts (arXiv 2501.12948v2, appendix C.2)."""
 
 
 def exam(run: Run, stage: str, source: str, config: ExamConfig) -> None:
@@ -84,11 +81,6 @@ def agreed(task: Task, group: Sequence[Verdict]) -> float:
 def clean(text: str) -> bool:
     """A thought and an answer behind it, or an answer alone; nothing left open, nothing twice."""
     return bool(format_reward(text)) if THINK in text or END_THINK in text else bool(text.strip())
-
-
-def reflections(text: str) -> int:
-    """How many words of a text look back on what was thought."""
-    return sum(word in REFLECTION for word in re.findall(r"[a-z]+", text.lower()))
 
 
 def mean(figures: dict[str, Any]) -> dict[str, Any]:

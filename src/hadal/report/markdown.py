@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from hadal.recipe.findings import bounds, frontier_words, largest_k, mode_of, pass_at, percent
-from hadal.recipe.words import (
+from hadal.report.findings import bounds, frontier_words, largest_k, mode_of, pass_at, percent
+from hadal.report.words import (
     ABOUT_API_PRICES,
     ABOUT_INTERVALS,
     DECODINGS,

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from hadal.evaluate.charts import Series, esc, interval_rows, legend, line_chart
-from hadal.evaluate.results import ABOUT
+from hadal.files import write_text
+from hadal.report.charts import Series, esc, interval_rows, legend, line_chart
 
 Json = dict[str, Any]
+ABOUT = {
+    "pass@1": "right answers, mean over samples",
+    "score": "mean score of the answers, where a scorer gives part of the marks",
+    "tokens": "tokens of a response",
+    "truncated": "responses cut off at the limit",
+    "thinks": "responses with a thought",
+    "format": "responses of the form <think>, thought, </think>, answer",
+    "unanswered": "responses without an answer",
+    "tied": "votes of all samples that end in a tie",
+}
+"""What a figure is; pass@k and cons@k are chances (hadal.evaluate.statistics)."""
 _INTERVALS = (
     "In brackets 95% intervals, by a bootstrap over problems: samples of a problem stay together. pass@k is the chance "
     "that one of k samples is right; cons@k that the most frequent answer among k is, ties decided by lot. The mean "
@@ -18,6 +30,12 @@ _PAIRED = (
     "that flips the signs of the problems' differences."
 )
 _COLORS = 6
+
+
+def write_pages(folder: Path, results: Json) -> None:
+    """results.md and results.html beside results.json."""
+    write_text(folder / "results.md", markdown(results))
+    write_text(folder / "results.html", page(results))
 
 
 def model_name(model: Json) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hadal.evaluate.charts import printable
+from hadal.report.charts import printable
 
 DECODINGS = {
     "sampled": "sampled, temperature 1.0",

@@ -5,10 +5,10 @@ What a model wrote is hostile text: everything passes through `esc`, and the pag
 
 from typing import Any
 
-from hadal.evaluate.charts import Series, esc, interval_rows, legend, line_chart, thin
-from hadal.recipe.findings import bounds, frontier_words, mode_of, pass_at, percent
-from hadal.recipe.report_style import CSS
-from hadal.recipe.words import (
+from hadal.report.charts import Series, esc, interval_rows, legend, line_chart, thin
+from hadal.report.findings import bounds, frontier_words, mode_of, pass_at, percent
+from hadal.report.style import CSS
+from hadal.report.words import (
     ABOUT_API_PRICES,
     ABOUT_N,
     DECODINGS,

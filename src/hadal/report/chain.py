@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from hadal.evaluate.reflection import REFLECTION, reflections
 from hadal.evaluate.statistics import intervals
 from hadal.files import JsonLines
-from hadal.recipe.findings import bounds, change, from_to, percent, points, took_to_thinking
-from hadal.recipe.run_folder import read_json
-from hadal.recipe.stages.exam import REFLECTION, reflections
+from hadal.library.run_folder import read_json
+from hadal.report.findings import bounds, change, from_to, percent, points, took_to_thinking
 
 Json = dict[str, Any]
 PAPER = {

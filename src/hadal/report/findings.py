@@ -7,7 +7,7 @@ Three things that are often taken for one another are told apart:
 - skill: it solves problems that it did not solve even at its best.
 
 Wherever two 95% intervals overlap, the sentence says that no change is shown. (That is a careful rule:
-intervals may overlap a little and the difference still be real.) Arithmetic and words only; `report.py` calls
+intervals may overlap a little and the difference still be real.) Arithmetic and words only; `run.py` calls
 this.
 """
 
@@ -15,7 +15,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hadal.evaluate.statistics import proportion
+from hadal.evaluate.statistics import mean_of, proportion
 
 Estimate = dict[str, Any]  # accuracy, low, high, n
 
@@ -40,20 +40,6 @@ class Finding:
 def wilson(share: float, n: int) -> Estimate:
     """A share of n with its 95% interval."""
     return proportion(share * n, n)
-
-
-def mean_of(estimates: list[Estimate]) -> Estimate:
-    """The mean of independent estimates; its interval adds their half-widths in squares, side by side."""
-    count = len(estimates)
-    centre = sum(e["accuracy"] for e in estimates) / count
-    below = math.sqrt(sum((e["accuracy"] - e["low"]) ** 2 for e in estimates)) / count
-    above = math.sqrt(sum((e["high"] - e["accuracy"]) ** 2 for e in estimates)) / count
-    return {
-        "accuracy": centre,
-        "low": max(0.0, centre - below),
-        "high": min(1.0, centre + above),
-        "n": sum(e.get("n") or 0 for e in estimates),
-    }
 
 
 def change(before: Estimate, after: Estimate) -> int:

@@ -1,7 +1,7 @@
 """The report of a run: gathers what the run wrote, and writes `report.json`, `report.md` and `report.html`.
 
 Every figure on the pages is in `report.json`, but for the curves. Start with `gather`; the words are in
-`findings.py`, the pages in `report_html.py` and `report_markdown.py`.
+`findings.py`, the pages in `html.py` and `markdown.py`.
 """
 
 from dataclasses import asdict
@@ -11,10 +11,10 @@ from typing import Any
 from hadal.cost import prices
 from hadal.errors import UserError
 from hadal.files import JsonLines, plain, write_json, write_text
-from hadal.recipe import chain_html, chain_markdown, report_html, report_markdown
-from hadal.recipe.chain_report import gather_chain
-from hadal.recipe.findings import findings, headline
-from hadal.recipe.run_folder import carry_on, count_parameters, origin, read_json, read_run
+from hadal.library.run_folder import carry_on, count_parameters, origin, read_json, read_run
+from hadal.report import chain_html, chain_markdown, html, markdown
+from hadal.report.chain import gather_chain
+from hadal.report.findings import findings, headline
 
 REPORT_VERSION = 1
 
@@ -32,7 +32,7 @@ def write_report(run: Path) -> dict[str, Any]:
         pages = chain_markdown.page(report), chain_html.page(report, metrics)
     else:
         report = gather(run)
-        pages = report_markdown.page(report), report_html.page(report, metrics)
+        pages = markdown.page(report), html.page(report, metrics)
     write_text(run / "report.md", pages[0])
     write_text(run / "report.html", pages[1])
     write_json(run / "report.json", report)  # last: where it is, the other two are too

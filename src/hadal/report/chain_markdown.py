@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from hadal.recipe.chain_report import PAPER, PAPER_COLUMNS, cell, shape_shares
-from hadal.recipe.report_markdown import block, inline, stages_table, table
-from hadal.recipe.words import ABOUT_STAGES, command, number, setting
+from hadal.report.chain import PAPER, PAPER_COLUMNS, cell, shape_shares
+from hadal.report.markdown import block, inline, stages_table, table
+from hadal.report.words import ABOUT_STAGES, command, number, setting
 
 Json = dict[str, Any]
 

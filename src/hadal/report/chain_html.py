@@ -1,15 +1,15 @@
-"""`report.html` of a chain of stages: one file that opens anywhere, as `report_html.py` makes it."""
+"""`report.html` of a chain of stages: one file that opens anywhere, as `html.py` makes it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from hadal.evaluate.charts import Series, esc, interval_rows, legend, line_chart, thin
-from hadal.recipe.chain_markdown import made_by
-from hadal.recipe.chain_report import PAPER, PAPER_COLUMNS, shape_shares
-from hadal.recipe.findings import percent
-from hadal.recipe.report_html import cost, document, figure, findings, foot, response, share, table
-from hadal.recipe.words import ABOUT_STAGES, cut, money, number, setting, size, span
+from hadal.report.chain import PAPER, PAPER_COLUMNS, shape_shares
+from hadal.report.chain_markdown import made_by
+from hadal.report.charts import Series, esc, interval_rows, legend, line_chart, thin
+from hadal.report.findings import percent
+from hadal.report.html import cost, document, figure, findings, foot, response, share, table
+from hadal.report.words import ABOUT_STAGES, cut, money, number, setting, size, span
 
 Json = dict[str, Any]
 COLOURS = 6

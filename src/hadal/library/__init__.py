@@ -1,0 +1,1 @@
+"""What is on the machine: the record of a run. Nothing here imports torch."""
