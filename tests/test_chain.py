@@ -24,7 +24,7 @@ from hadal.recipe.kinds import RejectConfig
 from hadal.recipe.stages import reject as rejection
 from hadal.recipe.stages.exam import agreed, clean, measure
 from hadal.recipe.stages.reject import readable
-from hadal.report.chain import difference
+from hadal.report.comparison import difference
 from hadal.rewards.language import language_share
 from hadal.tasks import Problem, Rng, load_tasks
 from hadal.tasks.words import build_tokenizer

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,7 @@ def mean_of_shares(counts: Sequence[tuple[int, int]]) -> dict[str, float]:
     }
 
 
-def mean_of(estimates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def mean_of(estimates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The mean of independent estimates; its interval adds their half-widths in squares, side by side."""
     count = len(estimates)
     centre = sum(e["accuracy"] for e in estimates) / count
