@@ -30,7 +30,7 @@ import torch
 
 from hadal.evaluate.statistics import crossing
 from hadal.evaluate.suite import EvaluationConfig, frontier_points
-from hadal.library.run_folder import read_run
+from hadal.library.record import read_run
 from hadal.models.decoder import Decoder
 from hadal.recipe.config import GrpoConfig, read_recipe
 from hadal.recipe.run import Run

@@ -23,7 +23,7 @@ import hadal
 from hadal.engine import LLM, SamplingParams
 from hadal.evaluate.statistics import proportion
 from hadal.evaluate.suite import ask, held_out
-from hadal.library.run_folder import read_run
+from hadal.library.record import read_run
 from hadal.models.decoder import Decoder
 from hadal.models.packed import packed_copy
 from hadal.ops.linear import FORMS, kind_of, usable

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hadal.files import JsonLines, write_json
-from hadal.library.run_folder import write_run
+from hadal.library.record import write_run
 from hadal.report.findings import wilson
 
 # name: about, D, difficulty, base free / thinking / direct, RL free, frontiers, share that thinks

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from starlette.routing import Route
 
 from hadal.configs.models import DenseConfig
-from hadal.library.run_folder import write_run
+from hadal.library.record import write_run
 from hadal.models.checkpoint import build, save_model
 from hadal.server.app import make_app
 from hadal.server.launch import Server, Settings, bind, prepare

@@ -12,7 +12,7 @@ from hadal.cli import main
 from hadal.errors import UserError
 from hadal.evaluate.statistics import paired_difference
 from hadal.files import JsonLines
-from hadal.library.run_folder import read_run
+from hadal.library.record import read_run
 from hadal.recipe.ablate import variants_of
 
 

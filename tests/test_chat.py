@@ -10,7 +10,7 @@ from rich.console import Console
 
 from hadal.cli import main
 from hadal.errors import UserError
-from hadal.library.run_folder import write_run
+from hadal.library.record import write_run
 from hadal.terminal import chat as chat_module
 from hadal.terminal import model as model_module
 from hadal.terminal.chat import (

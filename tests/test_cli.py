@@ -12,7 +12,7 @@ import hadal
 from hadal.cli import build_parser, main
 from hadal.errors import UserError
 from hadal.files import JsonLines
-from hadal.library.run_folder import write_run
+from hadal.library.record import write_run
 
 COMMAND = [sys.executable, "-P", "-m", "hadal"]
 

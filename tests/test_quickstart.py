@@ -21,7 +21,7 @@ from small_run import as_settings, outcome, write_recipe
 
 from hadal.cli import main
 from hadal.errors import UserError
-from hadal.library.run_folder import open_run
+from hadal.library.record import open_run
 from hadal.models.checkpoint import load_model
 
 BASE = ["quickstart", "--no-chat", "--minutes", "0.01"]

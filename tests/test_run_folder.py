@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from hadal.errors import UserError
 from hadal.files import JsonLines, write_json, write_text
-from hadal.library.run_folder import RUN_VERSION, count_parameters, open_run, read_run, write_run
+from hadal.library.record import RUN_VERSION, count_parameters, open_run, read_run, write_run
 
 
 def make_run(run: Path) -> Path:

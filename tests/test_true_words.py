@@ -18,7 +18,7 @@ from test_checkpoint_recipes import checkpoint, rows, train
 
 from hadal.configs.models import Qwen2Config
 from hadal.evaluate.statistics import proportion
-from hadal.library.run_folder import is_grown, origin, write_run
+from hadal.library.record import is_grown, origin, write_run
 from hadal.models import packed
 from hadal.recipe.config import read_recipe
 from hadal.recipe.kinds import GrpoConfig

@@ -1,1 +1,1 @@
-"""What is on the machine: the record of a run. Nothing here imports torch."""
+"""The library: what is on this machine. `record` reads and writes the record of a run, run.json."""

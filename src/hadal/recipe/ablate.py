@@ -24,7 +24,7 @@ from hadal.errors import UserError
 from hadal.evaluate.statistics import paired_difference
 from hadal.evaluate.suite import ask, held_out
 from hadal.files import JsonLines, write_json, write_text
-from hadal.library.run_folder import read_json, read_run
+from hadal.library.record import read_json, read_run
 from hadal.recipe.config import Recipe, read_recipe
 from hadal.recipe.runner import grow, read_file
 from hadal.recipe.view import View

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hadal.errors import UserError
-from hadal.library.run_folder import read_run
+from hadal.library.record import read_run
 
 DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 

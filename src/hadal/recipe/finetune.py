@@ -22,7 +22,7 @@ from hadal.cost.memory import PROCESS, Memory, Pass, gigabytes, resident_memory,
 from hadal.engine.sampler import forbidden_ids
 from hadal.errors import UserError
 from hadal.files import write_json
-from hadal.library.run_folder import write_run
+from hadal.library.record import write_run
 from hadal.models.checkpoint import load_config, load_model, save_model
 from hadal.models.hub import resolve
 from hadal.models.lora import adapter_size, attach, is_adapter, merge, save_adapter

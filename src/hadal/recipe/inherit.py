@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hadal.files import write_text
-from hadal.library.run_folder import read_run
+from hadal.library.record import read_run
 from hadal.recipe.config import Recipe, read_recipe
 
 COMMON = ("tasks", "arch", "seed", "dtype", "threads", "checkpoint", "model", "corpus")

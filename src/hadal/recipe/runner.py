@@ -21,7 +21,7 @@ from hadal.cost.memory import gigabytes
 from hadal.cost.prices import LAPTOP
 from hadal.errors import UserError
 from hadal.files import write_bytes
-from hadal.library.run_folder import open_run, write_run
+from hadal.library.record import open_run, write_run
 from hadal.models.hub import resolve as resolve_model
 from hadal.ops.device import pick
 from hadal.ops.speed import fastest_dtype, matmul_rates

@@ -13,7 +13,7 @@ from typing import Any
 
 from hadal.evaluate.reflection import reflections
 from hadal.files import JsonLines
-from hadal.library.run_folder import read_json
+from hadal.library.record import read_json
 
 Json = dict[str, Any]
 QUICKSTART = {

@@ -14,7 +14,7 @@ from hadal.cost import prices
 from hadal.errors import UserError
 from hadal.evaluate.reflection import REFLECTION
 from hadal.files import JsonLines, plain, write_json, write_text
-from hadal.library.run_folder import carry_on, count_parameters, origin, read_json, read_run
+from hadal.library.record import carry_on, count_parameters, origin, read_json, read_run
 from hadal.report import examined, page
 from hadal.report.comparison import headline, stage_findings
 from hadal.report.findings import findings

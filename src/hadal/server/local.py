@@ -17,7 +17,7 @@ from hadal.engine.asynchronous import Piece
 from hadal.engine.llm import generation_defaults
 from hadal.engine.request import Request, Sample
 from hadal.errors import UserError
-from hadal.library.run_folder import is_grown
+from hadal.library.record import is_grown
 from hadal.server.faults import refusal_of
 from hadal.server.models import EFFORT_BUDGETS, EFFORTS, Ask, Card, Control, Delta, End, Event, Model, Phase, Usage
 from hadal.server.schemas import IMPOSSIBLE

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hadal.errors import UserError
-from hadal.library.run_folder import carry_on, is_grown, open_run, read_run
+from hadal.library.record import carry_on, is_grown, open_run, read_run
 from hadal.terminal.clean import strip_controls
 from hadal.terminal.interrupts import held
 from hadal.text.parse import Delta, TokenParser

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from hadal.errors import UserError
 from hadal.files import JsonLines
-from hadal.library.run_folder import read_run
+from hadal.library.record import read_run
 from hadal.terminal.clean import clean, one_line
 from hadal.text.parse import parse_response
 

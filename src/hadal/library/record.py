@@ -1,4 +1,4 @@
-"""The run folder on disk: `run.json`, and whether a run is whole. Nothing here imports torch."""
+"""A run's record: `run.json`, and whether a run is whole. Nothing here imports torch."""
 
 import json
 import math
