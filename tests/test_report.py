@@ -240,7 +240,7 @@ def test_a_chain_has_a_row_for_each_model_and_a_card_for_each_step(tmp_path):
     assert len(charts) == 2 * 4 + 6 + 2  # tasks, what RL is watched by, losses
 
 
-def test_a_chain_without_a_vote_of_its_samples_that_was_examined_in_depth_has_both_sides(tmp_path):
+def test_a_chain_that_was_examined_in_depth_has_both_sides(tmp_path):
     """The sections follow what was measured, not what sort of run it was."""
     run, deep = tmp_path / "r", make_sample_run(tmp_path / "quick", 5, 5)
     make_sample_chain(run)
@@ -250,7 +250,9 @@ def test_a_chain_without_a_vote_of_its_samples_that_was_examined_in_depth_has_bo
         write_json(run / "stages" / f"evaluate-{stage}" / "result.json", left)
     for stage in ("r1-zero", "dev1"):
         (run / "stages" / f"evaluate-{stage}" / "result.json").unlink()
+    write_json(run / "evaluation.json", deep)
     report = write_report(run)
+    assert report["tasks"]["sums"]["gold_limit"] == 8 and report["left_out"].keys() == {"mine"}
     assert report["tasks"].keys() == TASKS.keys() and report["headline"].startswith("It learned to think: from 42%")
     assert [finding["name"] for finding in report["findings"]] == ["mode", "sharpening", "skill"]
     assert "Before and after, task by task" in Page((run / "report.html").read_text()).text

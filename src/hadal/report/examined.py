@@ -1,8 +1,8 @@
 """The models that a run examined, a row for each in the order of its stages, as the run's files have them.
 
-A row has the `stage` that left the model, its `kind` and `method`, the stage it came `from`, the figures of each of
-its `tasks` and of their `mean`; and, kept out of report.json, its `responses` and how many samples of each problem were
-`right`, both by task.
+A row has the `stage` that left the model, its `kind` and `method`, the stage it came `from`, the `temperature` of its
+samples, the figures of each of its `tasks` and of their `mean`; and, kept out of report.json, its `responses` and how
+many samples of each problem were `right`, both by task.
 """
 
 from __future__ import annotations
@@ -30,17 +30,20 @@ def stages_of(config: Json) -> Json:
 
 def examined(run: Path, stages: Json, evaluation: Json) -> list[Json]:
     """The rows, from what the stages that examine left, or else from evaluation.json."""
-    return list(_from_stages(run, stages)) or _from_evaluation(evaluation)
+    limits = {name: {"gold_limit": task.get("gold_limit")} for name, task in (evaluation.get("tasks") or {}).items()}
+    return list(_from_stages(run, stages, limits)) or _from_evaluation(evaluation)
 
 
-def _from_stages(run: Path, stages: Json) -> Iterator[Json]:
+def _from_stages(run: Path, stages: Json, limits: Json) -> Iterator[Json]:
     for name, result in _results(run, stages, "evaluate"):
         of = stages[name]["from"]
         if "tasks" in result:
             made = stages.get(of, {"kind": "checkpoint"})
             yield {
                 "stage": of, "kind": made["kind"], "method": made.get("method"), "from": made.get("from"),
-                "tasks": result["tasks"], "mean": result["mean"], "responses": result["responses"],
+                "temperature": float(stages[name].get("temperature", 1)),
+                "tasks": {task: limits.get(task, {}) | figures for task, figures in result["tasks"].items()},
+                "mean": result["mean"], "responses": result["responses"],
                 "right": result.get("right", {}),  # not in runs of before
             }  # fmt: skip
 
@@ -62,7 +65,7 @@ def _from_evaluation(evaluation: Json) -> list[Json]:
             answer = {"question": shown["question"], "gold": shown["gold"], **shown[side]}
             responses.setdefault(shown["task"], []).append(answer)
         rows.append({
-            "stage": side, "kind": kind, "method": None, "from": source, "tasks": figures,
+            "stage": side, "kind": kind, "method": None, "from": source, "temperature": 1.0, "tasks": figures,
             "mean": counted | evaluation["mean"][side], "responses": responses, "right": {},
         })  # fmt: skip
     return rows

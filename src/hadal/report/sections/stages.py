@@ -39,8 +39,12 @@ def as_markdown(report: Json) -> list[str]:
 
 
 def _rows(report: Json) -> list[Json]:
-    """The models whose answers were also put to the vote (cons@k), as a run's own stages examine them."""
-    return [row for row in report["rows"] if "cons" in row["mean"]]
+    """The models whose answers were put to the vote (cons@k).
+
+    Two that gave one answer each and were examined in depth stand side by side in `tasks.py`, which says as much.
+    """
+    rows = [row for row in report["rows"] if "cons" in row["mean"]]
+    return [] if report["tasks"] and all(row["mean"]["samples"] == 1 for row in rows) else rows
 
 
 def _findings(report: Json) -> list[Json]:

@@ -36,8 +36,9 @@ def as_html(report: Json, metrics: list[Json]) -> str:
     axis = f'<div class="task axis"><div></div><div class="scale">{scale}</div><div></div></div>'
     return (
         "<section><h2>Before and after, task by task</h2><p>Problems that share nothing with training, free to choose "
-        f'whether to think, temperature 1.0. {keys}</p><div class="tasks">{"".join(rows)}{axis}</div>'
-        f'<p class="note">Bars are 95% intervals; {ABOUT_N}</p>{_new_phrasing(report["tasks"])}</section>'
+        f"whether to think, temperature {report['rows'][0]['temperature']}. {keys}</p>"
+        f'<div class="tasks">{"".join(rows)}{axis}</div><p class="note">Bars are 95% intervals; {ABOUT_N}</p>'
+        f"{_new_phrasing(report['tasks'])}</section>"
     )
 
 
@@ -64,4 +65,5 @@ def as_markdown(report: Json) -> list[str]:
         rows.append(row)
     head = ["task", "difficulty", "base", "after RL", "share that thinks", "length, tokens"]
     table = markdown.table([*head, "phrasing never trained on"], rows)
-    return ["## Before and after, held-out problems, temperature 1.0", table, ABOUT_INTERVALS]
+    title = f"## Before and after, held-out problems, temperature {report['rows'][0]['temperature']}"
+    return [title, table, ABOUT_INTERVALS]
