@@ -298,7 +298,7 @@ def test_pure_mode_is_not_sold_as_skill(tmp_path):
     assert mode.changed and mode.verdict == "Yes"
     assert "explains the whole gain" in " ".join(mode.sentences)
     assert not sharpening.changed and not skill.changed
-    assert "no sharpening" in " ".join(sharpening.sentences)
+    assert "not sharpening" in " ".join(sharpening.sentences)
 
 
 def test_a_loss_is_told_as_a_loss(tmp_path):

@@ -22,12 +22,12 @@ ABOUT = {
 """What a figure is; pass@k and cons@k are chances (hadal.evaluate.statistics)."""
 _INTERVALS = (
     "In brackets 95% intervals, by a bootstrap over problems: samples of a problem stay together. pass@k is the chance "
-    "that one of k samples is right; cons@k that the most frequent answer among k is, ties decided by lot. The mean "
+    "that one of k samples is right; cons@k that the most frequent answer among k is, ties broken at random. The mean "
     "gives each task the same weight."
 )
 _PAIRED = (
-    "Differences on the same problems, with 95% intervals by a paired bootstrap; p is of a two-sided permutation test "
-    "that flips the signs of the problems' differences."
+    "Differences on the same problems, with 95% intervals from a paired bootstrap; p is from a two-sided permutation "
+    "test that flips the signs of the differences, problem by problem."
 )
 _COLORS = 6
 
@@ -99,11 +99,11 @@ def rows(results: Json) -> list[tuple[str, int, Json]]:
 
 
 def broken(results: Json) -> list[str]:
-    """A sentence for each task whose scorer came to no verdict on some answers."""
+    """A sentence for each task whose scorer failed on some answers."""
     samples = results["settings"]["samples"]
     return [
-        f"The scorer of {name} broke on {task['scorer_broke']:,} of {task['problems'] * samples:,} answers: they count "
-        "as wrong, and samples.jsonl says why."
+        f"The scorer of {name} failed on {task['scorer_broke']:,} of {task['problems'] * samples:,} answers: they "
+        "count as wrong, and samples.jsonl says why."
         for name, task in results["tasks"].items()
         if task.get("scorer_broke")
     ]

@@ -44,7 +44,7 @@ def _from_stages(run: Path, stages: Json, limits: Json) -> Iterator[Json]:
                 "temperature": float(stages[name].get("temperature", 1)),
                 "tasks": {task: limits.get(task, {}) | figures for task, figures in result["tasks"].items()},
                 "mean": result["mean"], "responses": result["responses"],
-                "right": result.get("right", {}),  # not in runs of before
+                "right": result.get("right", {}),  # older runs lack it
             }  # fmt: skip
 
 

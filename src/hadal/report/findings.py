@@ -196,7 +196,7 @@ def sharpening_finding(tasks: dict[str, Any]) -> Finding:
     columns = cells["sampled", "base"], cells["sampled", "rl"]
     by_task = {n: (b, r) for n in complete if (b := columns[0][n]) and (r := columns[1][n])}
     overlap = " (the intervals overlap)"
-    end = "samples moved towards the best answer." if finding.changed else "that is no sharpening by itself."
+    end = "samples moved towards the best answer." if finding.changed else "that alone is not sharpening."
     finding.sentences += [
         _told(by_task, "Made to think and sampled at temperature 1.0, accuracy"),
         f"In the mean of tasks it went {from_to(*sampled)}{'' if moved else overlap}, and greedy, taking the "
@@ -216,8 +216,7 @@ def skill_finding(tasks: dict[str, Any]) -> Finding:
         if past is None:
             if task["base"].get("by_difficulty"):
                 finding.sentences.append(
-                    f"{name}: the base is right more than half the time at every difficulty that was "
-                    "measured, "
+                    f"{name}: the base is right more than half the time at every difficulty that was measured, "
                     "so this task cannot show whether skill grew."
                 )
             continue
@@ -257,9 +256,8 @@ def skill_finding(tasks: dict[str, Any]) -> Finding:
             )
     if measured:
         finding.sentences.append(
-            "This page sets the model beside its own base. Whether as much more pre-training, or "
-            "training on the base's "
-            "own right answers, would have done the same cannot be read from it."
+            "This page compares the model with its own base. It cannot tell whether as much more pre-training, or "
+            "training on the base's own right answers, would have done the same."
         )
     return finding
 

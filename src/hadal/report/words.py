@@ -12,20 +12,17 @@ DECODINGS = {
     "greedy": "greedy",
 }
 ABOUT_N = (
-    "n counts held-out problems, which share no problem with this training; where two intervals overlap, "
-    "no difference is shown."
+    "n counts held-out problems, none of which this training used; where two intervals overlap, no difference is shown."
 )
 ABOUT_INTERVALS = f"In brackets 95% intervals; {ABOUT_N}"
 ABOUT_STAGES = (
-    "In brackets 95% intervals; n counts held-out problems, which share no problem with this training. All models had "
-    "the same problems, so two of them are compared problem by problem: where the interval of their differences holds "
-    "0, no difference is shown."
+    "In brackets 95% intervals; n counts held-out problems, none of which this training used. All models were given "
+    "the same problems, so two of them are compared problem by problem: where the interval of their differences "
+    "contains 0, no difference is shown."
 )
 ABOUT_API_PRICES = (
-    "Beside it the price of as many output tokens, prompts not counted. It is not a contest: those "
-    "models answer "
-    "far harder questions, and would spend other numbers of tokens on these. Here the tokens are "
-    "sampled in large "
+    "Beside it the price of as many output tokens, prompts not counted. It is not a contest: those models answer far "
+    "harder questions, and would need a different number of tokens for these. Here the tokens are sampled in large "
     "batches; one at a time they cost more."
 )
 _STAGES = {

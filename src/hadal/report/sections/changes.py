@@ -19,7 +19,7 @@ def as_html(report: Json, metrics: list[Json]) -> str:
     if not tasks:
         return ""
     return (
-        f"<section><h2>{TITLE}</h2><p>Three things that are easily taken for one another. <b>Mode</b>: it chooses to "
+        f"<section><h2>{TITLE}</h2><p>Three things that are easily confused. <b>Mode</b>: it chooses to "
         "think more often, as it could before. <b>Sharpening</b>: its samples come closer to the best it already "
         "could. <b>Skill</b>: it solves what it could not solve at its best. The sentences below are computed from the "
         "numbers; where two intervals overlap they say that no change is shown.</p>"

@@ -1,4 +1,4 @@
-"""While it learned: the curves of each stage, and what the watch said."""
+"""While it learned: the curves of each stage, and the alarms it raised."""
 
 from dataclasses import replace
 from typing import Any
@@ -30,7 +30,7 @@ def as_html(report: Json, metrics: list[Json]) -> str:
         figures.append(_figure(f"Loss of {title}", [Series(title, "t0", loss)], "step"))
     drawn = f'<div class="grid2">{"".join(figures)}</div>' if any(figures) else ""
     said = "".join(f"<li>{esc(a['stage'])}, update {a['step']}: {esc(a['text'])}</li>" for a in report["alarms"])
-    said = f"<h3>What the watch said</h3><ul>{said}</ul>" if said else ""
+    said = f"<h3>Alarms</h3><ul>{said}</ul>" if said else ""
     return f"<section><h2>While it learned</h2>{drawn}{said}</section>" if drawn or said else ""
 
 
@@ -45,7 +45,7 @@ def as_markdown(report: Json) -> list[str]:
         table = markdown.table(["stage", "update: words"], rows)
         parts += ["## Words of reflection in a response", table, f"Counted: {words}."]
     if report["alarms"]:
-        parts.append("## What the watch said while it learned")
+        parts.append("## Alarms while it learned")
         parts += [f"- {inline(a['stage'])}, update {a['step']}: {inline(a['text'])}" for a in report["alarms"]]
     return parts
 

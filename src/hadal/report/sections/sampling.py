@@ -13,7 +13,7 @@ def as_html(report: Json, metrics: list[Json]) -> str:
     if not report["sampling"]:
         return ""
     rows = [[esc(stage["stage"]), *_counts(stage)] for stage in report["sampling"]]
-    about = "Of what a teacher answered, the right and readable is kept; gold and plain are mixed in."
+    about = "Of a teacher's answers, those that are right and readable are kept; gold and plain ones are mixed in."
     return f"<section><h2>Rejection sampling</h2><p>{about}</p>{html.table(['stage', *COUNTS], rows)}</section>"
 
 
