@@ -240,6 +240,18 @@ def test_a_chain_has_a_row_for_each_model_and_a_card_for_each_step(tmp_path):
     assert len(charts) == 2 * 4 + 6 + 2  # tasks, what RL is watched by, losses
 
 
+def test_models_that_were_given_different_tasks_are_not_compared(tmp_path):
+    run = tmp_path / "r"
+    make_sample_chain(run)
+    path = run / "stages" / "evaluate-base" / "result.json"
+    base = json.loads(path.read_text())
+    tasks = {"sort": base["tasks"].pop("sums")}
+    write_json(path, base | {"tasks": tasks, "right": {"sort": base["right"]["sums"]}, "responses": {}})
+    report = write_report(run)
+    assert report["headline"] == "No gain is shown: the first and the last model were given different tasks"
+    assert {finding["question"] for finding in report["findings"]} == {"dev1 → r1", "r1 against r1-zero"}
+
+
 def test_a_chain_that_was_examined_in_depth_has_both_sides(tmp_path):
     """The sections follow what was measured, not what sort of run it was."""
     run, deep = tmp_path / "r", make_sample_run(tmp_path / "quick", 5, 5)

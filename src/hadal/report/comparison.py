@@ -18,9 +18,12 @@ CLOSE = 0.005  # a difference of shares that no sentence calls one
 
 def headline(rows: list[Json], final: str) -> str:
     """The page's first sentence, no stronger than the numbers."""
-    ends = rows[:1] + [row for row in rows if row["stage"] == final]
-    if len(ends) < 2:
+    last = next((row for row in rows if row["stage"] == final), None)
+    if last is None:
         return "No stage was examined"
+    ends = rows[0], last
+    if not _reasoning(*ends):
+        return "No gain is shown: the first and the last model were given different tasks"
     numbers = " to ".join(f"{percent(row['mean']['accuracy'])} ({stage_title(row['stage'])})" for row in ends)
     moved, words = difference(*ends)
     if moved == 0:
@@ -47,7 +50,8 @@ def stage_findings(rows: list[Json], final: str) -> list[Json]:
             if other["from"] == student["from"] and other["kind"] == "grpo":
                 pairs.append((other["stage"], student["stage"], "against"))
     deep = [row["stage"] for row in in_depth(rows, final) or ()]
-    return [_told(by_name[before], by_name[after], how) for before, after, how in pairs if [before, after] != deep]
+    told = [(by_name[before], by_name[after], how) for before, after, how in pairs if [before, after] != deep]
+    return [_told(before, after, how) for before, after, how in told if _reasoning(before, after)]
 
 
 def difference(before: Json, after: Json, tasks: Sequence[str] = ()) -> tuple[int, str]:

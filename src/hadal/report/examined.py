@@ -37,7 +37,7 @@ def examined(run: Path, stages: Json, evaluation: Json) -> list[Json]:
 def _from_stages(run: Path, stages: Json, limits: Json) -> Iterator[Json]:
     for name, result in _results(run, stages, "evaluate"):
         of = stages[name]["from"]
-        if "tasks" in result:
+        if "tasks" in result:  # an older quickstart has its figures in evaluation.json alone
             made = stages.get(of, {"kind": "checkpoint"})
             yield {
                 "stage": of, "kind": made["kind"], "method": made.get("method"), "from": made.get("from"),
@@ -105,7 +105,7 @@ def examples(rows: list[Json], final: str) -> list[Json]:
             said = [
                 {"stage": row["stage"], "kind": row["kind"], "text": row["responses"][name][place]["text"],
                  "right": row["responses"][name][place].get("right")}
-                for row in rows if name in row["responses"]
+                for row in rows if place < len(row["responses"].get(name, ()))
             ]  # fmt: skip
             out.append({"task": name, "question": asked["question"], "gold": asked["gold"], "said": said})
     return out
