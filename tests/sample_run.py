@@ -8,7 +8,7 @@ from typing import Any
 
 from hadal.files import JsonLines, write_json
 from hadal.library.record import write_run
-from hadal.recipe.findings import wilson
+from hadal.report.findings import wilson
 
 # name: about, D, difficulty, base free / thinking / direct, RL free, frontiers, share that thinks
 TASKS: dict[str, tuple[str, int, int, tuple[float, float, float], float, tuple[float, float]]] = {
@@ -175,3 +175,54 @@ def make_sample_run(run: Path, pretrain_steps: int = 2400, grpo_steps: int = 120
     result = evaluation()
     write_json(run / "evaluation.json", result)
     return result
+
+
+STAGES: dict[str, dict[str, Any]] = {
+    "base": {"kind": "pretrain"},
+    "r1-zero": {"kind": "grpo", "from": "base"},
+    "answers": {"kind": "reject", "from": "r1-zero"},
+    "dev1": {"kind": "sft", "from": "base"},
+    "r1": {"kind": "grpo", "from": "dev1"},
+}
+ACCURACY = {"base": 0.2, "r1-zero": 0.7, "dev1": 0.5, "r1": 0.9}
+
+
+def make_sample_chain(run: Path) -> None:
+    """Writes the folder of a chain of stages that an examination follows each."""
+    stages = dict(STAGES)
+    for name, accuracy in ACCURACY.items():
+        stages[f"evaluate-{name}"] = {"kind": "evaluate", "from": name}
+        write_json(run / "stages" / f"evaluate-{name}" / "result.json", examination(accuracy))
+    kept = {"answers": 100, "kept": 41, "wrong": 50, "unreadable": 4, "twice": 5, "gold": 12, "plain": 0}
+    write_json(run / "stages" / "answers" / "result.json", {**kept, "checkpoint": ""})
+    write_run(run, {"name": run.name, "arch": "dense", "seed": 0, "status": "complete", "command": "hadal train r1",
+                    "config": {"tasks": ["sums", "talk"], "publish": "r1", "stage": stages}})  # fmt: skip
+    metrics = JsonLines(run / "metrics.jsonl")
+    for name in ("base", "dev1"):
+        for step in range(5):
+            metrics.append({"stage": name, "step": step, "loss": 4 / (step + 1)})
+    for name in ("r1-zero", "r1"):
+        for step in range(1, 6):
+            values = {"reward": step / 5, "length": 9.0 + step, "entropy": 1 / step, "thinking_share": 0.9}
+            metrics.append({"stage": name, "step": step, **values, "difficulty": {"sums": 2.0}})
+        metrics.append({"stage": name, "step": 5, "held_out": {"sums": 0.5, "talk": 1.0}})
+        group = {"samples": [{"text": "Wait, but no."}, {"text": "So it is."}]}
+        JsonLines(run / "rollouts" / f"{name}-000005.jsonl").append(group)
+    metrics.append({"stage": "r1", "step": 5, "alarm": "entropy", "text": "Entropy fell to 0.2 nats."})
+
+
+def examination(accuracy: float, problems: int = 40, samples: int = 3) -> dict[str, Any]:
+    """What a stage that examines leaves, of a model that is right in `accuracy` of its answers."""
+    tasks, right, responses = {}, {}, {}
+    for task in ("sums", "talk"):
+        counts = [samples if i < accuracy * problems else 0 for i in range(problems)]
+        share = wilson(sum(counts) / samples / problems, problems)
+        shape = {"length": 10 + accuracy, "thinking_share": accuracy, "format": 0.9, "language": None}
+        told = {"about": f"the task {task}", "difficulty": 3, "reasoning": task == "sums"}
+        tasks[task] = {**told, **share, **shape, "cons": share, "samples": samples, "reflection": 0.3}
+        right[task] = counts
+        responses[task] = [
+            {"question": f"{task} {i}?", "gold": "3", "text": f"<think>{i}</think> {i}", "right": counts[i] > 0}
+            for i in range(problems)
+        ]
+    return {"tasks": tasks, "mean": tasks["sums"], "right": right, "responses": responses, "checkpoint": ""}

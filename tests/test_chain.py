@@ -16,13 +16,14 @@ from small_chain import CHAIN, write_chain
 
 from hadal.cli import main
 from hadal.errors import UserError
+from hadal.evaluate.reflection import reflections
 from hadal.evaluate.statistics import proportion
 from hadal.evaluate.suite import Verdict
-from hadal.recipe.chain_report import difference
 from hadal.recipe.config import load_recipe_data, read_recipe, to_toml
+from hadal.report.comparison import difference
 from hadal.rewards.language import language_share
 from hadal.stages import reject as rejection
-from hadal.stages.evaluate import agreed, clean, measure, reflections
+from hadal.stages.evaluate import agreed, clean, measure
 from hadal.stages.reject import Config as RejectConfig
 from hadal.stages.reject import readable
 from hadal.tasks import Problem, Rng, load_tasks

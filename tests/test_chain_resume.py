@@ -14,7 +14,7 @@ from faulty_runs import QUIET, FaultyRuns
 from small_chain import outcome, write_chain
 
 from hadal.cli import main
-from hadal.recipe import chain_html, chain_markdown
+from hadal.report import page as pages
 from hadal.terminal.rollouts import Place, Rollouts, moved
 
 
@@ -119,7 +119,7 @@ def test_hostile_text_stays_text_in_the_report(whole: tuple[dict[str, bytes], in
         example.update(question=hostile, gold=hostile)
         example["said"] = [{**said, "text": hostile} for said in example["said"]]
     report["alarms"] = [{"stage": hostile, "step": 1, "text": hostile}]
-    html, markdown = chain_html.page(report, []), chain_markdown.page(report)
+    html, markdown = pages.as_html(report, []), pages.as_markdown(report)
     assert report["examples"] and "<script" not in html
     assert "\x1b" not in html + markdown and "\u202e" not in html + markdown
     assert "\n| a |" not in markdown.replace("```\n| a |", "")

@@ -12,14 +12,14 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "hadal"
 ROOMS = [
     "errors", "files", "rng", "http", "reading", "machine", "ranges", "ops", "models", "text", "checkpoints", "cost",
-    "library", "sandbox", "rollout", "tasks", "rewards", "engine", "evaluate", "train", "stages", "recipe", "terminal",
-    "server", "cli",
+    "library", "sandbox", "rollout", "tasks", "rewards", "engine", "evaluate", "report", "train", "stages", "recipe",
+    "terminal", "server", "cli",
 ]  # fmt: skip
 WITHOUT_TORCH = (
     "errors", "files", "rng", "http", "reading", "machine/__init__", "machine/environment", "machine/spinning",
     "machine/cores", "machine/memory", "checkpoints/__init__", "checkpoints/header", "cost",
     "library/__init__", "library/find", "library/hub", "library/info", "library/record", "library/shipped", "rollout",
-    "cli",
+    "report", "cli",
 )  # fmt: skip
 """Rooms, and files of rooms."""
 
@@ -180,3 +180,11 @@ def test_the_rule_of_the_families_sees_what_breaks_it() -> None:
         source = f"isinstance(x, {asked})"
         assert family_faults(source, Path("train/losses.py")) and family_faults(source, Path("models/packed.py"))
     assert not family_faults("isinstance(x, Decoder)", Path("train/losses.py"))
+
+
+def test_reports_are_made_without_torch() -> None:
+    modules = [".".join(("hadal", *path.with_suffix("").parts)) for path in files() if path.parts[0] == "report"]
+    program = f"import sys, {', '.join(modules)}\nprint('torch' in sys.modules)".replace(".__init__", "")
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE.parent)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "False\n"

@@ -4,17 +4,21 @@ import copy
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
-from sample_run import TASKS, make_sample_run
+from sample_run import TASKS, examination, make_sample_chain, make_sample_run
 
 from hadal.cost.prices import API_PRICES
 from hadal.errors import UserError
-from hadal.evaluate.charts import Series, line_chart, thin, ticks
+from hadal.evaluate.statistics import mean_of
 from hadal.files import write_json
-from hadal.recipe.findings import change, findings, headline, mean_of, past_frontier, percent, wilson
-from hadal.recipe.report import write_report
-from hadal.recipe.words import money, number, span
+from hadal.report.charts import Series, line_chart, thin, ticks
+from hadal.report.comparison import headline
+from hadal.report.examined import examined
+from hadal.report.findings import change, findings, past_frontier, wilson
+from hadal.report.run import write_report
+from hadal.report.words import money, number, percent, span
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 HOSTILE = (
@@ -178,7 +182,8 @@ def test_a_run_without_tasks_or_curves_still_has_a_page(tmp_path):
     report = write_report(run)
     assert report["headline"] == "No task was learned this time"
     assert report["seconds"] is None and report["answer_cost"] is None
-    assert "Not measured in this run." in Page((run / "report.html").read_text()).text
+    text = Page((run / "report.html").read_text()).text
+    assert "not learned in time" in text and "While it learned" not in text
     assert "not learned in time" in (run / "report.md").read_text()
 
 
@@ -210,12 +215,72 @@ def test_a_missing_or_broken_evaluation_names_the_remedy(tmp_path, harm):
     assert not (run / "report.json").exists()
 
 
+def test_a_chain_has_a_row_for_each_model_and_a_card_for_each_step(tmp_path):
+    run = tmp_path / "r"
+    make_sample_chain(run)
+    report = write_report(run)
+    assert [row["stage"] for row in report["rows"]] == ["base", "r1-zero", "dev1", "r1"]
+    assert report["headline"] == "It learned to think: from 20% (base) to 90% (r1) right"
+    cards = {finding["question"]: finding["verdict"] for finding in report["findings"]}
+    assert cards == {"base → r1-zero": "higher", "base → dev1": "higher", "dev1 → r1": "higher",
+                     "r1 against r1-zero": "higher"}  # fmt: skip
+    assert report["reflection"] == {"r1-zero": [[5, 1.0]], "r1": [[5, 1.0]]}
+    example = report["examples"][0]  # one that r1 gets right and the base does not
+    assert [said["right"] for said in example["said"]] == [False, True, True, True]
+    page, text = Page((run / "report.html").read_text()), (run / "report.md").read_text()
+    titles = {"The stages", "Task by task", "What each stage changed", "While it learned", "Rejection sampling",
+              "What it cost", "The same problem after each stage"}  # fmt: skip
+    assert all(title in page.text for title in titles)
+    for shown in (page.text, text):
+        assert all(word in shown for word in ("cons@3", "77.9", "Entropy fell to 0.2 nats.", "41", "retry", "talk 8?"))
+        assert "Before and after" not in shown and "Sharpening" not in shown
+    charts = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
+    assert "Reward: r1-zero from 0.2 to 1; r1 from 0.2 to 1" in charts
+    assert "Right on held-out problems: r1-zero from 0.75 to 0.75; r1 from 0.75 to 0.75" in charts
+    assert len(charts) == 2 * 4 + 6 + 2  # tasks, what RL is watched by, losses
+
+
+def test_models_that_were_given_different_tasks_are_not_compared(tmp_path):
+    run = tmp_path / "r"
+    make_sample_chain(run)
+    path = run / "stages" / "evaluate-base" / "result.json"
+    base = json.loads(path.read_text())
+    tasks = {"sort": base["tasks"].pop("sums")}
+    write_json(path, base | {"tasks": tasks, "right": {"sort": base["right"]["sums"]}, "responses": {}})
+    report = write_report(run)
+    assert report["headline"] == "No gain is shown: the first and the last model were given different tasks"
+    assert {finding["question"] for finding in report["findings"]} == {"dev1 → r1", "r1 against r1-zero"}
+
+
+def test_a_chain_that_was_examined_in_depth_has_both_sides(tmp_path):
+    """The sections follow what was measured, not what sort of run it was."""
+    run, deep = tmp_path / "r", make_sample_run(tmp_path / "quick", 5, 5)
+    make_sample_chain(run)
+    for stage, side in (("base", "base"), ("r1", "rl")):
+        tasks = {name: {**task[side], "about": task["about"]} for name, task in deep["tasks"].items()}
+        left = examination(0.5) | {"tasks": tasks, "mean": deep["mean"][side], "responses": {}, "right": {}}
+        write_json(run / "stages" / f"evaluate-{stage}" / "result.json", left)
+    for stage in ("r1-zero", "dev1"):
+        (run / "stages" / f"evaluate-{stage}" / "result.json").unlink()
+    write_json(run / "evaluation.json", deep)
+    report = write_report(run)
+    assert report["tasks"]["sums"]["gold_limit"] == 8 and report["left_out"].keys() == {"mine"}
+    assert report["tasks"].keys() == TASKS.keys() and report["headline"].startswith("It learned to think: from 42%")
+    assert [finding["name"] for finding in report["findings"]] == ["mode", "sharpening", "skill"]
+    assert "Before and after, task by task" in Page((run / "report.html").read_text()).text
+
+
 # ------------------------------------------------------------------------------------------- honest sentences
 
 
 def numbers(tmp_path):
     evaluation = make_sample_run(tmp_path / "r", 5, 5)
     return copy.deepcopy(evaluation["tasks"]), copy.deepcopy(evaluation["mean"])
+
+
+def first_sentence(tasks, mean):
+    """The headline of a run that evaluated so."""
+    return headline(examined(Path("no-such-run"), {}, {"tasks": tasks, "mean": mean}), "rl")
 
 
 def test_equal_models_are_told_as_equal(tmp_path):
@@ -228,7 +293,7 @@ def test_equal_models_are_told_as_equal(tmp_path):
     assert "no gain is shown" in " ".join(mode.sentences)
     assert "the intervals overlap" in " ".join(sharpening.sentences)
     assert "no change is shown" in " ".join(skill.sentences)
-    assert headline(tasks, mean).startswith("No gain is shown")
+    assert first_sentence(tasks, mean).startswith("No gain is shown")
     for finding in (mode, sharpening, skill):
         assert "rose" not in " ".join(finding.sentences)
 
@@ -245,7 +310,7 @@ def test_pure_mode_is_not_sold_as_skill(tmp_path):
     assert mode.changed and mode.verdict == "Yes"
     assert "explains the whole gain" in " ".join(mode.sentences)
     assert not sharpening.changed and not skill.changed
-    assert "no sharpening" in " ".join(sharpening.sentences)
+    assert "not sharpening" in " ".join(sharpening.sentences)
 
 
 def test_a_loss_is_told_as_a_loss(tmp_path):
@@ -257,7 +322,7 @@ def test_a_loss_is_told_as_a_loss(tmp_path):
     assert "accuracy fell" in " ".join(mode.sentences)
     assert sharpening.verdict == "No, worse"
     assert skill.verdict.startswith("No; it lost on")
-    assert headline(tasks, mean).startswith("It got worse")
+    assert first_sentence(tasks, mean).startswith("It got worse")
 
 
 def test_skill_needs_intervals_that_are_apart(tmp_path):

@@ -17,13 +17,15 @@ from rich.console import Console
 from test_checkpoint_recipes import checkpoint, rows, train
 
 from hadal.evaluate.statistics import proportion
-from hadal.library.record import is_grown, origin
+from hadal.library.record import is_grown, origin, write_run
 from hadal.models import packed
 from hadal.models.dense.config import Qwen2Config
-from hadal.recipe.chain_report import gather_chain
 from hadal.recipe.config import read_recipe
-from hadal.recipe.findings import headline, skill_finding, wilson
-from hadal.recipe.words import setting
+from hadal.report.comparison import headline
+from hadal.report.examined import examined
+from hadal.report.findings import skill_finding, wilson
+from hadal.report.run import gather
+from hadal.report.words import setting
 from hadal.stages.grpo import Config as GrpoConfig
 from hadal.stages.grpo import _about
 from hadal.stages.pretrain import none_ready
@@ -31,7 +33,7 @@ from hadal.tasks import load_tasks
 from hadal.terminal.chat import Chat
 from hadal.terminal.model import Model
 
-GROWN = ("random numbers", "grown", "Grown", "Grow it", "knows nothing", "It is tiny", "learned to reason", "dense")
+GROWN = ("random numbers", "grown", "Grown", "Grow it", "knows nothing", "It is tiny", "learned to think", "dense")
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +153,8 @@ def chain(tmp_path: Path, first: dict[str, Any], last: dict[str, Any]) -> dict[s
         "before": {"kind": "evaluate", "from": "checkpoint"}, "rl": {"kind": "grpo", "from": "checkpoint"},
         "after": {"kind": "evaluate", "from": "rl"},
     }  # fmt: skip
-    return gather_chain(tmp_path, {"stage": stages, "publish": "rl"})
+    write_run(tmp_path, {"name": "chain", "config": {"stage": stages, "publish": "rl"}})
+    return gather(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +163,7 @@ def chain(tmp_path: Path, first: dict[str, Any], last: dict[str, Any]) -> dict[s
         (90, (0.0, 0.0), "It got better"),
         (90, (1.0, 1.0), "It got better"),
         (90, (0.0, 0.2), "It got better"),
-        (90, (0.05, 0.95), "It learned to reason"),
+        (90, (0.05, 0.95), "It learned to think"),
         (10, (0.0, 0.0), "No gain is shown"),
         (2, (0.0, 0.9), "It got worse"),
     ],
@@ -185,7 +188,8 @@ def test_a_headline_says_what_the_findings_say(tmp_path: Path) -> None:
 def test_a_thought_now_and_then_is_no_headline(share: float, words: str) -> None:
     base = wilson(0.3, 2500) | {"thinking_share": 0.0}
     after = wilson(0.8, 2500) | {"thinking_share": share}
-    assert headline({"t": {}}, {"base": base, "rl": after}).startswith(words)
+    evaluation = {"tasks": {"t": {"base": base, "rl": after}}, "mean": {"base": base, "rl": after}}
+    assert headline(examined(Path("no-such-run"), {}, evaluation), "rl").startswith(words)
 
 
 # Notes

@@ -79,6 +79,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
     from hadal.evaluate import run
     from hadal.evaluate.samples import Settings
+    from hadal.report.evaluation import write_pages
     from hadal.terminal.evaluation import Meter, browse, summary
 
     meter = Meter(sys.stderr)
@@ -105,6 +106,7 @@ def evaluate(options: argparse.Namespace) -> None:
         subject = _subject(options, options.model, options.served)
         outcome = run.evaluate(subject, names, settings, options.out, other, meter, meter.write)
         folder, evaluation, results = outcome.folder, outcome.evaluation, outcome.results
+    write_pages(folder, results)
     if options.json:
         print(json.dumps(results))
     elif options.failures:

@@ -16,18 +16,6 @@ from hadal.errors import UserError
 from hadal.evaluate.samples import Evaluation
 from hadal.evaluate.statistics import Floats, compare, consensus, intervals, pass_at_k
 
-ABOUT = {
-    "pass@1": "right answers, mean over samples",
-    "score": "mean score of the answers, where a scorer gives part of the marks",
-    "tokens": "tokens of a response",
-    "truncated": "responses cut off at the limit",
-    "thinks": "responses with a thought",
-    "format": "responses of the form <think>, thought, </think>, answer",
-    "unanswered": "responses without an answer",
-    "tied": "votes of all samples that end in a tie",
-}
-"""What a figure is; pass@k and cons@k are chances (hadal.evaluate.statistics)."""
-
 
 def ks(samples: int) -> list[int]:
     """The k of pass@k and cons@k: powers of two, and all samples."""

@@ -1,4 +1,4 @@
-"""`hadal eval`: a model, however it is named, on tasks, into a folder of samples, figures and a report."""
+"""`hadal eval`: a model, however it is named, on tasks, into a folder of samples and figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 from hadal.engine import LLM
 from hadal.engine.remote import KEY, RemoteRollout, is_url
 from hadal.errors import UserError
-from hadal.evaluate.report import markdown, page
 from hadal.evaluate.results import against, results
 from hadal.evaluate.samples import (
     Asking,
@@ -79,7 +78,7 @@ def evaluate(
     other: Subject | Evaluation | None = None, progress: Callable[[str, Progress], None] = lambda name, done: None,
     say: Say = lambda line: None,
 ) -> Outcome:  # fmt: skip
-    """Ask the model what is missing, then the other one, and write results.json, results.md and results.html."""
+    """Ask the model what is missing, then the other one, and write results.json."""
     tasks = load_tasks(names)
     _check(tasks)
     asking = Asking(tasks, settings)
@@ -120,8 +119,6 @@ def write_results(folder: Path, evaluation: Evaluation, other: Evaluation | None
     if other is not None:
         found["against"] = against(evaluation, other)
     write_text(folder / "results.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    write_text(folder / "results.md", markdown(found))
-    write_text(folder / "results.html", page(found))
     return found
 
 

@@ -1,1 +1,1 @@
-"""Recipes: configs read from TOML, the stages strung together, the runner that resumes them, the report."""
+"""Recipes: configs read from TOML, the stages strung together, the runner that resumes them."""

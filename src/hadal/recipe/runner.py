@@ -32,9 +32,9 @@ from hadal.recipe.config import (
 )
 from hadal.recipe.inherit import decided, take_over
 from hadal.recipe.plan import decide
-from hadal.recipe.report import write_report
 from hadal.recipe.sides import write_evaluation
 from hadal.recipe.sinks import ToldLines, check_sinks
+from hadal.report.run import write_report
 from hadal.stages import find
 from hadal.stages.common.run import PUBLISHED, DamagedModel, Run, checkpoint_digest
 from hadal.stages.common.view import View

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 
 from hadal import stages
 from hadal.engine import SamplingParams
+from hadal.evaluate.reflection import reflections
 from hadal.evaluate.statistics import consensus, mean_of, proportion
 from hadal.evaluate.suite import Depth, Verdict, ask, held_out, in_depth
 from hadal.rewards.format import format_reward
@@ -25,8 +25,6 @@ from hadal.text.tokenizer import END_THINK, THINK
 LEAVES = "figures"
 SHOWN = 24
 """Problems of each task whose first answers are kept, to be set side by side."""
-REFLECTION = ("wait", "mistake", "however", "but", "retry", "error", "verify", "wrong", "evaluate", "check")
-"""The words that the R1 paper counts (arXiv 2501.12948v2, appendix C.2)."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +127,6 @@ def agreed(task: Task, group: Sequence[Verdict]) -> float:
 def clean(text: str) -> bool:
     """A thought and an answer behind it, or an answer alone; nothing left open, nothing twice."""
     return bool(format_reward(text)) if THINK in text or END_THINK in text else bool(text.strip())
-
-
-def reflections(text: str) -> int:
-    """How many words of a text look back on what was thought."""
-    return sum(word in REFLECTION for word in re.findall(r"[a-z]+", text.lower()))
 
 
 def mean(figures: dict[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from hadal.evaluate.report import broken, chance, change, columns, compared, estimate, rows, shown
 from hadal.evaluate.samples import Evaluation, Progress
+from hadal.report.evaluation import broken, chance, change, columns, compared, estimate, rows, shown
 from hadal.terminal.clean import clean, one_line
 from hadal.terminal.view import count, duration
 from hadal.text.parse import parse_response

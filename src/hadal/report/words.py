@@ -1,8 +1,10 @@
 """Numbers and fixed phrases in words, for both forms of the report."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
-from hadal.evaluate.charts import printable
+from hadal.report.charts import printable
 
 DECODINGS = {
     "sampled": "sampled, temperature 1.0",
@@ -10,26 +12,24 @@ DECODINGS = {
     "greedy": "greedy",
 }
 ABOUT_N = (
-    "n counts held-out problems, which share no problem with this training; where two intervals overlap, "
-    "no difference is shown."
+    "n counts held-out problems, none of which this training used; where two intervals overlap, no difference is shown."
 )
 ABOUT_INTERVALS = f"In brackets 95% intervals; {ABOUT_N}"
 ABOUT_STAGES = (
-    "In brackets 95% intervals; n counts held-out problems, which share no problem with this training. All models had "
-    "the same problems, so two of them are compared problem by problem: where the interval of their differences holds "
-    "0, no difference is shown."
+    "In brackets 95% intervals; n counts held-out problems, none of which this training used. All models were given "
+    "the same problems, so two of them are compared problem by problem: where the interval of their differences "
+    "contains 0, no difference is shown."
 )
 ABOUT_API_PRICES = (
-    "Beside it the price of as many output tokens, prompts not counted. It is not a contest: those "
-    "models answer "
-    "far harder questions, and would spend other numbers of tokens on these. Here the tokens are "
-    "sampled in large "
+    "Beside it the price of as many output tokens, prompts not counted. It is not a contest: those models answer far "
+    "harder questions, and would need a different number of tokens for these. Here the tokens are sampled in large "
     "batches; one at a time they cost more."
 )
 _STAGES = {
     "pretrain": "pre-training",
     "grpo": "reinforcement learning",
     "evaluate": "examination",
+    "rl": "after RL",
     "total": "all",
 }
 
@@ -37,6 +37,39 @@ _STAGES = {
 def cut(text: str, most: int = 1500) -> str:
     """Long text, with a word on what was left out."""
     return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
+
+
+def percent(share: float) -> str:
+    """`93%`; near the ends, where a whole number would hide the rest, `99.6%`."""
+    if 0 < share < 0.01 or 0.99 < share < 1:
+        return f"{(math.floor if share > 0.5 else math.ceil)(share * 1000) / 10:.1f}%"
+    return f"{share:.0%}"
+
+
+def bounds(estimate: Mapping[str, float]) -> str:
+    """`90–94%`."""
+    return f"{percent(estimate['low'])[:-1]}–{percent(estimate['high'])}"
+
+
+def estimated(estimate: Mapping[str, float]) -> str:
+    """`93% (92–94%)`."""
+    return f"{percent(estimate['accuracy'])} ({bounds(estimate)})"
+
+
+def points(difference: float) -> str:
+    """`+40 points`."""
+    number = round(100 * difference)
+    return f"{number:+d} point{'' if abs(number) == 1 else 's'}" if number else "0 points"
+
+
+def listed(words: list[str]) -> str:
+    """`a, b and c`."""
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def from_to(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """`from 53% (50–55%) to 93% (92–94%)`."""
+    return f"from {estimated(before)} to {estimated(after)}"
 
 
 def number(value: float | None) -> str:
@@ -126,3 +159,9 @@ def setting(report: dict[str, Any]) -> str:
 def command(report: dict[str, Any]) -> str:
     """The command that makes this model again."""
     return printable(report["command"]).replace("`", "")
+
+
+def made_by(row: dict[str, Any]) -> str:
+    """`grpo from dev1`."""
+    kind = f"{row['kind']} ({row['method']})" if row["method"] else str(row["kind"])
+    return f"{kind} from {row['from']}" if row["from"] else kind

@@ -7,17 +7,19 @@ Three things that are often taken for one another are told apart:
 - skill: it solves problems that it did not solve even at its best.
 
 Wherever two 95% intervals overlap, the sentence says that no change is shown. (That is a careful rule:
-intervals may overlap a little and the difference still be real.) Arithmetic and words only; `report.py` calls
+intervals may overlap a little and the difference still be real.) Arithmetic and words only; `run.py` calls
 this.
 """
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hadal.evaluate.statistics import mean_of, proportion
+from hadal.report.words import from_to, listed, percent, points
 
 Estimate = dict[str, Any]  # accuracy, low, high, n
+DEEP = ("mode", "sharpening", "skill")
+"""The names of these findings, among those of a report."""
 
 
 @dataclass
@@ -88,37 +90,6 @@ def past_frontier(task: dict[str, Any]) -> tuple[int, Estimate, Estimate] | None
 
 
 # ------------------------------------------------------------------------------------------------ words
-
-
-def percent(share: float) -> str:
-    """`93%`; near the ends, where a whole number would hide the rest, `99.6%`."""
-    if 0 < share < 0.01 or 0.99 < share < 1:
-        return (
-            f"{math.floor(share * 1000) / 10:.1f}%" if share > 0.5 else f"{math.ceil(share * 1000) / 10:.1f}%"
-        )
-    return f"{share:.0%}"
-
-
-def bounds(estimate: Estimate) -> str:
-    """`90–94%`."""
-    return f"{percent(estimate['low'])[:-1]}–{percent(estimate['high'])}"
-
-
-def points(difference: float) -> str:
-    """`+40 points`."""
-    number = round(100 * difference)
-    return f"{number:+d} point{'' if abs(number) == 1 else 's'}" if number else "0 points"
-
-
-def listed(words: list[str]) -> str:
-    """`a, b and c`."""
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
-
-
-def from_to(before: Estimate, after: Estimate) -> str:
-    """`from 53% (50–55%) to 93% (92–94%)`."""
-    left, right = (f"{percent(e['accuracy'])} ({bounds(e)})" for e in (before, after))
-    return f"from {left} to {right}"
 
 
 def _split(pairs: dict[str, tuple[Estimate, Estimate]]) -> tuple[list[str], list[str], list[str]]:
@@ -225,7 +196,7 @@ def sharpening_finding(tasks: dict[str, Any]) -> Finding:
     columns = cells["sampled", "base"], cells["sampled", "rl"]
     by_task = {n: (b, r) for n in complete if (b := columns[0][n]) and (r := columns[1][n])}
     overlap = " (the intervals overlap)"
-    end = "samples moved towards the best answer." if finding.changed else "that is no sharpening by itself."
+    end = "samples moved towards the best answer." if finding.changed else "that alone is not sharpening."
     finding.sentences += [
         _told(by_task, "Made to think and sampled at temperature 1.0, accuracy"),
         f"In the mean of tasks it went {from_to(*sampled)}{'' if moved else overlap}, and greedy, taking the "
@@ -245,8 +216,7 @@ def skill_finding(tasks: dict[str, Any]) -> Finding:
         if past is None:
             if task["base"].get("by_difficulty"):
                 finding.sentences.append(
-                    f"{name}: the base is right more than half the time at every difficulty that was "
-                    "measured, "
+                    f"{name}: the base is right more than half the time at every difficulty that was measured, "
                     "so this task cannot show whether skill grew."
                 )
             continue
@@ -286,9 +256,8 @@ def skill_finding(tasks: dict[str, Any]) -> Finding:
             )
     if measured:
         finding.sentences.append(
-            "This page sets the model beside its own base. Whether as much more pre-training, or "
-            "training on the base's "
-            "own right answers, would have done the same cannot be read from it."
+            "This page compares the model with its own base. It cannot tell whether as much more pre-training, or "
+            "training on the base's own right answers, would have done the same."
         )
     return finding
 
@@ -321,17 +290,3 @@ def took_to_thinking(before: Estimate, after: Estimate) -> bool:
     if shares[0] is None or shares[1] is None or shares[1] < 0.5:
         return False
     return change(wilson(shares[0], before["n"]), wilson(shares[1], after["n"])) > 0
-
-
-def headline(tasks: dict[str, Any], mean: dict[str, Any]) -> str:
-    """The page's first sentence, no stronger than the numbers."""
-    if not tasks:
-        return "No task was learned this time"
-    base, rl = mean["base"], mean["rl"]
-    numbers = f"from {percent(base['accuracy'])} to {percent(rl['accuracy'])}"
-    moved = change(base, rl)
-    if moved == 0:
-        return f"No gain is shown: {numbers}, and the intervals overlap"
-    if moved < 0:
-        return f"It got worse: {numbers}"
-    return f"{'It learned to think' if took_to_thinking(base, rl) else 'It got better'}: {numbers} right"

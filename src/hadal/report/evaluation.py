@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from hadal.evaluate.charts import Series, esc, interval_rows, legend, line_chart
-from hadal.evaluate.results import ABOUT
+from hadal.files import write_text
+from hadal.report.charts import Series, esc, interval_rows, legend, line_chart
 
 Json = dict[str, Any]
+ABOUT = {
+    "pass@1": "right answers, mean over samples",
+    "score": "mean score of the answers, where a scorer gives part of the marks",
+    "tokens": "tokens of a response",
+    "truncated": "responses cut off at the limit",
+    "thinks": "responses with a thought",
+    "format": "responses of the form <think>, thought, </think>, answer",
+    "unanswered": "responses without an answer",
+    "tied": "votes of all samples that end in a tie",
+}
+"""What a figure is; pass@k and cons@k are chances (hadal.evaluate.statistics)."""
 _INTERVALS = (
     "In brackets 95% intervals, by a bootstrap over problems: samples of a problem stay together. pass@k is the chance "
-    "that one of k samples is right; cons@k that the most frequent answer among k is, ties decided by lot. The mean "
+    "that one of k samples is right; cons@k that the most frequent answer among k is, ties broken at random. The mean "
     "gives each task the same weight."
 )
 _PAIRED = (
-    "Differences on the same problems, with 95% intervals by a paired bootstrap; p is of a two-sided permutation test "
-    "that flips the signs of the problems' differences."
+    "Differences on the same problems, with 95% intervals from a paired bootstrap; p is from a two-sided permutation "
+    "test that flips the signs of the differences, problem by problem."
 )
 _COLORS = 6
+
+
+def write_pages(folder: Path, results: Json) -> None:
+    """results.md and results.html beside results.json."""
+    write_text(folder / "results.md", markdown(results))
+    write_text(folder / "results.html", page(results))
 
 
 def model_name(model: Json) -> str:
@@ -81,11 +99,11 @@ def rows(results: Json) -> list[tuple[str, int, Json]]:
 
 
 def broken(results: Json) -> list[str]:
-    """A sentence for each task whose scorer came to no verdict on some answers."""
+    """A sentence for each task whose scorer failed on some answers."""
     samples = results["settings"]["samples"]
     return [
-        f"The scorer of {name} broke on {task['scorer_broke']:,} of {task['problems'] * samples:,} answers: they count "
-        "as wrong, and samples.jsonl says why."
+        f"The scorer of {name} failed on {task['scorer_broke']:,} of {task['problems'] * samples:,} answers: they "
+        "count as wrong, and samples.jsonl says why."
         for name, task in results["tasks"].items()
         if task.get("scorer_broke")
     ]

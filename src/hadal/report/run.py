@@ -1,8 +1,10 @@
 """The report of a run: gathers what the run wrote, and writes `report.json`, `report.md` and `report.html`.
 
 Every figure on the pages is in `report.json`, but for the curves. Start with `gather`; the words are in
-`findings.py`, the pages in `report_html.py` and `report_markdown.py`.
+`comparison.py` and `findings.py`, the pages in `page.py`, their sections in `sections/`.
 """
+
+from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
@@ -10,64 +12,43 @@ from typing import Any
 
 from hadal.cost import prices
 from hadal.errors import UserError
+from hadal.evaluate.reflection import REFLECTION
 from hadal.files import JsonLines, plain, write_json, write_text
 from hadal.library.record import carry_on, count_parameters, origin, read_json, read_run
-from hadal.recipe import chain_html, chain_markdown, report_html, report_markdown
-from hadal.recipe.chain_report import gather_chain
-from hadal.recipe.findings import findings, headline
+from hadal.report import examined, page
+from hadal.report.comparison import headline, stage_findings
+from hadal.report.findings import findings
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
+Json = dict[str, Any]
 
 
-def write_report(run: Path) -> dict[str, Any]:
+def write_report(run: Path) -> Json:
     """Writes the three forms of the report into the run folder and returns what `report.json` holds.
 
     Raises UserError where the run or its evaluation is missing or damaged, or the disk is full.
     """
     run = Path(run)
-    record = read_run(run)
-    metrics = JsonLines(run / "metrics.jsonl").read()
-    if "stage" in (record.get("config") or {}) and not (run / "evaluation.json").is_file():
-        report = plain(common(run, record) | gather_chain(run, record["config"]))
-        pages = chain_markdown.page(report), chain_html.page(report, metrics)
-    else:
-        report = gather(run)
-        pages = report_markdown.page(report), report_html.page(report, metrics)
-    write_text(run / "report.md", pages[0])
-    write_text(run / "report.html", pages[1])
+    report = gather(run)
+    write_text(run / "report.md", page.as_markdown(report))
+    write_text(run / "report.html", page.as_html(report, JsonLines(run / "metrics.jsonl").read()))
     write_json(run / "report.json", report)  # last: where it is, the other two are too
     return report
 
 
-def gather(run: Path) -> dict[str, Any]:
-    """Everything the report says, from `run.json`, `evaluation.json`, `timing.jsonl` and `ledger.jsonl`."""
+def gather(run: Path) -> Json:
+    """Everything the report says, from the run's records, its logs and what its stages left."""
     record = read_run(run)
-    evaluation = _read_evaluation(run)
-    tasks, mean = evaluation["tasks"], evaluation.get("mean") or {}
-    for side in mean.values():
-        side.setdefault("n", sum(task["rl"]["n"] for task in tasks.values()))
-        side.setdefault("frontier", None)  # difficulties of different tasks have no mean
-    report = common(run, record) | {
-        "headline": headline(tasks, mean),
-        "tasks": tasks,
-        "mean": mean,
-        "findings": [finding.as_dict() for finding in findings(tasks, mean)],
-        "examples": evaluation.get("examples") or [],
-        "left_out": evaluation.get("left_out") or {},
-    }
-    report["answer_cost"] = _answer_cost(mean, report["stages"])
-    return plain(report)
-
-
-def common(run: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """What every report says: the run, what it took and what that cost."""
-    ledger = JsonLines(run / "ledger.jsonl").read()
-    timing = JsonLines(run / "timing.jsonl").read()
-    metrics = JsonLines(run / "metrics.jsonl").read()
-    stages = _stages(ledger, timing)
-    mismatches = [line["mismatch"] for line in metrics if isinstance(line.get("mismatch"), int | float)]
     config = record.get("config") or {}
-    return {
+    stages, evaluation = examined.stages_of(config), _read_evaluation(run, config)
+    rows = examined.examined(run, stages, evaluation)
+    final = config.get("publish") or (rows[-1]["stage"] if rows else "")
+    deep = examined.in_depth(rows, final)
+    tasks, mean = examined.before_and_after(*deep) if deep else ({}, {})
+    metrics = JsonLines(run / "metrics.jsonl").read()
+    mismatches = [line["mismatch"] for line in metrics if isinstance(line.get("mismatch"), int | float)]
+    spent = _spent(run)
+    return plain({
         "hadal_report": REPORT_VERSION,
         "name": record.get("name", Path(run).name),
         "arch": record.get("arch"),
@@ -80,20 +61,22 @@ def common(run: Path, record: dict[str, Any]) -> dict[str, Any]:
         "threads": config.get("threads"),
         "device": config.get("device"),
         "dtype": config.get("dtype"),
-        "seconds": _total(stages, "seconds"),
-        "peak_memory_bytes": max((s["peak_memory_bytes"] or 0 for s in stages), default=0) or None,
-        "cost_usd": _total(stages, "cost_usd"),
-        "tokens_trained": _total(stages, "tokens_trained"),
-        "tokens_sampled": _total(stages, "tokens_sampled"),
-        "flops": _total(stages, "flops"),
-        "price_per_hour": ledger[-1].get("price_per_hour") if ledger else None,
-        "price_source": ledger[-1].get("price_source") if ledger else None,
-        "stages": stages,
-        "answer_cost": None,
+        **spent,
+        "headline": headline(rows, final) if rows or not evaluation else "No task was learned this time",
+        "rows": [{key: value for key, value in row.items() if key not in ("responses", "right")} for row in rows],
+        "final": final,
+        "tasks": tasks,
+        "mean": mean,
+        "findings": stage_findings(rows, final) + [finding.as_dict() for finding in findings(tasks, mean)],
+        "answer_cost": _answer_cost(mean, spent["stages"]),
+        "examples": examined.examples(rows, final),
+        "left_out": evaluation.get("left_out") or {},
+        "sampling": examined.sampled(run, stages),
+        "reflection": examined.reflection_counts(run, stages),
+        "reflection_words": list(REFLECTION),
+        "alarms": [line for line in metrics if "alarm" in line],
         "largest_mismatch": max(mismatches, default=None),
-        "examples": [],
-        "left_out": {},
-    }
+    })  # fmt: skip
 
 
 def _family(run: Path) -> str | None:
@@ -102,10 +85,13 @@ def _family(run: Path) -> str | None:
     return str(read_json(path).get("model_type")) if path.is_file() else None
 
 
-def _read_evaluation(run: Path) -> dict[str, Any]:
+def _read_evaluation(run: Path, config: Json) -> Json:
+    """evaluation.json; empty where the run's own stages examine its models instead."""
     path = Path(run) / "evaluation.json"
     remedy = carry_on(run)
     if not path.is_file():
+        if "stage" in config:
+            return {}
         raise UserError(f"{run} has not been evaluated yet (no evaluation.json).", remedy)
     evaluation = read_json(path, remedy)
     if not isinstance(evaluation, dict) or not isinstance(evaluation.get("tasks"), dict):
@@ -113,14 +99,32 @@ def _read_evaluation(run: Path) -> dict[str, Any]:
     return evaluation
 
 
-def _total(stages: list[dict[str, Any]], key: str) -> float | None:
+def _spent(run: Path) -> Json:
+    """What the run took and what that cost, by stage and in all."""
+    ledger, timing = (JsonLines(Path(run) / f"{name}.jsonl").read() for name in ("ledger", "timing"))
+    stages = _stages(ledger, timing)
+    last = ledger[-1] if ledger else {}
+    return {
+        "seconds": _total(stages, "seconds"),
+        "peak_memory_bytes": max((s["peak_memory_bytes"] or 0 for s in stages), default=0) or None,
+        "cost_usd": _total(stages, "cost_usd"),
+        "tokens_trained": _total(stages, "tokens_trained"),
+        "tokens_sampled": _total(stages, "tokens_sampled"),
+        "flops": _total(stages, "flops"),
+        "price_per_hour": last.get("price_per_hour"),
+        "price_source": last.get("price_source"),
+        "stages": stages,
+    }
+
+
+def _total(stages: list[Json], key: str) -> float | None:
     values = [stage[key] for stage in stages if stage[key] is not None]
     return sum(values) if values else None
 
 
-def _stages(ledger: list[dict[str, Any]], timing: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _stages(ledger: list[Json], timing: list[Json]) -> list[Json]:
     """The ledger by stage, in the order they began; a resumed stage has several records, which add up."""
-    stages: dict[str, dict[str, Any]] = {}
+    stages: dict[str, Json] = {}
     added = ("seconds", "tokens_trained", "tokens_sampled", "flops", "cost_usd")
     for record in ledger:
         name = record["stage"]
@@ -140,7 +144,7 @@ def _stages(ledger: list[dict[str, Any]], timing: list[dict[str, Any]]) -> list[
     return list(stages.values())
 
 
-def _answer_cost(mean: dict[str, Any], stages: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _answer_cost(mean: Json, stages: list[Json]) -> Json | None:
     """What a right answer costs here, and what as many output tokens cost at two API prices.
 
     The price of a token is what the evaluation paid for one: it samples and does nothing else, in large

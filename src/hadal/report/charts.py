@@ -39,7 +39,7 @@ class Series:
 
 
 def thin(points: list[tuple[float, float]], most: int = _MOST_POINTS) -> list[tuple[float, float]]:
-    """Long series as means of equal shares, short ones as they are, without what is no number."""
+    """Long series as means of equal shares, short ones as they are, without what is not a number."""
     points = [(x, y) for x, y in points if y is not None and math.isfinite(y)]
     if len(points) <= most:
         return points
