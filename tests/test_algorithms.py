@@ -309,7 +309,7 @@ def test_one_more_file_is_one_more_algorithm(tmp_path: Path, monkeypatch: pytest
         ({"options": {"clip_hi": 0.3}}, ["options.clip_hi", "Did you mean clip_high?"]),
         ({"options": {"std": 1}}, ["options.std is 1", "true or false"]),
         ({"options": {"mean": "tokens"}}, ["mean is 'tokens'", "Did you mean token?"]),
-        ({"options": {"kl": -1.0}}, ["kl is -1.0", "from 0 on"]),
+        ({"options": {"kl": -1.0}}, ["kl is -1.0", "at least 0"]),
         ({"options": {"ratio": "sequences"}}, ["ratio is 'sequences'", "Did you mean sequence?"]),
         ({"options": 3}, ["options is 3", "table"]),
         ({"algorithm": "expert_iteration", "options": {"std": True}}, ["options.std"]),

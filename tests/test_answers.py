@@ -262,7 +262,7 @@ def test_equality_of_numbers_without_percent_is_symmetric(one: Quantity, other: 
 @given(st.fractions(max_denominator=999), st.fractions(max_denominator=999))
 def test_numbers_are_right_exactly_when_they_are_equal(one: Fraction, other: Fraction) -> None:
     fraction = f"\\boxed{{{'-' * (other < 0)}\\frac{{{abs(other.numerator)}}}{{{other.denominator}}}}}"
-    assert decide(str(one), fraction) == (Verdict(True) if one == other else Verdict(False, "another number"))
+    assert decide(str(one), fraction) == (Verdict(True) if one == other else Verdict(False, "a different number"))
 
 
 @UNHURRIED

@@ -71,7 +71,7 @@ def test_an_evaluation_follows_each_stage_that_leaves_a_model() -> None:
         ("sft.epocs=3", ["sft.epocs", "Did you mean epochs?"]),
         ("stage.dev1.kind=stf", ["stage.dev1.kind is 'stf'", "Did you mean sft?"]),
         ("stage.dev1.from=bas", ["stage.dev1.from is 'bas'", "Did you mean base?"]),
-        ("stage.dev1.from=r1", ["stage.dev1.from is 'r1', which is no stage before it"]),
+        ("stage.dev1.from=r1", ["stage.dev1.from is 'r1', which is not a stage before it"]),
         ("stage.dev1.from=cold-start", ["which leaves no model"]),
         ('stage.dev1.data=["base"]', ["stage.dev1.data is 'base'", "leaves no data"]),
         ('stage.dev1.data=["cold-stat"]', ["'cold-stat'", "Did you mean cold-start?"]),

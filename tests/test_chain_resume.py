@@ -140,8 +140,8 @@ def test_rollouts_are_shown_as_plain_text(
     assert main(["rollouts", str(run), "--stage", "r1", "--step", "3", "--against", "2"]) == 0
     assert "r1, update 2 -> 3" in (out := capsys.readouterr().out) and out.count(" reward ") >= 1
     for words, told in {
-        "--stage r1-zro": "There are of r1, r1-zero", "--step 9": "It did after 2, 3", "--group 99": "There are 1 to 4",
-        "--stage r1-zero --task sums": "There are of coin",
+        "--stage r1-zro": "Available: r1, r1-zero", "--step 9": "It did after 2, 3", "--group 99": "There are 1 to 4",
+        "--stage r1-zero --task sums": "Available: coin",
     }.items():  # fmt: skip
         assert main(["rollouts", str(run), *words.split()]) == 2
         assert told in (err := capsys.readouterr().err) and err.count("\n") == 1, err

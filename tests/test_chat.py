@@ -191,7 +191,7 @@ def test_a_conversation_is_answered_and_checked(model, tmp_path):
     assert "letters" in shown and "hadal quickstart --minutes 60" in shown
     assert "thought for" in shown and "tok/s" in shown
     assert "✓ right" in shown or "✗ wrong, it is 3" in shown
-    assert "none of its tasks" in shown
+    assert "not one of its tasks" in shown
     for piece in (
         "exists already",
         "Say /save FILE.",

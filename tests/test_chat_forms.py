@@ -374,7 +374,7 @@ def test_a_tokenizer_without_a_template_says_so(tmp_path: Path) -> None:
         t.chat([{"role": "user", "content": "a"}])
     with pytest.raises(UserError, match="｜"):
         t.chat([{"role": "user", "content": "a"}], encoding="r1")
-    with pytest.raises(UserError, match="Known are own, v3, r1, v3.1"):
+    with pytest.raises(UserError, match="Known: own, v3, r1, v3.1"):
         t.chat([], encoding="r2")
 
 

@@ -115,8 +115,8 @@ CUT_OFF = gzip.compress(json.dumps(SUMS[0]).encode() + b"\n", mtime=0)[:-9]
     ("name", "content", "message"),
     [
         ("a.jsonl", b'{"question": "a"\n', "line 1 is not JSON"),
-        ("a.jsonl", b'\n{"question": "a", "answer": "b"}\n', r"line 2, is no problem of gsm8k: .* ####"),
-        ("a.jsonl", b'{"question": "a", "answer": "b #### c"}\n', "'c' is no number"),
+        ("a.jsonl", b'\n{"question": "a", "answer": "b"}\n', r"line 2, is not a problem of gsm8k: .* ####"),
+        ("a.jsonl", b'{"question": "a", "answer": "b #### c"}\n', "'c' is not a number"),
         ("a.jsonl", b'{"question": " ", "answer": "b #### 3"}\n', "no question"),
         ("a.jsonl", b'{"question": ["a"], "answer": "b #### 3"}\n', "no question"),
         ("a.jsonl", b"[1]\n", "not a table of names"),
@@ -124,10 +124,10 @@ CUT_OFF = gzip.compress(json.dumps(SUMS[0]).encode() + b"\n", mtime=0)[:-9]
         ("a.jsonl", b"[" * 100_000, "nested too deeply"),
         ("a.jsonl.gz", b"not gzip", "cannot be read"),
         ("a.jsonl.gz", CUT_OFF, "cannot be read"),
-        ("a.json", b"{}", "no list"),
+        ("a.json", b"{}", "is not a list"),
         ("a.csv", b"question,answer\nx\n", "no answer"),
-        ("a.txt", b"", "no known kind"),
-        ("a.pkl", b"", "no known kind"),
+        ("a.txt", b"", "an unknown kind"),
+        ("a.pkl", b"", "an unknown kind"),
     ],
 )
 def test_a_broken_file_is_named_in_one_line(name: str, content: bytes, message: str, tmp_path: Path) -> None:
@@ -201,9 +201,9 @@ def test_gsm8k_is_posed_as_r1_is_asked_and_scored_behind_the_thought(folder: Pat
     for response, note in {
         "<think>\\boxed{1400}</think>": "no answer",
         "<think>\\boxed{1400}": "the thought was not closed",
-        "<think>\\boxed{1400}</think> \\boxed{1401}": "another number",
+        "<think>\\boxed{1400}</think> \\boxed{1401}": "a different number",
         "<think>x</think> \\boxed{7 \\cdot 200}": "not a plain number",
-        "<think>x</think> 1400 or 1500": "no single number",
+        "<think>x</think> 1400 or 1500": "not a single number",
     }.items():
         reward = score(problem, response)
         assert (reward.total, reward.parts, reward.note) == (0, {"accuracy": 0}, note)
@@ -218,7 +218,7 @@ def test_math_has_levels_and_takes_its_answers_from_the_solutions(tmp_path: Path
     assert problem.answer == "\\frac{5}{2}" and problem.meta["difficulty"] == 1
     assert task.score(problem, "<think>a</think> \\boxed{2.5}").total == 1
     assert task.score(problem, "<think>a</think> \\boxed{\\sqrt{25/4}}").total == 1
-    assert task.score(problem, "<think>a</think> \\boxed{\\sqrt{25/3}}").note == "another value, or of another form"
+    assert task.score(problem, "<think>a</think> \\boxed{\\sqrt{25/3}}").note == "a different value or form"
     task.validate()
     with pytest.raises(UserError, match="neither an answer nor"):
         MATH(lines([{"problem": "1?", "solution": "1"}], tmp_path / "b.jsonl")).problems("held_out")
@@ -344,7 +344,7 @@ def test_tests_hold_all_that_they_need_but_what_the_program_defines(tmp_path: Pa
     assert task.verdict(problem, problem.answer).right
     lying = "import math\nmath.isclose = len = lambda *a, **k: 1\nclass Pair:\n    n = 1\ndef sum(x): return 0"
     assert not task.verdict(problem, f"```\n{lying}\n```").right
-    with pytest.raises(UserError, match="no Python"):
+    with pytest.raises(UserError, match="is not valid Python"):
         HumanEval(lines([FUNCTIONS[0] | {"test": "def check("}], tmp_path / "c.jsonl")).problems("held_out")
 
 

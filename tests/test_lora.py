@@ -247,7 +247,7 @@ def spoil(folder: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("name", "is no adapter of a linear layer"),
+        ("name", "is not a linear layer's adapter"),
         ("module", "layers.9.self_attn.q_proj, which the model does not have"),
         ("half", "lacks the tensor .*layers.0.self_attn.q_proj.lora_A"),
         ("width", "q_proj.lora_A.weight is .2, 47. where"),

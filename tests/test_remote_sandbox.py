@@ -82,8 +82,8 @@ def test_programs_are_judged_by_it(url: str) -> None:
 @pytest.mark.parametrize(
     ("instead", "note"),
     [
-        (b"<html>", "no sound answer"),
-        (b"[" * 100_000, "no sound answer"),
+        (b"<html>", "no valid answer"),
+        (b"[" * 100_000, "no valid answer"),
         (b"null", "it ran nothing"),
         (b'{"status": "SandboxError", "message": "no room"}', "no room"),
         (b'{"run_result": {"status": "Finished", "return_code": "0"}}', "not in the form"),
@@ -101,7 +101,7 @@ def test_a_service_that_fails_gives_refused(
 def test_a_wrong_address_is_the_users_error(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="not the address"):
         RemoteSandbox("localhost:8080")
-    with pytest.raises(UserError, match="Nobody listens"):
+    with pytest.raises(UserError, match="Nothing listens"):
         RemoteSandbox("http://127.0.0.1:9").run("print(1)")
     monkeypatch.setattr(_Service, "instead", 404)
     with pytest.raises(UserError, match="404"):

@@ -128,7 +128,7 @@ def test_programs_are_held_to_what_they_print(sandbox: Sandbox) -> None:
     program = "n = int(input())\nprint(n * n, ' ')\nassert n < 9"
     assert check_stdin(sandbox, program, [("2", "4"), ("3", "9\n\n")]).ok
     wrong = check_stdin(sandbox, program, [("2", "4"), ("3", "8"), ("4", "16")])
-    assert (wrong.passed, wrong.total, wrong.ok) == (1, 3, False) and "test 2: another output" in wrong.note
+    assert (wrong.passed, wrong.total, wrong.ok) == (1, 3, False) and "test 2: the output" in wrong.note
     raised = check_stdin(sandbox, program, [("9", "81  ")])
     assert raised.passed == 0 and "error" in raised.note
     assert not check_stdin(sandbox, program, []).ok

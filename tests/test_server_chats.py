@@ -414,7 +414,7 @@ def test_bad_beginnings_are_one_line_each(run, tmp_path):
     assert "nothing to serve" in served(db=db)
     assert "cannot be reached" in served(upstreams=["http://127.0.0.1:9/v1"], port=0, db=db)
     assert "not the address" in served(upstreams=["ftp://x"], port=0, db=db)
-    assert "no price" in served(models=[str(run)], prices=["r1=1,2"], port=0, db=db)
+    assert "not a price" in served(models=[str(run)], prices=["r1=1,2"], port=0, db=db)
     assert price("a=b=1,2,3")[0] == "a=b"
     assert "name" in served(models=[str(run), str(run)], port=0, db=db)
 

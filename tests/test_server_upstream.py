@@ -151,13 +151,13 @@ def test_an_answer_of_an_upstream_has_its_counts_price_and_switches(tmp_path):
         ({"status": 401}, "UP_API_KEY", 502),
         ({"status": 429}, "no such luck", 429),
         ({"kind": "text/html", "raw": [b"<html>"]}, "text/html in place of an event stream", 502),
-        ({"raw": [b"data: {junk\n\n"]}, "no chunk of an answer", 502),
-        ({"raw": [b"data: " + b"[" * 50_000 + b"\n\n"]}, "no chunk of an answer", 502),
+        ({"raw": [b"data: {junk\n\n"]}, "not a chunk of an answer", 502),
+        ({"raw": [b"data: " + b"[" * 50_000 + b"\n\n"]}, "not a chunk of an answer", 502),
         ({"raw": [b'data: {"choices":[{"index":7,"delta":{}}]}\n\n']}, "not asked for", 502),
-        ({"raw": [b'data: {"choices":7}\n\n']}, "no chunk of an answer", 502),
-        ({"raw": [b'data: {"choices":[{"logprobs":{"content":[7]}}]}\n\n']}, "no chunk of an answer", 502),
-        ({"raw": [b'data: {"choices":[{"logprobs":{"tokens":7}}]}\n\n']}, "no chunk of an answer", 502),
-        ({"raw": [b'data: {"choices":[{"logprobs":{"content":[{"token":"a","logprob":NaN}]}}]}\n\n']}, "no chunk", 502),
+        ({"raw": [b'data: {"choices":7}\n\n']}, "not a chunk of an answer", 502),
+        ({"raw": [b'data: {"choices":[{"logprobs":{"content":[7]}}]}\n\n']}, "not a chunk of an answer", 502),
+        ({"raw": [b'data: {"choices":[{"logprobs":{"tokens":7}}]}\n\n']}, "not a chunk of an answer", 502),
+        ({"raw": [b'data: {"choices":[{"logprobs":{"content":[{"token":"a","logprob":NaN}]}}]}\n\n']}, "a chunk", 502),
         ({"raw": [b'data: {"choices":[{"delta":"x"}]}\n\n']}, "broke off in the middle", 502),
         ({"raw": [b'data: {"error":{"message":"out of memory"}}\n\n']}, "out of memory", 502),
         ({"chunks": [{"content": "I begin"}]}, "broke off in the middle", 502),
@@ -185,7 +185,7 @@ def test_an_upstream_that_is_down_is_told_and_the_others_serve(tmp_path):
 
 @pytest.mark.parametrize("models", ["<html>", "{}", '{"data": 7}', "[" * 90_000])
 def test_a_list_of_models_that_is_none(tmp_path, models):
-    with scripted(models=models) as (url, _), pytest.raises(UserError, match="no list of models"):
+    with scripted(models=models) as (url, _), pytest.raises(UserError, match="something that is not a list of models"):
         prepare(Settings(upstreams=[url], db=tmp_path / "h.db"), lambda line: None)
 
 

@@ -225,9 +225,9 @@ def test_a_folder_keeps_to_its_request(tmp_path: Path, capsys: pytest.CaptureFix
     capsys.readouterr()
     assert main(words) == 0
     assert "is done already" in capsys.readouterr().out
-    assert "holds a run of other settings (config.seed 0 instead of 1)" in refusal(capsys, *words, "--seed", "1")
+    assert "holds a run with other settings (config.seed 0 instead of 1)" in refusal(capsys, *words, "--seed", "1")
     data(file, 21)
-    assert "holds a run of other settings (data" in refusal(capsys, *words)
+    assert "holds a run with other settings (data" in refusal(capsys, *words)
     # its adapters are asked and refused like a model
     assert main(["ask", str(out), "And Peru?", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["question"] == "And Peru?"

@@ -79,7 +79,7 @@ def test_one_more_file_is_one_more_kind_of_stage(
     for name, weights in mixed.items():
         torch.testing.assert_close(weights, sum(part[name] for part in parts) / 3)
     assert not all(torch.equal(mixed[name], parts[0][name]) for name in mixed)
-    for setting, told in (('models=["fourth"]', "stage.soup.models is 'fourth', which is no stage before it"),
+    for setting, told in (('models=["fourth"]', "stage.soup.models is 'fourth', which is not a stage before it"),
                           ("modles=[]", "Did you mean models?")):  # fmt: skip
         assert main(["train", str(recipe), "--out", str(tmp_path / "other"), "--set", f"stage.soup.{setting}"]) == 2
         assert told in capsys.readouterr().err

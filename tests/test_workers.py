@@ -65,8 +65,8 @@ def workers(scorer: str) -> Iterator[Workers]:
         ("exit", None, "SystemExit: 3"),
         ("die", None, "its process ended"),
         ("segfault", None, "its process ended"),
-        ("object", None, "its value is no JSON: TypeError"),
-        ("nest", None, "its value is no JSON: RecursionError"),
+        ("object", None, "its value is not JSON: TypeError"),
+        ("nest", None, "its value is not JSON: RecursionError"),
     ],
 )
 def test_a_failure_costs_one_call(workers: Workers, how: str, value: int | None, note: str) -> None:
@@ -133,7 +133,7 @@ def test_what_cannot_be_loaded_is_said_in_a_line(tmp_path: Path) -> None:
     ]:
         with Workers(function, places=1, start_seconds=start) as workers, pytest.raises(UserError, match=match):
             workers.call()
-    with pytest.raises(UserError, match="names no function"):
+    with pytest.raises(UserError, match="is not a function"):
         Workers("score")
 
 

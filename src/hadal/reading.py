@@ -22,7 +22,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if not names:
         return "There are none."
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"Did you mean {close[0]}?" if close else f"Known are {', '.join(names)}."
+    return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(names)}."
 
 
 def shown(value: Any) -> str:
@@ -100,7 +100,7 @@ def apply_override(data: dict[str, Any], assignment: str) -> None:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except RecursionError:
-        raise UserError(f"--set {path}: the value is nested too deeply.", "No setting is.") from None
+        raise UserError(f"--set {path}: the value is nested too deeply.", "No setting is nested that deeply.") from None
     except ValueError:  # no TOML, or a number of thousands of digits
         value = text
     *tables, key = path.strip().split(".")

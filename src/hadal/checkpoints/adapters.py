@@ -95,7 +95,7 @@ def load_adapter(model: Decoder, folder: Path) -> None:
         for name in files.names():
             match = _NAME.fullmatch(name)
             if match is None:
-                raise UserError(f"{files.where(name)}: {name} is no adapter of a linear layer.", "hadal reads those.")
+                raise UserError(f"{files.where(name)}: {name} is not a linear layer's adapter.", "hadal reads those.")
             if match[1] not in sites:
                 raise UserError(
                     f"{files.where(name)} adapts {match[1]}, which the model does not have.",

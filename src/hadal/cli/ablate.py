@@ -24,7 +24,7 @@ def add_ablate(add: Add) -> None:
         help="a setting and its values, the first being what others are compared with; several give all combinations",
     )  # fmt: skip
     command.add_argument(
-        "--seeds", type=whole(1), default=3, metavar="N", help="so many, from the recipe's on (default: 3)"
+        "--seeds", type=whole(1), default=3, metavar="N", help="how many, starting at the recipe's (default: 3)"
     )
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the runs and the report")
     command.add_argument(

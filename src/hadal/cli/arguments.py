@@ -113,7 +113,7 @@ def add_engine(command: argparse.ArgumentParser) -> None:
     add_dtype(command)
     command.add_argument(
         "--speculate", choices=("ngram", "mtp"), metavar="HOW",
-        help="guess tokens ahead, which changes none: ngram from the text so far, mtp by a DeepSeek model's own module",
+        help="guess tokens ahead, answers unchanged: ngram from the text so far, mtp by a DeepSeek model's own module",
     )  # fmt: skip
     command.add_argument(
         "--fast", action="store_true", help="let an answer's last bits depend on what runs beside it, for speed"

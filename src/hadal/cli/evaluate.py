@@ -27,13 +27,13 @@ def add_eval(add: Add) -> None:
         "or the folder of an evaluation, to look at it again",
     )  # fmt: skip
     command.add_argument("--tasks", metavar="NAMES", help="separated by commas: as hadal tasks list has them, or files")
-    command.add_argument("--samples", type=whole(1), default=4, metavar="K", help="of a problem (default: 4)")
-    command.add_argument("--problems", type=whole(1), metavar="N", help="of a task (default: 200; all of a data set)")
+    command.add_argument("--samples", type=whole(1), default=4, metavar="K", help="per problem (default: 4)")
+    command.add_argument("--problems", type=whole(1), metavar="N", help="per task (default: 200; all of a data set)")
     command.add_argument("--difficulty", type=level, metavar="D", help="a number or hardest (default: each task's own)")
     command.add_argument("--temperature", type=nonnegative, default=0.6, metavar="T", help="default: 0.6, as for R1")
     command.add_argument("--top-p", type=share, default=0.95, metavar="P", help="default: 0.95, as for R1")
     command.add_argument(
-        "--max-tokens", type=whole(1), default=32768, metavar="N", help="of a response (default: 32768, as for R1)"
+        "--max-tokens", type=whole(1), default=32768, metavar="N", help="per response (default: 32768, as for R1)"
     )
     command.add_argument("--seed", type=whole(0), default=0, metavar="N", help="default: 0")
     mode = command.add_mutually_exclusive_group()

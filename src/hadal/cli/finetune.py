@@ -23,12 +23,12 @@ def add_sft(add: Add) -> None:
     command.add_argument("model", metavar="MODEL", help="a checkpoint folder, a finished run or a Hugging Face id")
     command.add_argument("data", type=Path, metavar="DATA", help="JSON lines of messages, as in the OpenAI form")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the result")
-    command.add_argument("--lora", type=whole(0), metavar="RANK", help="train adapters of this rank (default: 0, all)")
+    command.add_argument("--lora", type=whole(0), metavar="RANK", help="train adapters of this rank (default: none)")
     command.add_argument("--merge", action="store_true", help="merge the adapters: the result is one whole model")
-    command.add_argument("--epochs", type=whole(1), metavar="N", help="times over the data (default: 2)")
-    command.add_argument("--lr", type=positive, metavar="X", help="learning rate (default: 1e-5, of adapters 2e-4)")
-    command.add_argument("--batch-tokens", type=whole(1), metavar="N", help="tokens of an update (default: 16384)")
-    command.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], help="default: auto, what is faster here")
+    command.add_argument("--epochs", type=whole(1), metavar="N", help="passes over the data (default: 2)")
+    command.add_argument("--lr", type=positive, metavar="X", help="learning rate (default: 1e-5, for adapters 2e-4)")
+    command.add_argument("--batch-tokens", type=whole(1), metavar="N", help="tokens per update (default: 16384)")
+    command.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], help="default: auto, the faster one here")
     command.add_argument(
         "--checkpoint-activations", action="store_true", help="less memory, for a third more computation"
     )

@@ -52,7 +52,7 @@ def add_verify(add: Add) -> None:
     command.add_argument("--dtype", choices=list(DTYPES), default="float32", help="default: float32")
     command.add_argument("--items", type=whole(0), default=100, metavar="N", help="GSM8K problems (default: 100)")
     command.add_argument("--gsm8k", type=Path, metavar="FILE", help="GSM8K as JSON lines (default: from the hub)")
-    command.add_argument("--max-tokens", type=whole(1), default=4096, metavar="N", help="of an answer (default: 4096)")
+    command.add_argument("--max-tokens", type=whole(1), default=4096, metavar="N", help="per answer (default: 4096)")
     command.add_argument("--seed", type=whole(0), default=0, metavar="N", help="default: 0")
     command.add_argument("--json", action="store_true", help="one JSON object instead of text")
 

@@ -14,7 +14,7 @@ def add_serve(add: Add) -> None:
     command = add(
         "serve",
         serve,
-        "Serve models by DeepSeek's and OpenAI's API, with a page to talk to them",
+        "Serve models over DeepSeek's and OpenAI's API, with a page to talk to them",
         "  hadal serve runs/dense-seed0\n  hadal serve --upstream http://127.0.0.1:11434/v1",
     )
     command.add_argument(
@@ -28,7 +28,7 @@ def add_serve(add: Add) -> None:
     command.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
     )
-    command.add_argument("--port", type=whole(0), help="port (default: the first free one from 8000 on)")
+    command.add_argument("--port", type=whole(0), help="port (default: the first free one from 8000)")
     command.add_argument("--api-key", metavar="KEY", help="what clients must send (default: HADAL_API_KEY, or none)")
     command.add_argument("--origin", action="append", default=[], dest="origins", metavar="URL",
                          help="a web page elsewhere that may use the API, such as https://chat.example")  # fmt: skip
@@ -36,7 +36,7 @@ def add_serve(add: Add) -> None:
     add_engine(command)
     command.add_argument("--cache", type=size, metavar="SIZE", help="memory of each model's cache, such as 2GB")
     command.add_argument(
-        "--max-tokens", type=whole(1), metavar="N", help="most tokens of one answer (default: the context)"
+        "--max-tokens", type=whole(1), metavar="N", help="most tokens in an answer (default: the context)"
     )
     command.add_argument(
         "--max-running", type=whole(1), default=256, metavar="N", help="answers at once (default: 256)"
@@ -50,7 +50,7 @@ def add_serve(add: Add) -> None:
     command.add_argument("--price", action="append", default=[], dest="prices", metavar="MODEL=HIT,MISS,OUTPUT",
                          help="dollars for a million tokens of an upstream's model")  # fmt: skip
     command.add_argument("--timeout", type=positive, default=600.0, metavar="S",
-                         help="seconds without a word after which an upstream is given up (default: 600)")  # fmt: skip
+                         help="seconds of silence after which an upstream is given up (default: 600)")  # fmt: skip
 
 
 def serve(options: argparse.Namespace) -> None:

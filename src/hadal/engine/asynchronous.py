@@ -179,7 +179,7 @@ class AsyncEngine:
             return
         try:
             if len(self.engine.waiting) >= self.most_waiting:
-                raise Busy(f"{self.most_waiting} requests are waiting.", "Try again in a while.")
+                raise Busy(f"{self.most_waiting} requests are waiting.", "Try again later.")
             request = self.engine.submit(prepared, new_seed(prepared.params), salt)
         except Exception as error:  # the engine holds nothing of it: the fault is this caller's alone
             added.set_exception(error)

@@ -96,13 +96,13 @@ class Engine:
         if not prompt:
             raise UserError("The prompt is empty.", "Give it at least one token.")
         if not all(isinstance(i, int) and 0 <= i < vocabulary for i in prompt):
-            raise UserError(f"The prompt holds ids outside of 0 to {vocabulary - 1}.", "Is it another model's?")
+            raise UserError(f"The prompt holds ids outside 0 to {vocabulary - 1}.", "Is it another model's?")
         if len(prompt) >= self.context:
             cause = f"The prompt has {len(prompt)} tokens, the model reads {self.context}."
             raise TooLong(cause, "Shorten it.", "prompt")
         for name, ids in (("logit_bias", params.logit_bias or {}), ("stop_token_ids", params.stop_token_ids)):
             if not all(isinstance(i, int) and 0 <= i < vocabulary for i in ids):
-                raise UserError(f"{name} holds ids outside of 0 to {vocabulary - 1}.", "Is it another model's?")
+                raise UserError(f"{name} holds ids outside 0 to {vocabulary - 1}.", "Is it another model's?")
         if params.thinking_budget is not None:
             _ = self.tokenizer.end_think_id  # says so where there is none
         limit = self._limit(len(prompt), params)

@@ -118,7 +118,7 @@ class Outputs:
             sequence = table.sequences[slot]
             assert sequence is not None
             if broken:
-                self.finish(sequence, "error", error="The model gives no numbers here: is its checkpoint damaged?")
+                self.finish(sequence, "error", error="The model's output is not finite: is its checkpoint damaged?")
             elif empty:
                 self.finish(sequence, "error", error="The request's mask or bias leaves no token here: loosen it.")
             else:

@@ -51,7 +51,7 @@ def subject(
         identity = {"kind": "server", "url": remote.url, "model": served}
         return Subject(served, identity, lambda say: _telling(remote, say))
     if served:
-        raise UserError(f"--model {served} is for servers, and {model} is none.", "Leave it out, or give an address.")
+        raise UserError(f"--model {served} is for servers, and {model} is not one.", "Leave it out or give an address.")
     folder = find_model(model)
     if not list(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no weights.", "Give a finished run, a checkpoint or adapters.")

@@ -194,7 +194,7 @@ def check_gsm8k(
     task = GSM8K(file)
     problems: list[Problem] = task.problems("held_out")[:items]
     if not problems:
-        raise UserError("There is no GSM8K test problem.", "Give a file with --gsm8k FILE.")
+        raise UserError("There are no GSM8K test problems.", "Give a file with --gsm8k FILE.")
     params = SamplingParams(temperature=0.6, top_p=0.95, max_tokens=max_tokens, seed=seed)
     queries = [
         Query([{"role": "user", "content": problem.prompt}], each)

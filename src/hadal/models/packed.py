@@ -253,9 +253,9 @@ def resolve(form: str) -> str:
     kind = kind_of(form)
     found = usable(kind)
     if not found:
-        raise UserError(f"There is no form {form!r} of weights.", f"Take one of: {', '.join(FORMS)}.")
+        raise UserError(f"There is no form {form!r} of weights.", f"Use one of: {', '.join(FORMS)}.")
     if form != kind:
-        raise UserError(f"torch {torch.__version__} has no {form} on this machine.", f"Take {' or '.join(found)}.")
+        raise UserError(f"torch {torch.__version__} has no {form} on this machine.", f"Use {' or '.join(found)}.")
     return found[min(1, len(found) - 1)]
 
 
@@ -353,7 +353,7 @@ def choose(
     kinds = _FULL_QUALITY.get(checkpoint, ("float32",)) if kind == "auto" else (kind,)
     forms = [form for k in kinds for form in _candidates(k)]
     if not forms:
-        raise UserError(f"There is no kind {kind!r} of weights.", "Take auto, float32, bfloat16, float16, int8, int4.")
+        raise UserError(f"There is no kind {kind!r} of weights.", "Use auto, float32, bfloat16, float16, int8, int4.")
     if len(forms) == 1:
         return Choice(forms[0], f"Weights as {forms[0]}: nothing else of their quality works here.")
     times = measure(forms, linear_shapes(config), rows, seconds, fast)

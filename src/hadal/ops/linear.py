@@ -98,7 +98,7 @@ class PlainBfloat16(_Plain):
 def _float16(weight_OK: Tensor) -> Tensor:
     low, high = torch.aminmax(weight_OK.detach())
     if max(-low, high) > torch.finfo(torch.float16).max:
-        raise UserError("The model has weights above 65,504, where float16 ends.", "Take float32 or bfloat16.")
+        raise UserError("The model has weights above 65,504, where float16 ends.", "Use float32 or bfloat16.")
     return weight_OK.detach().to(torch.float16).contiguous()
 
 

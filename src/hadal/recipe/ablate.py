@@ -48,7 +48,7 @@ def variants_of(vary: Sequence[str]) -> list[Variant]:
         key, _, values = text.partition("=")
         options = [value.strip() for value in values.split(",")]
         if len(options) < 2 or not all(options) or len(set(options)) < len(options):
-            raise UserError(f"--vary {text} names no two different values.", f"Write --vary {key}=ONE,TWO.")
+            raise UserError(f"--vary {text} does not name two different values.", f"Write --vary {key}=ONE,TWO.")
         choices.append([(key, value) for value in options])
     found = []
     for combination in itertools.product(*choices):

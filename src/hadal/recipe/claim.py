@@ -33,7 +33,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     except BlockingIOError:
         os.close(handle)
         raise UserError(
-            f"Another process is at work in {folder}.", "Wait for it, or choose another folder with --out."
+            f"Another process is working in {folder}.", "Wait for it, or choose another folder with --out."
         ) from None
     except OSError:
         pass  # a file system without locks
@@ -83,7 +83,7 @@ def check_same(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
         if old.get("task_files", {}).get(path, digest) != digest:
             raise UserError(f"{path} has changed since the run in {folder} began.", remedy)
     if old != new:
-        raise UserError(f"{folder} holds a run of other settings ({_difference(old, new)}).", remedy)
+        raise UserError(f"{folder} holds a run with other settings ({_difference(old, new)}).", remedy)
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any], where: str = "") -> str:

@@ -87,7 +87,7 @@ def _check_chain(recipe: Recipe) -> None:
         before.need_model(recipe.publish, "publish")
     if not [name for name in before.models if name != CHECKPOINT]:
         kinds = [kind for kind in names() if find(kind).LEAVES == "model"]
-        raise UserError("No stage of the recipe leaves a model.", f"Such are {', '.join(kinds)}.")
+        raise UserError("No stage of the recipe leaves a model.", f"These kinds do: {', '.join(kinds)}.")
 
 
 def to_toml(data: dict[str, Any], where: str = "") -> str:
@@ -246,7 +246,7 @@ def load_recipe_data(name: str | Path, overrides: Sequence[str] = ()) -> dict[st
     except OSError as error:
         raise UserError(f"Recipe {name} cannot be read ({(error.strerror or str(error)).lower()}).") from None
     except RecursionError:
-        raise UserError(f"Recipe {name} is nested too deeply.", "A recipe has tables in tables at most.") from None
+        raise UserError(f"Recipe {name} is nested too deeply.", "A recipe nests tables at most two deep.") from None
     except ValueError as error:  # no TOML, no text, or a number of thousands of digits
         raise UserError(f"Recipe {name} is not valid TOML: {' '.join(str(error).split())}.") from None
     data = _beside(data, path.parent)

@@ -58,7 +58,7 @@ class SftConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dtype not in ("auto", "float32", "bfloat16"):
-            raise UserError(f"dtype is {self.dtype!r}.", "Known are auto, float32 and bfloat16.")
+            raise UserError(f"dtype is {self.dtype!r}.", "Known: auto, float32 and bfloat16.")
         if self.device not in DEVICES:
             raise UserError(f"device is {self.device!r}.", nearest(self.device, DEVICES))
         if self.data:
@@ -212,7 +212,7 @@ def _tell_needs(
         ways.append(f"--set pass_tokens={max(256, config.pass_tokens // 4)}")
         raise UserError(
             f"Fine-tuning {name} needs about {gigabytes(memory.total)} of memory, and {gigabytes(free)} are free.",
-            f"What makes it less: {', '.join(ways)}.",
+            f"To need less: {', '.join(ways)}.",
         )
 
 

@@ -112,7 +112,7 @@ class Room:
                 raise UserError(
                     f"{name} needs about {gigabytes(self.of(need).total)} of memory, and {gigabytes(self.free)} are "
                     "free.",
-                    f"What makes it less: {', '.join(ways) or 'a smaller model'}.",
+                    f"To need less: {', '.join(ways) or 'a smaller model'}.",
                 )
 
 

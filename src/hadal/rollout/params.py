@@ -89,17 +89,17 @@ class SamplingParams:
         if self.top_p == 0:
             raise UserError("top_p is 0.", "Give a number above 0 and up to 1.")
         if 0 < self.temperature < COLDEST:
-            raise UserError(f"temperature is {self.temperature}.", f"Give 0, which is greedy, or {COLDEST} and more.")
+            raise UserError(f"temperature is {self.temperature}.", f"Give 0, which is greedy, or at least {COLDEST}.")
 
     def _check_lists(self) -> None:
         for name in ("stop", "stop_token_ids"):
             if not isinstance(getattr(self, name), Sequence):
                 raise UserError(f"{name} is {getattr(self, name)!r}.", "Give a list.")
         if len(self.stop) > MOST_STOPS:
-            raise UserError(f"There are {len(self.stop)} stop texts.", f"{MOST_STOPS} is the most.")
+            raise UserError(f"There are {len(self.stop)} stop texts.", f"{MOST_STOPS} is the limit.")
         for text in self.stop:
             if not isinstance(text, str) or not 0 < _bytes(text) <= LONGEST_STOP:
-                raise UserError("A stop text is empty, too long, or no text.", f"Give 1 to {LONGEST_STOP} bytes.")
+                raise UserError("A stop text is empty, too long, or not text.", f"Give 1 to {LONGEST_STOP} bytes.")
         bias = {} if self.logit_bias is None else self.logit_bias
         if not isinstance(bias, Mapping):
             raise UserError(f"logit_bias is {bias!r}.", "Give numbers by token id.")

@@ -52,7 +52,7 @@ def check_stdin(
         if not result.ok:
             return Verdict(passed, len(cases), f"test {passed + 1}: {result.status}, {result.note}", result)
         if not same_output(result.stdout, expected):
-            return Verdict(passed, len(cases), f"test {passed + 1}: another output than expected", result)
+            return Verdict(passed, len(cases), f"test {passed + 1}: the output is not what was expected", result)
     return Verdict(len(cases), len(cases), last=result)
 
 

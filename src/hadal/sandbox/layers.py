@@ -75,7 +75,7 @@ def start_keeper(layers: Iterable[str], folder: str, place: int = 0) -> Child:
 def _in_bubblewrap(command: list[str], folder: str) -> list[str]:
     binary = shutil.which("bwrap")
     if binary is None:
-        raise CannotStart("there is no bwrap")
+        raise CannotStart("bwrap is not installed")
     # The shell stays between: bwrap dies with the thread that started it, and a thread of ours may end before.
     out = ["/bin/sh", "-c", '"$@"; exit $?', "sh", binary, "--unshare-all", "--die-with-parent", "--cap-drop", "ALL"]
     for path in (*readable(), str(_INSIDE), python()):

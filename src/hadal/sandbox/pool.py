@@ -86,7 +86,7 @@ class _Place:
     def run(self, job: Job, limits: Limits) -> Result:
         size = len(job.program) + len(job.stdin) + len(job.tests or "")
         if size > LARGEST:
-            return Result("refused", layers=self.held, note=f"a program of {size} letters, of {LARGEST} allowed")
+            return Result("refused", layers=self.held, note=f"a program of {size} characters: {LARGEST} are allowed")
         try:
             return result_from(self.ask(job, limits), limits, self.held)
         except (ChildEnded, ChildLate, ValueError) as error:

@@ -71,7 +71,7 @@ class RemoteSandbox:
             return read_answer(answer.json(), limits, time.monotonic() - start)
         except Failed as error:
             if error.kind == "nobody":
-                raise UserError(f"Nobody listens at {self.url}.", "Start the service or check the address.") from None
+                raise UserError(f"Nothing listens at {self.url}.", "Start the service or check the address.") from None
             unreached = error.kind == "unreachable"
             return _refused(f"{'the service cannot be reached' if unreached else NO_ANSWER}: {error}")
         except ValueError as error:

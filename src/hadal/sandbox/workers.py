@@ -59,7 +59,7 @@ class Workers:
     ) -> None:
         module, _, name = function.rpartition(":")
         if not module or not name.isidentifier():
-            raise UserError(f"{function} names no function.", "Write package.module:name or path/to/file.py:name.")
+            raise UserError(f"{function} is not a function.", "Write package.module:name or path/to/file.py:name.")
         config = {"module": module, "name": name, "made_of": made_of, "seconds": seconds, "memory": memory}
         count = places or cores()
         self._places = Places(_Worker(function, config, seconds, start_seconds) for _ in range(count))
@@ -134,7 +134,7 @@ class _Worker:
             hello = {"failed": f"no word from its process in {self.start_seconds:g} s ({error or 'it hangs'})"}
         if "failed" in hello:
             self.stop()
-            raise UserError(f"{self.function} does not load: {hello['failed']}.", "Mend it, or name another.")
+            raise UserError(f"{self.function} does not load: {hello['failed']}.", "Fix it, or name another.")
         return process
 
     def interrupt(self) -> None:

@@ -97,7 +97,7 @@ def _elsewhere(app: FastAPI, page: Path) -> Callable[[Request, Any], Awaitable[R
             message = f"{request.method} is not for this address, which takes {' and '.join(allowed)}."
             return JSONResponse(body(405, message), 405, {"allow": ", ".join(allowed)})
         if error.status_code == 404 and path == "/":
-            return JSONResponse(body(404, "This hadal has no page; its API works."), 404)
+            return JSONResponse(body(404, "This installation has no page; its API works."), 404)
         said = {400: "The body is not valid JSON.", 404: "There is nothing at this address."}
         status = error.status_code if error.status_code in CODES else 400
         return JSONResponse(body(status, said.get(status, str(error.detail))), status)
@@ -125,5 +125,5 @@ async def _invalid(request: Request, error: Any) -> JSONResponse:
     if fault["loc"] == ("body",) and "json" not in request.headers.get("content-type", ""):
         return JSONResponse(body(415, "Send the body as application/json."), 415)
     if fault["loc"] == ("body",) and fault["type"] != "value_error":
-        return JSONResponse(body(400, "The body is not valid JSON object."), 400)
+        return JSONResponse(body(400, "The body is not a valid JSON object."), 400)
     return JSONResponse(body(422, *complaint(error.errors(), error.body)), 422)

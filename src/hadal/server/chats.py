@@ -179,7 +179,7 @@ def change_chat(chat: str, wanted: ChatChange, request: Request) -> dict[str, An
     given = wanted.model_fields_set
     values: dict[str, Any] = {name: getattr(wanted, name) for name in ("model", "leaf") if name in given}
     if values.get("leaf") is not None and store.message(values["leaf"])["chat"] != chat:
-        raise Refusal(422, "The leaf is no message of this chat.", "leaf")
+        raise Refusal(422, "The leaf is not a message of this chat.", "leaf")
     if wanted.title is not None:
         values |= {"title": wanted.title.strip(), "titled": True}
     if wanted.settings is not None:
@@ -222,7 +222,7 @@ async def start(chat: str, wanted: NewAnswer, request: Request) -> dict[str, Any
     if wanted.content is None and (parent is None or parent["role"] != "user"):
         raise Refusal(422, "Give a content, or a question of the user's as parent.", "content")
     if wanted.content is not None and parent is not None and parent["role"] == "user":
-        raise Refusal(422, "A question stands below an answer, or below nothing.", "parent")
+        raise Refusal(422, "A question follows an answer, or begins a chat.", "parent")
     model = await context.find(wanted.model or found["model"])
     settings = wanted.settings.given() if wanted.settings is not None else found["settings"]
     question = None
@@ -322,13 +322,13 @@ async def go_on(message: str, request: Request) -> dict[str, Any]:
     found = await asyncio.to_thread(store.message, message)
     if found["role"] != "assistant" or message in context.answers.running:
         raise Refusal(
-            409, "The answer is still being written." if found["role"] == "assistant" else "It is no answer.", "message"
+            409, "The answer is still being written." if found["role"] == "assistant" else "Not an answer.", "message"
         )
     ids = await asyncio.to_thread(store.token_ids, message)
     broke_off = found["status"] in ("stopped", "interrupted", "failed") or found["finish_reason"] == "length"
     model = await context.find(found["model"])
     if not broke_off or not model.card.can_continue or not ids:
-        raise Refusal(409, "There is nothing to go on from.", "message")
+        raise Refusal(409, "There is nothing to continue.", "message")
     tree = {m["id"]: m for m in await asyncio.to_thread(store.tree, found["chat"])}
     path = path_to(tree, found["parent"])
     ask = await model.ready(ask_of(model, path, found["settings"] or {}, ids))

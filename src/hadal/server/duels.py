@@ -65,7 +65,7 @@ async def start(wanted: NewDuel, request: Request) -> dict[str, Any]:
     models = [await context.find(name) for name in wanted.models]
     names = [model.card.id for model in models]
     if len(set(names)) < len(names):
-        raise Refusal(422, "The same model stands on two sides.", "models")
+        raise Refusal(422, "Both sides have the same model.", "models")
     duel: dict[str, Any] = {"models": names, "task": None, "difficulty": None, "gold": wanted.gold, "held_out": False}
     question = wanted.question or ""
     if wanted.task is not None:
@@ -125,7 +125,7 @@ async def forget(request: Request) -> Response:
 
 def _task(tasks: Mapping[str, Task], name: str) -> Task:
     if name not in tasks:
-        raise Refusal(404, f"There is no task {name!r}. Known are: {', '.join(tasks)}.", "task")
+        raise Refusal(404, f"There is no task {name!r}. Known: {', '.join(tasks)}.", "task")
     return tasks[name]
 
 

@@ -123,7 +123,7 @@ def import_(store: Store, data: bytes, is_json: bool) -> list[str]:
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         raise Refusal(
-            422, f"The file is no export of hadal's chats: {place} {error.errors()[0]['msg'].lower()}."
+            422, f"The file is not an export of hadal's chats: {place} {error.errors()[0]['msg'].lower()}."
         ) from None
     if not chats:
         raise Refusal(422, "The file holds no chats.")

@@ -45,7 +45,7 @@ class Settings:
     upstreams: Sequence[str] = ()
     host: str = "127.0.0.1"
     port: int | None = None
-    """None: the first free one from 8000 on."""
+    """None: the first free one from 8000."""
     api_key: str | None = None
     db: Path | None = None
     dtype: str = "auto"
@@ -155,7 +155,7 @@ def price(text: str) -> tuple[str, ApiPrice]:
         equals = ""
         hit = miss = output = 0.0
     if not equals or not model or min(hit, miss, output) < 0:
-        raise UserError(f"{text!r} is no price.", "Give MODEL=HIT,MISS,OUTPUT in dollars for a million tokens.")
+        raise UserError(f"{text!r} is not a price.", "Give MODEL=HIT,MISS,OUTPUT in dollars for a million tokens.")
     return model, ApiPrice(model, "", hit, miss, output, "given by --price")
 
 

@@ -204,7 +204,7 @@ class Models:
             return found[0]
         known = ", ".join(m.card.id for m in models[:8]) or "none"
         word = "no model" if not found else "more than one model"
-        raise Refusal(404, f"There is {word} {wanted!r} here. Known are: {known}.", "model")
+        raise Refusal(404, f"There is {word} {wanted!r} here. Known: {known}.", "model")
 
     def pairs(self) -> list[tuple[str, str]]:
         """Which models stand side by side: a run's base and the run itself, else the first two."""

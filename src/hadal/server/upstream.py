@@ -39,7 +39,7 @@ class UpstreamModel(Model):
 
     async def ready(self, ask: Ask) -> Ask:
         if ask.resume:
-            raise Refusal(409, f"{self.card.id} cannot go on with an answer.")
+            raise Refusal(409, f"{self.card.id} cannot continue an answer.")
         return ask
 
     def _body(self, ask: Ask, wanted: Sequence[int]) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class UpstreamModel(Model):
                     try:
                         deltas = wanted[index].read(choice)
                     except (ValueError, TypeError, AttributeError):  # log-probabilities can be wrong in many ways
-                        raise self.upstream.junk("what is no chunk of an answer") from None
+                        raise self.upstream.junk("something that is not a chunk of an answer") from None
                     for delta in deltas:
                         yield delta
             if not any(reader.finish_reason for reader in wanted):
@@ -301,7 +301,7 @@ class Upstream:
             listed = answer.json()["data"]
             return [entry for entry in listed if isinstance(entry["id"], str)]
         except (ValueError, KeyError, TypeError):
-            raise self.junk("no list of models") from None
+            raise self.junk("something that is not a list of models") from None
 
     def _model(self, entry: Mapping[str, Any]) -> UpstreamModel:
         name = str(entry["id"])
@@ -375,7 +375,7 @@ class Upstream:
         except (ValueError, RecursionError):
             chunk = None
         if not isinstance(chunk, dict) or not isinstance(chunk.get("choices") or [], list):
-            raise self.junk("what is no chunk of an answer")
+            raise self.junk("something that is not a chunk of an answer")
         if chunk.get("error"):
             raise Refusal(502, f"{self.name} says: {_message(chunk)}")
         return chunk

@@ -90,7 +90,7 @@ class Before:
 
     def _need(self, name: str, names: Sequence[str], key: str, what: str) -> None:
         if name not in names:
-            why = f"leaves no {what}" if name in self.stages else "is no stage before it"
+            why = f"leaves no {what}" if name in self.stages else "is not a stage before it"
             remedy = nearest(name, names) if names else f"No stage before it leaves a {what}."
             raise UserError(f"{key} is {name!r}, which {why}.", remedy)
 

@@ -71,7 +71,7 @@ def check(stage: Stage, before: Before) -> None:
     if config.method != "samples":
         before.need_model(config.teacher, f"{stage.where}.teacher")
     if config.method == "on-policy" and config.data:
-        raise UserError(f"{stage.where} has data.", "On-policy the student's own samples are the data: leave it out.")
+        raise UserError(f"{stage.where} has data.", "On-policy, the student's samples are the data: leave it out.")
 
 
 def needs(stage: Stage, scene: Scene) -> Needs:

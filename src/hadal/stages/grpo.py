@@ -91,7 +91,8 @@ def check(stage: Stage, before: Before) -> None:
         check_ranges(options, f"{stage.where}.rewards.")
     if config.samples == 1 and getattr(config.settings, "baseline", 0) == 1:
         raise UserError(
-            f"{stage.where}.samples is 1.", f"{config.algorithm} compares a problem's samples: take 2 or more, as 16."
+            f"{stage.where}.samples is 1.",
+            f"{config.algorithm} compares a problem's samples: use 2 or more, such as 16.",
         )
     if config.prompts * config.samples > MOST_SAMPLES:
         raise UserError(

@@ -81,7 +81,7 @@ class Config(stages.Config):
 
     def __post_init__(self) -> None:
         if self.language not in SCRIPTS:
-            raise UserError(f"language is {self.language!r}.", f"Known are {', '.join(sorted(SCRIPTS))}.")
+            raise UserError(f"language is {self.language!r}.", f"Known: {', '.join(sorted(SCRIPTS))}.")
         if self.problems and self.keep > self.samples:
             raise UserError(f"keep is {self.keep}, of {self.samples} samples.", "Keep at most as many as are drawn.")
         if self.endpoint and not self.endpoint.startswith(("http://", "https://")):

@@ -109,8 +109,8 @@ def decide(gold: str, answer: str, percent: bool = False) -> Verdict | None:
     if right is not None:
         number = quantity(final.text) if final.boxed else spoken(final.text, final.told)
         if number is not None:
-            return Verdict(True) if same(right, number, percent) else Verdict(False, "another number")
-        return None if final.boxed else Verdict(False, "no single number")
+            return Verdict(True) if same(right, number, percent) else Verdict(False, "a different number")
+        return None if final.boxed else Verdict(False, "not a single number")
     if re.fullmatch(r"[A-Za-z]|(?=.*[A-Za-z]{3})[A-Za-z][A-Za-z,' -]*", wanted):  # a name, a word, a choice
         if given.casefold() == wanted.casefold() and len(wanted) > 1:
             return Verdict(True)
@@ -158,7 +158,7 @@ def check(gold: str, answer: str, percent: bool = False) -> Verdict:
         return Verdict(False, "another unit")
     equal = compare(wanted, given)
     if equal is not None:
-        return Verdict(True) if equal else Verdict(False, "another value, or of another form")
+        return Verdict(True) if equal else Verdict(False, "a different value or form")
     return _by_math_verify(wanted, given)
 
 
@@ -192,6 +192,6 @@ def _by_math_verify(gold: str, given: str) -> Verdict:
         for text in (gold, given)
     )
     if not found:
-        return Verdict(False, "not to be read as maths")
+        return Verdict(False, "cannot be read as maths")
     equal = verify(wanted, found, timeout_seconds=None)
     return Verdict(True) if equal else Verdict(False, "not equal by math-verify")

@@ -182,7 +182,7 @@ class Task:
                 seed, level = (7 << 32) + i, levels[i * len(levels) // n]
                 problem = self.generate(seed, split, level)
                 if self.generate(seed, split, level) != problem:
-                    raise UserError(f"Task {self.name} gives another problem for the same seed.", SAME_RNG)
+                    raise UserError(f"Task {self.name} gives a different problem for the same seed.", SAME_RNG)
                 fault = self.fault(problem)
                 if fault:
                     raise UserError(f"Task {self.name}: {fault} The question was {problem.prompt!r}.")

@@ -45,7 +45,7 @@ class GPQA(DataSet):
     def verdict(self, problem: Problem, answer: str) -> Verdict:
         chosen = choose(answer, problem.meta["options"])
         if chosen is None:
-            return Verdict(False, "no single choice")
+            return Verdict(False, "not a single choice")
         return Verdict(True) if chosen == problem.answer else Verdict(False, f"chose {chosen}")
 
 
@@ -58,7 +58,7 @@ def _options(row: Row) -> tuple[str, list[str]]:
         right: object = options[0]
     else:
         if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-            raise RowError("its choices are no list of texts")
+            raise RowError("its choices are not a list of texts")
         options, right = [str(choice) for choice in choices], row.get("answer")
         if isinstance(right, str) and right not in options and right in ascii_uppercase:
             right = ascii_uppercase.index(right)

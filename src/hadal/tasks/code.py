@@ -120,7 +120,7 @@ class HumanEval(CodeTask):
         try:
             ast.parse(tests)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            raise RowError("its test, behind what its prompt has before the function, is no Python") from None
+            raise RowError("its test, after what its prompt has before the function, is not valid Python") from None
         prompt = f"Complete this function. Give all of it in one block of Python.\n\n{fenced(head)}"
         meta = {
             "before": before,
@@ -157,12 +157,12 @@ class MBPP(CodeTask):
     def read(self, row: Row, split: Split) -> Problem | None:
         number = field(row, "task_id")
         if not number.isdecimal():
-            raise RowError(f"its task_id {number!r} is no number")
+            raise RowError(f"its task_id {number!r} is not a number")
         if int(number) not in self._ids[split]:
             return None
         tests = row.get("test_list")
         if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
-            raise RowError("its test_list is no list of tests")
+            raise RowError("its test_list is not a list of tests")
         setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
         code = field(row, "code")
         imports, names = called(code, "\n".join([setup, *tests]))

@@ -53,7 +53,7 @@ class DataSet(Task):
                         problem = self.read(row, split)
                     except RowError as error:
                         raise UserError(
-                            f"{where}, is no problem of {self.name}: {error}.", "docs/datasets.md lists the columns."
+                            f"{where}, is not a problem of {self.name}: {error}.", "docs/datasets.md lists the columns."
                         ) from None
                     if problem is not None:
                         key = " ".join(problem.prompt.split())

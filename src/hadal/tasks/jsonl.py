@@ -98,8 +98,8 @@ def read_problem(row: Any, path: Path, number: int) -> Problem:
     if thought is not None and not isinstance(thought, str):
         raise UserError(f"{where}: thought is {thought!r}.", "It must be text.")
     if not isinstance(level, int) or isinstance(level, bool) or level < 0:
-        raise UserError(f"{where}: difficulty is {level!r}.", "It must be a whole number from 0 on.")
+        raise UserError(f"{where}: difficulty is {level!r}.", "It must be a whole number of at least 0.")
     if len(prompt) > JsonlTask.longest:
-        raise UserError(f"{where}: the question has {len(prompt)} characters.", f"{JsonlTask.longest} is the most.")
+        raise UserError(f"{where}: the question has {len(prompt)} characters.", f"{JsonlTask.longest} is the limit.")
     meta = {"task": path.stem, "key": plainly(prompt), "difficulty": level, "line": number, "row": row}
     return Problem(prompt, answer.strip(), meta, f" {thought.strip()}" if thought else None)

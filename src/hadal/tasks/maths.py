@@ -44,7 +44,7 @@ class Maths(DataSet):
         """The problem; RowError where its answer is none of this kind."""
         answer = answer.strip()
         if not answer or (not self.symbolic and quantity(answer) is None):
-            raise RowError(f"its answer {answer!r} is no number")
+            raise RowError(f"its answer {answer!r} is not a number")
         meta: dict[str, object] = {"percent": asks_for_percentage(question)}
         meta |= {"difficulty": difficulty} if difficulty else {}
         thought = f"\n{thought.strip()}\n" if thought else None

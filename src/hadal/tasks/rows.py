@@ -43,7 +43,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
         elif path.name.endswith((".jsonl", ".jsonl.gz")):
             rows = ((f"line {number}", row) for number, row in read_json_lines(path))
         else:
-            raise UserError(f"{path} is of no known kind.", f"Known are {', '.join(KINDS)}.")
+            raise UserError(f"{path} is of an unknown kind.", f"Known: {', '.join(KINDS)}.")
         for place, row in rows:
             if not isinstance(row, dict):
                 raise UserError(f"{path}, {place}, is not a table of names and values.")
@@ -59,7 +59,7 @@ def _numbered(rows: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 
 def _list(data: Any, path: Path) -> list[Any]:
     if not isinstance(data, list):
-        raise UserError(f"{path} is no list.", "A .json file holds a list of rows; one row a line is .jsonl.")
+        raise UserError(f"{path} is not a list.", "A .json file holds a list of rows; one row a line is .jsonl.")
     return data
 
 

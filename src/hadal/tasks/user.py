@@ -77,7 +77,7 @@ class UserTask(Task):
             raise UserError(f"{self.path}: a problem's thought is {problem.thought!r}.", "It must be text or None.")
         if len(problem.prompt) > self.longest:
             raise UserError(
-                f"{self.path}: a question has {len(problem.prompt)} characters.", f"{self.longest} is the most."
+                f"{self.path}: a question has {len(problem.prompt)} characters.", f"{self.longest} is the limit."
             )
         if problem.thought is not None and not problem.thought.startswith(" "):
             problem.thought = " " + problem.thought
@@ -85,7 +85,7 @@ class UserTask(Task):
         if self.scores and not _is_plain(problem.meta):
             fault = next(name for name, value in problem.meta.items() if not _is_plain({name: value}))
             raise UserError(
-                f"{self.path}: {fault!r} in a problem's meta, {problem.meta[fault]!r}, is no JSON for the scorer.",
+                f"{self.path}: {fault!r} in a problem's meta, {problem.meta[fault]!r}, is not JSON for the scorer.",
                 "Use texts, numbers, lists, and dicts with text for keys.",
             )
         return problem
@@ -153,7 +153,7 @@ class UserTask(Task):
             level = self.difficulties[0]
             first, second = (self.propose(Rng("same", seed), level, False) for _ in range(2))
             if (first.prompt, first.answer, first.thought) != (second.prompt, second.answer, second.thought):
-                raise UserError(f"{self.path}: generate gives another problem for the same rng.", SAME_RNG)
+                raise UserError(f"{self.path}: generate gives a different problem for the same rng.", SAME_RNG)
         super().validate(n)
         for wrong in ("7", "x" * 300, "\x00", "日本", "-", "1/0"):
             self.judge(first, wrong)

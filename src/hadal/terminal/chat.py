@@ -127,7 +127,7 @@ class Chat:
                 say(Text(clean(note), style="dim"))
             return
         say(Text.assemble((one_line(model.name), "bold cyan"), f", {size} parameters, grown from nothing."))
-        say("It is tiny. It knows nothing of the world and cannot chat; it can do what it was grown for:")
+        say("It is tiny. It knows nothing about the world and cannot chat; it can do what it was grown for:")
         for task in model.tasks:
             say(Text.assemble("  ", (one_line(task.name), "bold"), f"  {one_line(task.about)}"))
         self.show_examples()
@@ -200,7 +200,7 @@ class Chat:
             say(Text(clean(thoughts[-1]).strip(), style="dim") if thoughts else "There is no thought yet.")
         elif command.name == "new":
             self.replies.clear()
-            say("Begun anew." + ("" if self.model.converses else " (Each question is asked on its own anyway.)"))
+            say("Started over." + ("" if self.model.converses else " (Each question is asked on its own anyway.)"))
         elif command.name == "save":
             self.save(command.argument)
         elif command.name == "examples":
@@ -256,10 +256,10 @@ class Chat:
         console.print(Text.assemble(*_verdict(reply), (speed, "dim")))
         if reply.forgotten:
             turns = f"{reply.forgotten} earlier turn{'s' * (reply.forgotten > 1)}"
-            console.print(Text(f"The context is full: {turns} had no room in it.", style="dim"))
+            console.print(Text(f"The context is full: {turns} did not fit.", style="dim"))
         if reply.right is None and not reply.stopped and self.model.tasks and self.model.is_grown:
             console.print(
-                Text("That is none of its tasks, so nothing vouches for the answer. " + _REMINDER, style="dim")
+                Text("That is not one of its tasks, so nothing vouches for the answer. " + _REMINDER, style="dim")
             )
 
 

@@ -49,7 +49,7 @@ class Rollouts:
     def groups(self, stage: str, step: int) -> list[dict[str, Any]]:
         """The groups of an update. UserError where there is no such stage, or it wrote none then."""
         if stage not in self.steps:
-            raise UserError(f"There are no rollouts of a stage {stage!r}.", f"There are of {', '.join(self.steps)}.")
+            raise UserError(f"There are no rollouts of a stage {stage!r}.", f"Available: {', '.join(self.steps)}.")
         if step not in self.steps[stage]:
             known = ", ".join(map(str, self.steps[stage]))
             raise UserError(f"{stage} wrote no rollouts after update {step}.", f"It did after {known}.")
@@ -135,7 +135,7 @@ def rollouts(
     chosen = [(i, g) for i, g in enumerate(found.groups(stage, step)) if task in (None, g["task"])]
     if not chosen:
         known = ", ".join(dict.fromkeys(g["task"] for g in found.groups(stage, step)))
-        raise UserError(f"{stage} has no group of {task!r} after update {step}.", f"There are of {known}.")
+        raise UserError(f"{stage} has no group of {task!r} after update {step}.", f"Available: {known}.")
     if group is not None:
         if not 1 <= group <= len(chosen):
             raise UserError(f"There is no group {group}.", f"There are 1 to {len(chosen)}.")

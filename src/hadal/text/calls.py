@@ -74,7 +74,7 @@ class CallShapes:
                 continue
             shape = self._shape(bool(message.get("content")), tools)
             if shape is None and self._shape(False, tools) is not None:
-                raise UserError("The chat template prints no calls with content beside them.", "Leave out the content.")
+                raise UserError("The chat template drops calls that come with content.", "Leave out the content.")
             if shape is None:
                 raise _knows_none()
             out.append(shape.of(message))
@@ -116,7 +116,7 @@ def called(messages: Messages) -> Iterator[str]:
 
 
 def _knows_none() -> UserError:
-    return UserError("The chat template knows no tools.", "Leave them out, or take a model that knows some.")
+    return UserError("The chat template does not support tools.", "Leave them out, or choose a model that does.")
 
 
 def _object(arguments: Any, name: str) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def after_thought(content: str) -> str:
 def own(messages: Sequence[Message], thinking: bool | None, tools: Sequence[Any] | None) -> Parts:
     """The form that models grown by hadal know. Without `thinking` the first token is left to the model."""
     if tools or any(message.get("tool_calls") for message in messages):
-        raise UserError("A model grown by hadal knows no tools.", "Leave them out.")
+        raise UserError("A model grown by hadal does not support tools.", "Leave them out.")
     parts: Parts = [BOS, *(content(m) for m in messages if m["role"] == "system")]
     for message in messages:
         match message["role"]:
@@ -189,4 +189,4 @@ def content(message: Message) -> str:
 
 
 def unknown(role: str) -> UserError:
-    return UserError(f"A message has the role {role!r}.", "Known are system, user, assistant and tool.")
+    return UserError(f"A message has the role {role!r}.", "Known: system, user, assistant and tool.")

@@ -130,7 +130,7 @@ class Tokenizer:
         ends += [self.controls[t] for t in _USUAL_ENDS if not ends and t in self.controls]
         if not ends:
             raise UserError(
-                "The tokenizer names no end token.", "Add eos_token to tokenizer_config.json, as the release has it."
+                "The tokenizer has no end token.", "Add eos_token to tokenizer_config.json, as the release has it."
             )
         self.eos_id = ends[0]
         self.eos_ids = frozenset(ends)
@@ -289,7 +289,7 @@ class Tokenizer:
             return self._chat_by_template(messages, thinking, tools, most)
         name = encoding or "own"
         if name not in ENCODINGS:
-            raise UserError(f"There is no chat form {name!r}.", f"Known are {', '.join(ENCODINGS)}.")
+            raise UserError(f"There is no chat form {name!r}.", f"Known: {', '.join(ENCODINGS)}.")
         parts = ENCODINGS[name](messages, thinking, tools)
         pieces = [part if isinstance(part, str) else self.token_id(part.decode()) for part in parts]
         return self._assemble(pieces, most)

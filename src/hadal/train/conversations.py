@@ -54,7 +54,7 @@ def _checked(data: Any, where: str) -> tuple[Messages, list[Any] | None]:
         raise UserError(f"{where} has no messages.", 'Each line is {"messages": [...]}, as in the OpenAI form.')
     tools = data.get("tools")
     if tools is not None and not isinstance(tools, list):
-        raise UserError(f"{where} has tools that are no list.", "Give them in the OpenAI form.")
+        raise UserError(f"{where} has tools that are not a list.", "Give them in the OpenAI form.")
     checked = [_message(message, f"{where}, message {i}") for i, message in enumerate(messages, 1)]
     while checked and checked[-1]["role"] != "assistant":
         checked.pop()  # nothing is learnt from what comes behind the last answer
@@ -66,12 +66,12 @@ def _checked(data: Any, where: str) -> tuple[Messages, list[Any] | None]:
 def _message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(message, dict) or message.get("role") not in ROLES:
         role = message.get("role") if isinstance(message, dict) else message
-        raise UserError(f"{where} has the role {ascii(role)[:60]}.", f"Known are {', '.join(ROLES)}.")
+        raise UserError(f"{where} has the role {ascii(role)[:60]}.", f"Known: {', '.join(ROLES)}.")
     text = message.get("content")
     parts = text if isinstance(text, list) else []
     whole = all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts)
     if not (text is None or isinstance(text, str | list)) or not whole:
-        raise UserError(f"{where} has a content that is no text.", "hadal trains on text alone.")
+        raise UserError(f"{where} has content that is not text.", "hadal trains on text alone.")
     out = {**message, "content": content(message)}
     if message.get("function_call"):
         raise UserError(f"{where} has function_call, the older form of a call.", "Give it as one of tool_calls.")

@@ -69,7 +69,7 @@ class StateFolder:
             try:
                 told = json.loads(record.read_bytes())
                 if digest_of(weights) != told["digest"]:
-                    raise ValueError("the digest is another")
+                    raise ValueError("the digest differs")
                 return State(step, load_file(weights), told["numbers"]), damaged
             except (OSError, ValueError, TypeError, KeyError, SafetensorError):
                 damaged.append(step)

@@ -109,7 +109,7 @@ class Program:
             raise TypeError(f"the program's value cannot be sent: {str(value)[:200]}")
         if kind == "raised":
             raise _exception(value) or self.lose("the program's exception is not valid")
-        raise self.lose("the program's reply is of no known kind")
+        raise self.lose("the program's reply is of an unknown kind")
 
     def lose(self, why: str) -> Lost:
         self.lost = why

@@ -196,7 +196,7 @@ class _Reader:
 
     def type(self) -> type:
         if (name := self.text()) not in TYPES:
-            raise Malformed("a type that is none of these")
+            raise Malformed("a type that is not one of these")
         return TYPES[name]
 
 

@@ -222,7 +222,7 @@ class Watch:
             pause = min(self.end - now, LOOK if self.program.ending is not None else LOOK / 10)
             for fd, _ in self.poll.poll(math.ceil(pause * 1000)):
                 if fd == self.place.requests:
-                    return "refused", "nobody waits for the result"
+                    return "refused", "nothing waits for the result"
                 if fd in streams and streams[fd].take():
                     if (stop := self.too_much())[0]:
                         return stop

@@ -41,7 +41,7 @@ def main(given: dict[str, Any]) -> None:
         try:
             frames.write(answers, answer)
         except (TypeError, ValueError, RecursionError) as error:
-            frames.write(answers, {"raised": f"its value is no JSON: {_line(error)}"})
+            frames.write(answers, {"raised": f"its value is not JSON: {_line(error)}"})
 
 
 def _call(function: Callable[..., Any], arguments: list[Any]) -> dict[str, Any]:

@@ -224,7 +224,7 @@ class Run(RunFiles):
         if student.vocab_size != teacher.vocab_size:
             raise UserError(
                 f"The student's vocabulary has {student.vocab_size} tokens, that of {name} {teacher.vocab_size}.",
-                "On logits and on-policy both must have one tokenizer; on samples they need not.",
+                "With logits and on-policy both must have the same tokenizer; with samples they need not.",
             )
 
     def seed_of(self, stage: str) -> int:

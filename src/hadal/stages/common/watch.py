@@ -202,7 +202,7 @@ def end_if_lost(stage: str, step: int, optimizer: Optimizer) -> None:
     if optimizer.in_a_row >= IN_A_ROW:
         raise UserError(
             f"{stage}: the last {optimizer.in_a_row} gradients, up to update {step}, were not finite.",
-            "Begin anew with a lower optimizer.lr; where it is so from the first update on, look for damaged weights.",
+            "Start over with a lower optimizer.lr; if it happens from the first update on, look for damaged weights.",
         )
 
 

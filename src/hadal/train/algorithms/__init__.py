@@ -50,7 +50,7 @@ class Options:
             raise UserError(f"mean is {self.mean!r}.", nearest(self.mean, MEANS))
         for name in ("kl", "importance_cap", "overlong"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"{name} is {getattr(self, name)}.", "It must be a number from 0 on.")
+                raise UserError(f"{name} is {getattr(self, name)}.", "It must be a number of at least 0.")
         for name in ("reference_every", "max_draws"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}.", "It must be at least 1.")
