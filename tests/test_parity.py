@@ -95,7 +95,12 @@ def tokens(*shape: int, seed: int = 1) -> Tensor:
 
 
 def reference(folder: Path) -> Any:
-    """transformers' model of a folder, every weight of which it must have found."""
+    """transformers' model of a folder, every weight of which it must have found.
+
+    SmolLM3's own padding token, which it assumes where none is named, lies behind this small vocabulary.
+    """
+    data = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(data | {"pad_token_id": None}))
     theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True, attn_implementation="eager"
     )
@@ -133,8 +138,12 @@ def test_logits_loss_and_gradients_equal_those_of_transformers(config: ModelConf
     ours = to_released({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, config)
     grads = their_gradients(theirs)
     assert ours.keys() == grads.keys()
+    largest = max(float(grad.abs().max()) for grad in grads.values())
     for name, grad in grads.items():
-        assert distance(ours[name], grad)[1] < 1e-4, name
+        absolute, relative = distance(ours[name], grad)
+        # A bias on keys that are not turned adds the same to all scores of a query: its gradient is rounding alone.
+        none = name.endswith("k_proj.bias") and float(grad.abs().max()) < 1e-6 * largest
+        assert relative < 1e-4 or (none and absolute < 1e-6 * largest), name
 
 
 def their_gradients(theirs: Any) -> dict[str, Tensor]:
@@ -155,7 +164,7 @@ def their_gradients(theirs: Any) -> dict[str, Tensor]:
 
 
 def test_what_transformers_saves_is_read_back(config: ModelConfig, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict() | {"pad_token_id": None}))
     torch.manual_seed(0)
     theirs = transformers.AutoModelForCausalLM.from_config(
         transformers.AutoConfig.from_pretrained(tmp_path), dtype=torch.float32

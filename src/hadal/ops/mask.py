@@ -66,11 +66,11 @@ class Mask:
         def longer(x: Tensor | None) -> Tensor | None:
             return None if x is None else torch.cat([x, x[:1].expand(more, *x.shape[1:])])
 
-        def make() -> Mask:
-            at, start, documents, index = map(longer, (self.at, self.start, self.documents, self.index))
-            return replace(self, at=at, start=start, documents=documents, index=index)
+        def made() -> Mask:
+            at, start, documents = longer(self.at), longer(self.start), longer(self.documents)
+            return replace(self, at=at, start=start, documents=documents, index=longer(self.index))
 
-        return self._once(("beside", more), make)
+        return self._once(("beside", more), made)
 
     def span(self, begin: int, end: int) -> tuple[int, int]:
         """The columns, from the first to behind the last, among which are all that queries begin:end look at."""
