@@ -189,7 +189,7 @@ def test_rl_and_rejection_hold_a_test_back_and_eval_does_not(tmp_path: Path) -> 
     llm, _ = grown()
     groups = draw_groups(llm, tasks, Curriculum(tasks), RLConfig(prompts=2, samples=2, max_tokens=2), 0, 0)
     run = SimpleNamespace(seed_of=lambda stage: 0, tasks=tasks)
-    drawn = list(reject.draw(run, "reject", reject.RejectConfig(problems=2)))  # type: ignore[arg-type]
+    drawn = list(reject.draw(run, "reject", reject.Config(problems=2)))  # type: ignore[arg-type]
     for problem in [*(group.problem for group in groups), *drawn]:
         assert problem.prompt.count("assert") == 2 and problem.meta["tests"].count("assert") == 3
     assert task.generate(0, "held_out", 1).prompt.count("assert") == 3
