@@ -320,7 +320,7 @@ def _open(
     most_tokens: int | None, say: Callable[[str], None],
 ) -> LocalModel:  # fmt: skip
     # A team of OpenMP's threads lives as long as the thread that called it, and where there are more of them than CPUs
-    # all wait asleep (`hadal.spinning`): the engine's thread is to have the only one.
+    # all wait asleep (`hadal.machine.spinning`): the engine's thread is to have the only one.
     with ThreadPoolExecutor(1) as loader:
         llm = loader.submit(LLM.load, folder, form=dtype, config=config, say=say).result()
     tokenizer, context = llm.tokenizer, llm.engine.longest
