@@ -1,6 +1,6 @@
 """The loss that optimisers come to in a fixed number of pre-training steps, and the time that a step takes.
 
-    python benchmarks/optimizers.py split_fused=false split_fused=true [--steps 1000] [--seeds 3] [--quick]
+    python benchmarks/optimizers.py muon_lr=0.01 muon_lr=0 [--steps 1000] [--seeds 3] [--quick]
 
 Each argument is one side: settings of `[pretrain.optimizer]`, separated by commas. All sides train the quickstart's
 model from the same weights on the same batches, one seed after the other, the rate falling to zero as it does there.

@@ -29,8 +29,6 @@ class OptimizerConfig:
     name: str = "flat"
     lr: float = 3e-3
     muon_lr: float = 0.01
-    split_fused: bool = False
-    """Whether Muon takes the released parts of a fused matrix (query, key, value; gate, up) each by itself."""
     beta1: float = 0.9
     beta2: float = 0.98
     eps: float = 1e-10

@@ -5,9 +5,7 @@ Matrices of equal shape lie side by side, so that Muon treats them as one batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -15,7 +13,6 @@ from torch.optim.adamw import adamw
 
 from hadal.cost.memory import Kept
 from hadal.models.decoder import Decoder
-from hadal.models.names import to_released
 from hadal.train.masters import FlatMasters, trained
 from hadal.train.optim import OptimizerConfig
 
@@ -37,21 +34,10 @@ def kept(config: OptimizerConfig) -> Kept:
 
 @dataclass(frozen=True)
 class _Group:
-    """Matrices of one shape, contiguous from `begin`, each of `parts` of so many rows that are taken by themselves."""
+    """Matrices of one shape, contiguous from `begin`."""
 
     begin: int
     shape: tuple[int, int, int]  # count, rows, columns
-    parts: tuple[int, ...]
-
-    def views(self, buffer: Tensor) -> Iterator[tuple[Tensor, int]]:
-        """What lies there in a buffer [count, rows, columns], neighbouring parts of one size together; that size."""
-        count, rows, columns = self.shape
-        whole = buffer[self.begin : self.begin + count * rows * columns].view(self.shape)
-        begin = 0
-        for size, alike in groupby(self.parts):
-            end = begin + size * len(list(alike))
-            yield whole[:, begin:end], size
-            begin = end
 
 
 def orthogonalise(x_NRC: Tensor, steps: int = 5) -> Tensor:
@@ -76,12 +62,9 @@ class FlatOptimizer(FlatMasters):
         def hidden_matrix(item: tuple[str, Tensor]) -> bool:
             return item[1].dim() >= 2 and not item[0].startswith(("embed", "head")) and config.muon_lr > 0
 
-        def parts(item: tuple[str, Tensor]) -> tuple[int, ...]:
-            return released_rows(*item, model) if config.split_fused else (item[1].shape[-2],)
-
-        matrices = sorted(filter(hidden_matrix, named), key=lambda item: (item[1].shape[-2:], parts(item), item[0]))
+        matrices = sorted(filter(hidden_matrix, named), key=lambda item: (item[1].shape[-2:], item[0]))
         rest = [item for item in named if not hidden_matrix(item)]
-        self.groups = _groups([(parameter.shape, parts((name, parameter))) for name, parameter in matrices])
+        self.groups = _groups(matrices)
         super().__init__(model, (matrices, rest), config.clip, dtype)
         self.matrix_end = self.ends[0]
         empty = self.master.new_zeros
@@ -108,11 +91,11 @@ class FlatOptimizer(FlatMasters):
         momentum.lerp_(part, 1 - config.momentum)
         ahead = torch.lerp(part, momentum, config.momentum)
         for group in self.groups:
-            columns = group.shape[2]
-            for (x, rows), (master, _) in zip(group.views(ahead), group.views(self.master), strict=True):
-                change = orthogonalise(x.reshape(-1, rows, columns)).reshape(x.shape)
-                gain = max(1.0, rows / columns) ** 0.5
-                master.add_(change, alpha=-scale * config.muon_lr * gain)
+            count, rows, columns = group.shape
+            span = slice(group.begin, group.begin + count * rows * columns)
+            change = orthogonalise(ahead[span].view(group.shape))
+            gain = max(1.0, rows / columns) ** 0.5
+            self.master[span].view(group.shape).add_(change, alpha=-scale * config.muon_lr * gain)
 
     def _adam(self, scale: float) -> None:
         """One pass over memory: written out in tensor operations this took as long as a small model's backward."""
@@ -125,24 +108,17 @@ class FlatOptimizer(FlatMasters):
         )  # fmt: skip
 
 
-def released_rows(name: str, parameter: Tensor, model: Decoder) -> tuple[int, ...]:
-    """Rows of the released matrices that are joined in one of hadal's, or in each of a stack of them."""
-    one = parameter.detach()[:1] if parameter.dim() > 2 else parameter.detach()
-    return tuple(len(part) for part in to_released({name: one}, model.config).values())
-
-
-def _groups(matrices: list[tuple[torch.Size, tuple[int, ...]]]) -> list[_Group]:
-    """Where matrices of these shapes and parts lie that come one after the other in the buffers, neighbours that are
-    alike together."""
+def _groups(matrices: list[tuple[str, Tensor]]) -> list[_Group]:
+    """Where matrices lie that come one after the other in the buffers, neighbours of one shape together."""
     groups: list[_Group] = []
     begin = 0
-    for shape, parts in matrices:
-        rows, columns = shape[-2:]
-        count = shape.numel() // (rows * columns)
+    for _, parameter in matrices:
+        rows, columns = parameter.shape[-2:]
+        count = parameter.numel() // (rows * columns)
         last = groups[-1] if groups else None
-        if last and last.shape[1:] == (rows, columns) and last.parts == parts:
-            groups[-1] = _Group(last.begin, (last.shape[0] + count, rows, columns), parts)
+        if last and last.shape[1:] == (rows, columns):
+            groups[-1] = _Group(last.begin, (last.shape[0] + count, rows, columns))
         else:
-            groups.append(_Group(begin, (count, rows, columns), parts))
-        begin += shape.numel()
+            groups.append(_Group(begin, (count, rows, columns)))
+        begin += parameter.numel()
     return groups
