@@ -64,7 +64,7 @@ class Judge:
                   self.params, [0])
             for number in asked
         ]  # fmt: skip
-        marks = {asked[at]: mark_of(reply.text) for at, _, reply in self.rollout.sample(queries)}
+        marks = {asked[at]: mark_of(sample.response) for at, _, sample in self.rollout.sample(queries)}
         given = [mark for mark in marks.values() if mark is not None]
         mean = sum(given) / len(given) if given else 0.0
         return [mean if (mark := marks.get(n, 0.0)) is None else mark for n in range(len(responses))]
