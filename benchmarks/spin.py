@@ -1,6 +1,6 @@
 """How long waiting threads should spin: a training step and sampling alone, and beside programs that keep cores busy.
 
-    python benchmarks/spin.py [--counts watched 300000 10000 3000 1000 300 0] [--beside 0 1 2] [--rounds N] [--seconds S]
+    python benchmarks/spin.py [--counts watched 300000 10000 3000 1000 300 0] [--beside 0 1 2] [--rounds N]
 
 `watched` is what hadal does (`hadal.machine.spinning`), 300000 libgomp's own limit.
 
