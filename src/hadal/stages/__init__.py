@@ -134,7 +134,7 @@ class Kind(Protocol):
 
     def check(self, stage: Stage, before: Before) -> None:
         """UserError, in one line, for a stage that cannot be done. That its numbers are in their ranges
-        (`configs/ranges.py`) and its `tasks` among the recipe's is looked at for all kinds."""
+        (`ranges.py`) and its `tasks` among the recipe's is looked at for all kinds."""
         ...
 
     def needs(self, stage: Stage, scene: Any) -> Any:
