@@ -25,6 +25,7 @@ from hadal.engine.sampler import forbidden_ids
 from hadal.models.build import build
 from hadal.recipe.config import load_recipe_data, read_recipe
 from hadal.stages.common.run import VOCABULARY_MULTIPLE
+from hadal.stages.pretrain import Config as Pretrain
 from hadal.tasks import load_tasks
 from hadal.tasks.words import build_tokenizer
 from hadal.train.corpus import batches
@@ -41,26 +42,27 @@ class Side:
     def __init__(self, settings: str, seed: int, steps: int) -> None:
         chosen = [f"pretrain.optimizer.{setting}" for setting in settings.split(",") if setting]
         self.recipe = read_recipe(load_recipe_data("quickstart", [*chosen, f"pretrain.steps={steps}"]))
+        self.pretrain: Pretrain = self.recipe.stage("pretrain").config
         self.tasks = list(load_tasks(self.recipe.tasks).values())
         self.tokenizer = build_tokenizer(self.tasks)
         vocabulary = -(-self.tokenizer.size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-        self.model = build(self.recipe.model.model_config(self.recipe.arch, vocabulary))
+        self.model = build(self.pretrain.model.model_config(self.pretrain.arch, vocabulary))
         self.model.initialise(seed)
         self.forbidden = forbidden_ids(self.tokenizer, self.model)
-        self.optimizer = build_optimizer(self.model, self.recipe.pretrain.optimizer)
+        self.optimizer = build_optimizer(self.model, self.pretrain.optimizer)
         self.stream = self.batches(seed)
         self.seconds: list[float] = []
         self.updates: list[float] = []
 
     def batches(self, seed: int) -> Any:
-        return batches(self.tasks, self.tokenizer, self.recipe.corpus, seed, 0)
+        return batches(self.tasks, self.tokenizer, self.pretrain.corpus, seed, 0)
 
     def step(self, number: int) -> None:
         batch = next(self.stream)
         began = time.perf_counter()
         pretraining_loss(self.model, batch, self.forbidden)[0].backward()
         middle = time.perf_counter()
-        self.optimizer.step(self.recipe.pretrain.rate(number))
+        self.optimizer.step(self.pretrain.rate(number))
         end = time.perf_counter()
         self.seconds.append(end - began)
         self.updates.append(end - middle)

@@ -395,7 +395,7 @@ MODEL = make("dense")
 
 def test_runs_move_in_parts_where_not_all_fit_twice() -> None:
     """Four full rows of 64 move to rows of 128, where there is memory for four of those and half of one."""
-    pool = Pool(4 * 128 + 64, 1, layers=2, widths=[(1, 3)], like=torch.zeros(1))
+    pool = Pool(4 * 128 + 64, 1, widths=[((1, 3),)] * 2, like=torch.zeros(1))
     bucket = pool.bucket(64)
     bucket.resize(4)
     source = pool.new_bucket(64)
@@ -420,7 +420,7 @@ def test_runs_move_in_parts_where_not_all_fit_twice() -> None:
 
 def test_a_bucket_that_grows_row_by_row_is_seldom_copied_and_never_past_the_budget() -> None:
     def sizes(budget: int) -> list[int]:
-        pool = Pool(budget, 1, layers=1, widths=[(1, 1)], like=torch.zeros(1))
+        pool = Pool(budget, 1, widths=[((1, 1),)], like=torch.zeros(1))
         bucket, source = pool.bucket(64), pool.new_bucket(64)
         source.resize(1)
         found = []

@@ -49,7 +49,7 @@ def test_the_same_holds_for_an_ordinary_user(held: str) -> None:
     folder = Path(subprocess.check_output(["mktemp", "-d", "/tmp/hadal-test-XXXXXX"], text=True).strip())
     try:
         package = Path(hadal.__path__[0])
-        for part in ("__init__.py", "errors.py", "sandbox"):
+        for part in ("__init__.py", "errors.py", "machine", "sandbox"):
             copy = shutil.copytree if (package / part).is_dir() else shutil.copy
             (folder / "hadal").mkdir(exist_ok=True)
             copy(package / part, folder / "hadal" / part)

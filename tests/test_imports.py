@@ -121,7 +121,8 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 def test_a_family_says_its_numbers_names_and_cost_without_torch() -> None:
     program = (
         "import sys\n"
-        "from hadal.cost import flops, memory, model_info\n"
+        "from hadal.cost import flops, memory\n"
+        "from hadal.library import info\n"
         "from hadal.models.families import families\n"
         "from hadal.models.names import released_name\n"
         "assert {'dense', 'deepseek'} <= families().keys()\n"

@@ -258,7 +258,7 @@ def test_one_more_file_is_one_more_optimiser(cautious: bool) -> None:
     """Lion, value by value, as its paper has it."""
     table = {"name": "lion", "lr": 0.01, "beta2": 0.99, "weight_decay": 0.1, "clip": 0.0}
     table["options"] = {"cautious": cautious}
-    settings = read_recipe({"tasks": ["letters"], "grpo": {"optimizer": table}}).grpo.optimizer
+    settings = read_recipe({"tasks": ["letters"], "grpo": {"optimizer": table}}).stage("grpo").config.optimizer
     model = fresh(DENSE)
     optimizer = build_optimizer(model, settings)
     expected = {name: value.clone() for name, value in optimizer.masters().items()}

@@ -248,7 +248,7 @@ def test_a_run_from_before_parts_were_files_is_read_as_it_was() -> None:
            "tests": 0.0, "target_language": "de", "overlong_tokens": 32, "repetition_ngram": 8}  # fmt: skip
     new = read_recipe({"tasks": ["sums"], "grpo": {"rewards": {"format": 0.5, "target_language": "de"}}})
     assert read_recipe({"tasks": ["sums"], "grpo": {"rewards": old}}) == new
-    assert new.to_dict()["grpo"]["rewards"].items() >= old.items(), "defaults are frozen with the rest"
+    assert new.to_dict()["stage"]["grpo"]["rewards"].items() >= old.items(), "defaults are frozen with the rest"
     assert read_recipe(new.to_dict()) == new
 
 
@@ -256,7 +256,7 @@ def test_one_more_file_is_one_more_reward(tmp_path: Path, monkeypatch: pytest.Mo
     extending.add_module(rewards_room, "cosine", extending.example("A reward"), tmp_path, monkeypatch)
     (table,) = re.findall(r"```toml\n\[grpo.rewards\]\n(.*?)```", extending.section("A reward"), re.S)
     settings = [f"grpo.rewards.{line}" for line in table.splitlines()]
-    config = read_recipe(load_recipe_data("tiny", settings)).grpo
+    config = read_recipe(load_recipe_data("tiny", settings)).stage("grpo").config
     task = BUILT_IN["sums"]()
     problem = task.recognise("What is 3 + 4?")
     assert problem is not None

@@ -22,12 +22,12 @@ from hadal.errors import UserError
 from hadal.evaluate.samples import Asking, Progress, Settings
 from hadal.evaluate.suite import ask
 from hadal.evaluate.verify import check_gsm8k
-from hadal.rewards import RewardConfig
 from hadal.rollout import Query, Rollout, Sample, SamplingParams, require, sample_all
 from hadal.server.local import load
 from hadal.server.models import Ask, End
 from hadal.tasks import BUILT_IN, Problem
 from hadal.text.tokenizer import Tokenizer
+from hadal.train.rl import RLConfig
 from hadal.train.rollouts import sample_groups
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "hadal"
@@ -88,7 +88,7 @@ def test_verify_asks_any_source(tmp_path: Path) -> None:
 def test_rl_learns_from_any_source_of_ids_and_log_probabilities() -> None:
     (problem,) = problems(1)
     source = Canned(problem.answer, gives_ids=True, gives_logprobs=True, takes_weights=True)
-    (group,) = sample_groups(source, {"letters": LETTERS}, [("letters", problem)], PARAMS, RewardConfig())
+    (group,) = sample_groups(source, {"letters": LETTERS}, [("letters", problem)], PARAMS, RLConfig().reward_config())
     assert group.prompt == [7, 8, 9] and group.success == 1 and group.texts == [problem.answer] * 2
 
 
@@ -104,7 +104,7 @@ def test_rl_learns_from_any_source_of_ids_and_log_probabilities() -> None:
 def test_rl_refuses_a_source_that_lacks_something_in_one_line(gives: dict[str, bool], lacks: str) -> None:
     source = Canned("7", **gives)
     with pytest.raises(UserError) as refused:
-        sample_groups(source, {"letters": LETTERS}, [("letters", problems(1)[0])], PARAMS, RewardConfig())
+        sample_groups(source, {"letters": LETTERS}, [("letters", problems(1)[0])], PARAMS, RLConfig().reward_config())
     assert str(refused.value).startswith(f"RL needs {lacks}, which") and "\n" not in str(refused.value)
     assert not source.asked, "it is refused before anything is asked"
 

@@ -14,7 +14,7 @@ from .places import in_threads
 from .result import Job, Limits, Result
 
 LAYERS = ("remote",)
-NO_ANSWER = "no sound answer from the service"
+NO_ANSWER = "no valid answer from the service"
 _EXTRA_SECONDS = 30.0  # for the way there and back and the service's queue
 
 
