@@ -28,9 +28,9 @@ from tokenizers import Tokenizer as _Tokenizer
 
 from hadal.errors import UserError
 from hadal.files import read_object, write_bytes
+from hadal.text.codec import Codec, byte_alphabet
 from hadal.text.encodings import ENCODINGS
-from hadal.text.length import most_bytes, too_many
-from hadal.text.library import failures_told, read_tokenizer
+from hadal.text.library import read_tokenizer
 
 if TYPE_CHECKING:
     from hadal.text.template import ChatTemplate
@@ -59,21 +59,6 @@ CHAT_TEMPLATE = (
 )
 
 
-def _byte_alphabet() -> list[str]:
-    """The 256 characters that stand for bytes in byte-level vocabularies, in byte order."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    out, extra = [], 0
-    for byte in range(256):
-        if byte in printable:
-            out.append(chr(byte))
-        else:
-            out.append(chr(256 + extra))
-            extra += 1
-    return out
-
-
-_BYTES = {character: byte for byte, character in enumerate(_byte_alphabet())}
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "vocab.json", "merges.txt", "tokenizer.model",
@@ -82,13 +67,10 @@ _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 _BRACKETED = re.compile(r"<\S.*>|\[\S+\]", re.DOTALL)
 LONGEST_MARK = 32
 """Tokens that the mark of a thought may be spelled in, white space behind it included."""
-LONG = 10_000
-"""Characters from which on a text is encoded in a way that lets other threads run."""
-UNREADABLE = "The tokenizer fails on a text"
 _USUAL_ENDS = (EOS, "<|eot_id|>", "<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
 
 
-class Tokenizer:
+class Tokenizer(Codec):
     """Encoding, decoding and chat prompts over a `tokenizers` object.
 
     config, generation: what tokenizer_config.json and generation_config.json say; template: the chat template,
@@ -103,23 +85,22 @@ class Tokenizer:
         template: str | None = CHAT_TEMPLATE,
         files: Mapping[str, bytes] | None = None,
     ) -> None:
-        self.inner = inner
         self.size = inner.get_vocab_size()
         self._files = dict(files or {})
         self._template = template
         own = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
         added = inner.get_added_tokens_decoder()
         self._named: dict[str, str] = {}
-        self.controls: dict[str, int] = {}
+        controls: dict[str, int] = {}
         for name in _NAMED:
             spelling = _spelling((config or own).get(name))
             index = None if spelling is None else inner.token_to_id(spelling)
             if spelling is not None and index is not None:
-                self._named[name], self.controls[spelling] = spelling, index
+                self._named[name], controls[spelling] = spelling, index
         for index, extra in added.items():
             if extra.special or _BRACKETED.fullmatch(extra.content):
-                self.controls[extra.content] = index
-        self.control_ids = frozenset(self.controls.values())
+                controls[extra.content] = index
+        super().__init__(inner, controls)
         inner.add_special_tokens([_special(added.get(i), text) for text, i in self.controls.items()])
         inner.encode_special_tokens = True  # content that spells a control token stays content
 
@@ -178,97 +159,6 @@ class Tokenizer:
     def think_ids(self) -> list[int]:
         """What opens a thought: a token of its own, or its spelling where the tokenizer has none."""
         return [self.controls[THINK]] if THINK in self.controls else self.encode(THINK)
-
-    def encode(self, text: str, most: int | None = None) -> list[int]:
-        """Ids of plain text; never a control id. UserError for lone surrogates, which are no Unicode text, and
-        `TooLong` for more than `most` tokens, where the size already shows it without encoding any."""
-        return self._encode(self.inner, text, most)
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` for many texts at once."""
-        with failures_told(UNREADABLE):
-            encoded = self.inner.encode_batch(texts, add_special_tokens=False)
-        return [
-            self.encode(text) if self.control_ids.intersection(e.ids) else e.ids
-            for text, e in zip(texts, encoded, strict=True)
-        ]
-
-    def _encode(self, inner: _Tokenizer, text: str, most: int | None = None, before: int = 0) -> list[int]:
-        """before: how many of the `most` tokens are there already."""
-        if most is not None and before + len(text) > most and before + (least := self._least(text)) > most:
-            raise too_many(before + least, most, counted=False)
-        try:
-            with failures_told(UNREADABLE):
-                if len(text) < LONG:
-                    encoded = inner.encode(text, add_special_tokens=False)
-                else:  # `encode` keeps all of Python waiting
-                    (encoded,) = inner.encode_batch_fast([text], add_special_tokens=False)
-        except TypeError:
-            if not isinstance(text, str):
-                raise
-            raise UserError(f"{ascii(text[:100])} is not Unicode text.", "Give it in UTF-8.") from None
-        if most is not None and before + len(encoded) > most:
-            raise too_many(before + len(encoded), most, counted=not before)
-        if self.control_ids.isdisjoint(encoded.ids):
-            return encoded.ids
-        # The vocabulary itself makes control tokens of plain text: cut the text inside each of them.
-        if len(text) >= LONG:
-            (encoded,) = inner.encode_batch([text], add_special_tokens=False)  # with the places of its tokens
-        cuts = [0]
-        for index, (begin, end) in zip(encoded.ids, encoded.offsets, strict=True):
-            if index in self.control_ids and end - begin < 2:
-                raise UserError(f"The tokenizer reads {ascii(text[begin:end])} as a control token.", "Leave it out.")
-            if index in self.control_ids:
-                cuts.append(begin + 1)
-        ids: list[int] = []
-        for begin, end in zip(cuts, [*cuts[1:], len(text)], strict=True):
-            ids += self._encode(self._inside if begin else inner, text[begin:end])
-        return ids
-
-    def _least(self, text: str) -> int:
-        """How many tokens a text certainly has, by its size."""
-        return len(text.encode(errors="replace")) // self._most_bytes if self._most_bytes else 0
-
-    @cached_property
-    def _most_bytes(self) -> int:
-        return most_bytes(self.inner, map(self.token_bytes, self.inner.get_vocab().values()))
-
-    @cached_property
-    def _inside(self) -> _Tokenizer:
-        """The tokenizer for text that is not the beginning of its prompt."""
-        state = json.loads(self.inner.to_str())
-        step = state.get("pre_tokenizer") or {}
-        steps = [s for s in step.get("pretokenizers", [step]) if s.get("prepend_scheme") == "first"]
-        if not steps:
-            return self.inner
-        for s in steps:  # SentencePiece puts a space before the first word only
-            s["prepend_scheme"] = "never"
-        inner = _Tokenizer.from_str(json.dumps(state))
-        inner.encode_special_tokens = True
-        return inner
-
-    def decode(self, ids: Iterable[int], special: bool = False) -> str:
-        """Text of ids; control tokens are left out, or spelled where `special`."""
-        kept = [i for i in ids if special or i not in self.control_ids]
-        with failures_told(UNREADABLE):
-            return self.inner.decode(kept, skip_special_tokens=False)
-
-    def token_bytes(self, index: int) -> bytes:
-        """What one token adds to a text; a token may be a part of a character."""
-        spelled = self.inner.id_to_token(index) or ""
-        if index in self.control_ids:
-            return spelled.encode()
-        if (byte := _BYTE.fullmatch(spelled)) and "ByteFallback" in self._decoders:
-            return bytes([int(byte[1], 16)])
-        if "ByteLevel" in self._decoders and all(character in _BYTES for character in spelled):
-            return bytes(_BYTES[character] for character in spelled)
-        with failures_told(UNREADABLE):
-            return self.inner.decode([index], skip_special_tokens=False).encode()
-
-    @cached_property
-    def _decoders(self) -> set[str]:
-        step = json.loads(self.inner.to_str()).get("decoder") or {}
-        return {str(s.get("type")) for s in [step, *step.get("decoders", [])]}
 
     def chat(
         self,
@@ -360,11 +250,6 @@ class Tokenizer:
         flush()
         return ids
 
-    @cached_property
-    def _flags(self) -> dict[int, tuple[bool, bool]]:
-        """Which control tokens take the white space before and behind them."""
-        return {i: (t.lstrip, t.rstrip) for i, t in self.inner.get_added_tokens_decoder().items()}
-
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files as transformers reads them; one that was loaded, as it was read."""
         config = {
@@ -407,7 +292,7 @@ class Tokenizer:
         pieces += [str(n) for n in range(10, 100)] + [f" {n}" for n in range(100)]
         pieces += [f" ={n}" for n in range(100)] + [f" #{n}" for n in range(1, 31)]
         pieces += sorted(set(words))
-        alphabet = _byte_alphabet()
+        alphabet = byte_alphabet()
         vocabulary: dict[str, int] = {}
         for token in [*SPECIAL, *alphabet, *("".join(alphabet[b] for b in p.encode()) for p in pieces)]:
             vocabulary.setdefault(token, len(vocabulary))
