@@ -44,10 +44,10 @@ def start() -> None:
 
 
 def _watch() -> None:
-    library: ctypes.CDLL | None = None
-    while library is None:  # a process may never need torch
+    while "torch._C" not in sys.modules:  # a process may never need torch
         time.sleep(INTERVAL)
-        library = _library() if "torch" in sys.modules else None
+    if (library := _library()) is None:
+        return
     crowd: Crowd | None = None
     seen = deque([(_waited(), time.process_time())], LOOKS + 1)
     while True:
